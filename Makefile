@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target that needs it makes.
+
+PYTHON ?= python3
+DATA ?=
+BENCH ?= bench_*
+BIN := .venv/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check bench
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: .venv/.installed ## Make the environment in .venv
+	@echo "Ready. Try: $(BIN)/knowmine-simulate --help"
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "knowmine needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another: make install PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing into .venv; the first time this downloads PyTorch and takes some minutes'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed $(if $(DATA),,demo/.drawn) ## Simulate three sites, from nothing to a report; DATA=folder takes your own images
+	@rm -rf demo/previous && mkdir -p demo && if [ -e demo/run ]; then mv demo/run demo/previous; fi
+	$(BIN)/knowmine-simulate deploy/demo.yaml --data '$(if $(DATA),$(DATA),demo/data)' --out demo/run
+	@echo "Open demo/run/report.html"
+
+demo/.drawn: deploy/phantom.py deploy/phantom_wall.py | .venv/.installed
+	@rm -rf demo/data
+	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 150 --seed 0
+	@touch $@
+
+test: .venv/.installed ## Run the test suite
+	$(BIN)/pytest -q
+
+check: .venv/.installed ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
+	@shopt -s nullglob; scripts=(benchmarks/$(BENCH).py); \
+	[ $${#scripts[@]} -gt 0 ] || { echo "no benchmarks/$(BENCH).py" >&2; exit 2; }; \
+	printf '%s\n' "$${scripts[@]}"; \
+	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done

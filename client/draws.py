@@ -1,0 +1,80 @@
+"""Draw sets of images so that a draw depends on the seed and the names alone.
+
+Each name has a rank, a hash of seed, purpose and name. A share of the images is those of lowest
+rank: the order of files does not matter, another image does not disturb the others' ranks, and
+10 % is a part of 25 %.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def ranked(names: Iterable[str], seed: int, purpose: str) -> list[str]:
+    """The names in the order of SHA-256 of `seed|purpose|name`."""
+
+    def rank(name: str) -> str:
+        # File names may hold bytes that are not UTF-8; Python carries them as surrogates.
+        text = f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).hexdigest()
+
+    return sorted(names, key=rank)
+
+
+def grouped(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    """The items by key, in the order given."""
+    groups: defaultdict[str, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)
+
+
+def whole_groups(sizes: Mapping[str, int], count: int, seed: int, purpose: str) -> set[str]:
+    """Names of groups that hold about `count` images together, and never more.
+
+    Groups are asked in the order of their rank; one that is too large for what is missing is
+    passed over, so that with groups of one the lowest `count` ranks are taken.
+    """
+    taken: set[str] = set()
+    for name in ranked(sizes, seed, purpose):
+        if sizes[name] <= count:
+            taken.add(name)
+            count -= sizes[name]
+    return taken
+
+
+def site_shares(sites: int, dirichlet_alpha: float | None, seed: int) -> list[float]:
+    """Share of the images for each site, summing to 1; even, or Dirichlet(alpha, ..., alpha)."""
+    if dirichlet_alpha is None:
+        return [1 / sites] * sites
+    return list(np.random.default_rng(seed).dirichlet([dirichlet_alpha] * sites))
+
+
+def deal(
+    sizes: Mapping[str, int], shares: Sequence[float], *, none_empty: bool = True
+) -> list[list[str]]:
+    """Deal named groups to sites in proportion to `shares`; one list of names for each site.
+
+    Each group, in the order given, goes to the site that is furthest below its share of what has
+    been dealt by then. So every stretch of the order is dealt in proportion, even shares and
+    groups of one differ by at most one, and groups given in falling size end balanced.
+    With `none_empty`, each site gets at least one group; there must be enough.
+    """
+    dealt: list[list[str]] = [[] for _ in shares]
+    held = [0] * len(shares)
+    total = 0
+    for done, (name, size) in enumerate(sizes.items()):
+        total += size
+        open_to = list(range(len(shares)))
+        empty = [site for site in open_to if not dealt[site]]
+        if none_empty and len(sizes) - done <= len(empty):
+            open_to = empty
+        site = max(open_to, key=lambda s: (round(shares[s] * total - held[s], 6), -s))
+        dealt[site].append(name)
+        held[site] += size
+    return dealt

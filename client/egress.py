@@ -1,0 +1,153 @@
+"""Let nothing leave a site but the model's weights and a few counts and means.
+
+`release` is the one door: every reply passes it, and what fails a check stays here. The reply
+that leaves is built anew from the fields named below, so nothing rides along.
+
+ 1. it is an `Update`, `Scores` or `Hello`, and no subclass of them
+ 2. its tensors are exactly the installed model's, by name, in the model's order
+ 3. each has the model's shape
+ 4. each has the model's dtype
+ 5. floats are finite
+ 6. whole numbers and variances are not negative
+ 7. nothing exceeds 1e6 either way (counters: 1e12)
+ 8. counts are whole numbers from 0 to ten million
+ 9. other numbers are finite, in their range, and rounded to 6 decimals
+10. the only texts are the gate's word and, in an introduction, the site's plain name and the
+    model's SHA-256
+
+The weights are a fact about the channel, not a promise of anonymity: what they may reveal is
+for clipping, noise and secure aggregation to bound.
+"""
+
+from typing import Any, TypeVar
+
+from knowmine.shared.checks import Door, shown
+from knowmine.shared.errors import EgressRefused
+from knowmine.shared.protocol import (
+    FUSE_WEIGHTS,
+    GATES,
+    Calibration,
+    Hello,
+    Mined,
+    Scores,
+    Update,
+)
+from knowmine.shared.weights import Array, Manifest
+
+R = TypeVar("R", Update, Scores, Hello)
+
+DECIMALS = 6
+_LARGE = 1e15
+"""Bound of numbers that only need to be finite: 6 decimals fit float64 below it, just about."""
+
+_DOOR = Door("this site was about to send", EgressRefused)
+
+
+def release(reply: R, *, manifest: Manifest) -> R:
+    """Give `reply` back as it may leave; raise `EgressRefused` where it may not.
+
+    manifest: of the model that is installed here, never one that came with a task.
+    """
+    if type(reply) is Update:  # 1
+        return _update(reply, manifest)
+    if type(reply) is Scores:
+        return _scores(reply)
+    if type(reply) is Hello:
+        return _hello(reply)
+    raise _DOOR.refuse(
+        "reply", shown(reply), "an Update, Scores or Hello", "nothing else may leave"
+    )
+
+
+def _update(update: Update, manifest: Manifest) -> Update:
+    return Update(
+        round=_DOOR.count("round", update.round),
+        weights=_weights(update.weights, manifest),
+        labelled=_DOOR.count("labelled", update.labelled),  # 8
+        pseudo_labelled=_DOOR.count("pseudo_labelled", update.pseudo_labelled),
+        loss=_number("loss", update.loss),  # 9
+        seconds=_number("seconds", update.seconds),
+        mined=_mined(update.mined),
+    )
+
+
+def _weights(weights: Any, manifest: Manifest) -> dict[str, Array]:
+    _DOOR.names(weights, manifest)  # 2
+    for name, spec in manifest.items():
+        array = weights[name]
+        _DOOR.shape(name, array, spec)  # 3
+        _DOOR.dtype(name, array, spec)  # 4
+        _DOOR.finite(name, array)  # 5
+        _DOOR.counters(name, array)  # 6
+        _DOOR.bounded(name, array)  # 7
+    return {name: weights[name] for name in manifest}
+
+
+def _mined(mined: Mined) -> Mined:
+    _DOOR.kind(mined, Mined)
+    return Mined(
+        kept=_DOOR.count("mined.kept", mined.kept),
+        dropped=_DOOR.count("mined.dropped", mined.dropped),
+        empty=_DOOR.count("mined.empty", mined.empty),
+        gate=_DOOR.one_of("mined.gate", mined.gate, GATES),  # 10
+        fuse_weight=_number("mined.fuse_weight", mined.fuse_weight, high=1),
+        mean_agreement=_number("mined.mean_agreement", mined.mean_agreement, high=1),
+        mean_quality=_number("mined.mean_quality", mined.mean_quality, high=1),
+    )
+
+
+def _scores(scores: Scores) -> Scores:
+    images = _DOOR.count("test_images", scores.test_images)
+    return Scores(
+        round=_DOOR.count("round", scores.round),
+        test_images=images,
+        dice=_number("dice", scores.dice, high=images),
+        iou=_number("iou", scores.iou, high=images),
+        hd95=_number("hd95", scores.hd95),
+        calibration=_calibration(scores.calibration),
+    )
+
+
+def _calibration(sums: Calibration) -> Calibration:
+    _DOOR.kind(sums, Calibration)
+    images = _DOOR.count("calibration.images", sums.images)
+    if not images:
+        return Calibration()
+    features = len(sums.target) if type(sums.target) is tuple else 0
+    return Calibration(
+        images=images,
+        fused=_numbers("calibration.fused", sums.fused, len(FUSE_WEIGHTS), low=0, high=images),
+        gram=_numbers("calibration.gram", sums.gram, features**2),
+        target=_numbers("calibration.target", sums.target, features),
+        empty=_DOOR.count("calibration.empty", sums.empty, high=images),
+        empty_predicted=_DOOR.count(
+            "calibration.empty_predicted", sums.empty_predicted, high=images
+        ),
+        empty_right=_DOOR.count("calibration.empty_right", sums.empty_right, high=images),
+    )
+
+
+def _hello(hello: Hello) -> Hello:
+    repair = "name the site in lower-case letters, digits and hyphens, at most 40"
+    return Hello(
+        site=_DOOR.text("its name", hello.site, r"[a-z0-9-]{1,40}", repair),
+        protocol=_DOOR.count("protocol", hello.protocol),
+        model_digest=_DOOR.text(
+            "model_digest", hello.model_digest, r"[0-9a-f]{64}", "send the model's SHA-256"
+        ),
+        labelled=_DOOR.count("labelled", hello.labelled),
+        unlabelled=_DOOR.count("unlabelled", hello.unlabelled),
+        probe=_DOOR.count("probe", hello.probe),
+        test=_DOOR.count("test", hello.test),
+    )
+
+
+def _number(what: str, value: Any, *, low: float = 0, high: float = _LARGE) -> float:
+    return round(_DOOR.number(what, value, low=low, high=high), DECIMALS)
+
+
+def _numbers(
+    what: str, values: Any, length: int, *, low: float = -_LARGE, high: float = _LARGE
+) -> tuple[float, ...]:
+    checked = _DOOR.numbers(what, values, length, low=low, high=high)
+    return tuple(round(value, DECIMALS) for value in checked)

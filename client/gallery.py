@@ -1,0 +1,84 @@
+"""A few of a round's pseudo-labels, kept at the site for people to look at."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowmine.client.pseudo_labels import Floats, Opinions
+from knowmine.client.site import Kind
+from knowmine.shared.weights import write_atomically
+
+WORST, BEST = 4, 2
+"""How many of the worst and the best judged are kept."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One pseudo-label. image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all
+    classes joined; sam is None where SAM was not asked.
+    """
+
+    round: int
+    stem: str
+    image: NDArray[np.uint8]
+    unet: Floats
+    sam: Floats | None
+    label: Floats
+    quality: float
+    kept: bool
+
+
+def save_gallery(
+    folder: Path,
+    round_: int,
+    kind: Kind,
+    opinions: Opinions,
+    labels: Floats,
+    quality: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+) -> None:
+    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`."""
+    order = np.argsort(quality, kind="stable")
+    rows = np.unique(np.concatenate([order[:WORST], order[-BEST:]]))
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        stems=np.array([kind.cases[row].stem for row in rows]),
+        images=kind.images[rows].numpy(),
+        unet=_bytes(opinions.unet[rows]),
+        sam=_bytes(opinions.sam[rows]),
+        prompted=opinions.prompted[rows] & (opinions.sam is not opinions.unet),
+        labels=_bytes(labels[rows]),
+        quality=quality[rows],
+        kept=kept[rows],
+    )
+    write_atomically(folder / f"mined-{round_:04d}.npz", content.getvalue())
+
+
+def load_gallery(folder: Path) -> list[Kept]:
+    """All pseudo-labels kept in a site's folder, in the order of rounds."""
+    found = []
+    for file in sorted(folder.glob("mined-*.npz")):
+        with np.load(file, allow_pickle=False) as arrays:
+            content = dict(arrays)
+        found += [
+            Kept(
+                round=int(file.stem.removeprefix("mined-")),
+                stem=str(content["stems"][i]),
+                image=content["images"][i].transpose(1, 2, 0),
+                unet=content["unet"][i] / np.float32(255),
+                sam=content["sam"][i] / np.float32(255) if content["prompted"][i] else None,
+                label=content["labels"][i] / np.float32(255),
+                quality=float(content["quality"][i]),
+                kept=bool(content["kept"][i]),
+            )
+            for i in range(len(content["stems"]))
+        ]
+    return found
+
+
+def _bytes(masks: Floats) -> NDArray[np.uint8]:
+    return (masks.max(1) * 255 + 0.5).astype(np.uint8)

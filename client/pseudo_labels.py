@@ -1,0 +1,183 @@
+"""Fuse what the U-Net++ and SAM see, judge it, and keep what can be trusted.
+
+Everything that is learnt here is learnt on the probe set (labelled images that are never
+trained on), as sums that sites can pool: see `shared.protocol.Calibration`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowmine.shared.protocol import FEATURES, FUSE_WEIGHTS, Calibration
+from knowmine.shared.settings import MiningSettings
+
+Floats = NDArray[np.float32]
+
+PRIOR = np.array([0.0, 0.7, 0.1, 0.1, 0.0, 0.1])
+"""The judge before it has seen a probe image: mostly agreement, which alone correlates .7 with
+the true Dice (docs/results.md)."""
+PRIOR_STRENGTH = 4.0
+"""Ridge penalty of leaving the prior; some four probe images outweigh it."""
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Two models' masks of N images, model frame.
+
+    unet, sam: (N, C, S, S) float32 in [0, 1]. prompted: (N,) bool, False where the U-Net++ saw
+    nothing, so that SAM was not asked. sam_iou, sam_stability: (N,) in [0, 1].
+    """
+
+    unet: Floats
+    sam: Floats
+    prompted: NDArray[np.bool_]
+    sam_iou: Floats
+    sam_stability: Floats
+
+    def __len__(self) -> int:
+        return len(self.unet)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How this round uses SAM: the gate's word and the U-Net++'s share in the fused masks."""
+
+    gate: str
+    fuse_weight: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pseudo-labels are kept, (N,) bool, and what each counts, (N,) float32."""
+
+    kept: NDArray[np.bool_]
+    weights: Floats
+
+
+def fuse(opinions: Opinions, weight: float) -> Floats:
+    """Soft masks (N, C, S, S): `weight` of the U-Net++ and the rest of SAM.
+
+    Where SAM was not asked, the U-Net++ stands alone.
+    """
+    share = np.where(opinions.prompted, weight, 1.0).astype(np.float32).reshape(-1, 1, 1, 1)
+    fused: Floats = share * opinions.unet + (1 - share) * opinions.sam
+    return fused
+
+
+def sharpen(masks: Floats) -> Floats:
+    """Push soft masks towards 0 and 1 without losing the doubt at one half.
+
+    y^2 / (y^2 + (1 - y)^2), the two-class form of MixMatch's sharpening at temperature one half
+    (Berthelot et al. 2019, equation 7).
+    """
+    yes, no = masks**2, (1 - masks) ** 2
+    sharp: Floats = yes / (yes + no)
+    return sharp
+
+
+def features_of(opinions: Opinions) -> NDArray[np.float64]:
+    """(N, len(FEATURES)) float64: what the judge knows of each image's pseudo-label."""
+    unet, sam = opinions.unet > 0.5, opinions.sam > 0.5
+    areas = np.sort(np.stack([unet.sum((1, 2, 3)), sam.sum((1, 2, 3))]), axis=0)
+    return np.stack(
+        [
+            np.ones(len(opinions)),
+            dice_of(unet, sam),
+            opinions.sam_iou.astype(np.float64),
+            opinions.sam_stability.astype(np.float64),
+            areas[0] / np.maximum(areas[1], 1),
+            # Soft Dice of the probabilities with their own mask: 1 when all are 0 or 1.
+            2 * (opinions.unet * unet).sum((1, 2, 3), dtype=np.float64)
+            / np.maximum(opinions.unet.sum((1, 2, 3), dtype=np.float64) + unet.sum((1, 2, 3)), 1e-6),
+        ],
+        axis=1,
+    )
+
+
+def calibrate(opinions: Opinions, truth: NDArray[np.bool_]) -> Calibration:
+    """Sums over probe images with known `truth` (N, C, S, S) bool.
+
+    Each count belongs to one image; the judge's sums hold prompted images alone, since the
+    others have nothing to agree with and are judged by how often "nothing" is right.
+    """
+    if not len(opinions):
+        return Calibration()
+    by_weight = [dice_of(fuse(opinions, w) > 0.5, truth) for w in FUSE_WEIGHTS]
+    asked = opinions.prompted
+    x = features_of(opinions)[asked]
+    y = by_weight[len(FUSE_WEIGHTS) // 2][asked]
+    truly_empty = ~truth.any((1, 2, 3))
+    return Calibration(
+        images=len(opinions),
+        fused=tuple(float(d.sum()) for d in by_weight),
+        gram=tuple(float(v) for v in (x.T @ x).ravel()),
+        target=tuple(float(v) for v in x.T @ y),
+        empty=int(truly_empty.sum()),
+        empty_predicted=int((~asked).sum()),
+        empty_right=int((truly_empty & ~asked).sum()),
+    )
+
+
+def gate(sums: Calibration, min_images: int) -> Verdict:
+    """Whether SAM may speak this round, by the probe images behind `sums`.
+
+    With fewer than `min_images` SAM stays out of the masks: "unjudged" is not a guess.
+    """
+    if sums.images < min_images:
+        return Verdict("unjudged", 1.0)
+    best = int(np.argmax(sums.fused))
+    if sums.fused[best] <= sums.fused[FUSE_WEIGHTS.index(1.0)]:
+        return Verdict("off", 1.0)
+    return Verdict("on", FUSE_WEIGHTS[best])
+
+
+def judge(opinions: Opinions, sums: Calibration) -> NDArray[np.float64]:
+    """Expected Dice (N,) in [0, 1] of each pseudo-label.
+
+    Ridge regression towards PRIOR on the probe images' sums; an image in which the U-Net++ saw
+    nothing is as good as "nothing" has been right there.
+    """
+    strength = PRIOR_STRENGTH * np.eye(len(FEATURES))
+    gram, target = strength.copy(), strength @ PRIOR
+    if sums.gram:
+        gram += np.array(sums.gram).reshape(gram.shape)
+        target += np.array(sums.target)
+    quality = features_of(opinions) @ np.linalg.solve(gram, target)
+    # Beta-binomial mean: two pseudo-counts at the share of images without a lesion.
+    share = (sums.empty + 0.5) / (sums.images + 1)
+    nothing = (sums.empty_right + 2 * share) / (sums.empty_predicted + 2)
+    return np.where(opinions.prompted, quality, nothing).clip(0, 1)
+
+
+def select(quality: NDArray[np.float64], share: float, floor: float) -> Selection:
+    """Keep the best `share` of the pseudo-labels that are judged above `floor`.
+
+    What is kept counts by its quality: nothing at .4, fully from .9 on.
+    """
+    wanted = round(share * len(quality))
+    best = np.argsort(-quality, kind="stable")[:wanted]
+    kept = np.zeros(len(quality), bool)
+    kept[best] = True
+    kept &= quality >= floor
+    return Selection(kept, ((quality - 0.4) / 0.5).clip(0, 1).astype(np.float32))
+
+
+def share_to_keep(settings: MiningSettings, round_: int, rounds: int) -> float:
+    """The share to keep in round `round_` of `rounds`: it grows evenly from first to last.
+
+    >>> [share_to_keep(MiningSettings(keep_first=.5, keep_last=.8), r, 4) for r in (2, 3, 4)]
+    [0.5, 0.65, 0.8]
+    """
+    first, last = settings.warmup_rounds + 1, rounds
+    if last <= first:
+        return settings.keep_first
+    place = (round_ - first) / (last - first)
+    return round(settings.keep_first + place * (settings.keep_last - settings.keep_first), 6)
+
+
+def dice_of(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Dice (N,) of masks (N, C, S, S), mean over classes; 1 where both are empty."""
+    both = (a & b).sum((2, 3), dtype=np.float64)
+    size = a.sum((2, 3), dtype=np.float64) + b.sum((2, 3))
+    return np.where(size > 0, 2 * both / np.maximum(size, 1), 1.0).mean(1)

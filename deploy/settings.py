@@ -1,0 +1,46 @@
+"""All that a simulation needs to know, in one file."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from knowmine.client.settings import DataSettings, MachineSettings, SamSettings
+from knowmine.server.settings import RunSettings
+from knowmine.shared.settings import Plan, Settings
+
+
+class SitesSettings(Settings):
+    """The simulated hospitals: one folder divided, or a folder for each."""
+
+    data: Path | None = Field(None, description="Folder that is divided into `count` sites.")
+    count: int = Field(3, ge=1, le=10_000, description="Sites that `data` is divided into.")
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Dirichlet concentration of uneven sizes: 0.3 is very uneven, 10 nearly even. "
+        "Not set: even.",
+    )
+    folders: dict[str, Path] = Field(
+        default_factory=dict, description="Name of each site and its own data folder."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "SitesSettings":
+        if self.data and self.folders:
+            raise ValueError("give either data (divided into sites) or folders (one a site)")
+        return self
+
+
+class SimulationSettings(Settings):
+    """One simulation: what is learnt, from whose data, on which machine."""
+
+    plan: Plan = Field(default_factory=Plan, description="What all sites do alike.")
+    run: RunSettings = Field(default_factory=RunSettings, description="What the server does.")
+    sites: SitesSettings = Field(default_factory=SitesSettings, description="Whose data.")
+    split: DataSettings = Field(
+        default_factory=DataSettings, description="How each folder is divided."
+    )
+    sam: SamSettings = Field(default_factory=SamSettings, description="The model that is mined.")
+    machine: MachineSettings = Field(
+        default_factory=MachineSettings, description="What of this machine is used."
+    )

@@ -1,0 +1,356 @@
+"""Many sites on one machine: the real server and the real sites, joined without a network.
+
+The same ServerApp and ClientApp as in a federation; only the `Grid` between them is ours. It
+serialises every message as the wire does, so that what works here has nothing shared by
+accident, and works for one site at a time, so that memory does not grow with their number.
+"""
+
+import itertools
+import platform
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from knowmine.client.app import client_app
+from knowmine.client.compute import Compute, pick_compute
+from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
+from knowmine.client.gallery import load_gallery
+from knowmine.client.sam import Sam, load_sam
+from knowmine.client.sam_weights import SamWeights, default_cache, find_weights
+from knowmine.client.scoring import Scorer
+from knowmine.client.site import Site
+from knowmine.deploy.report import GalleryItem, write_report
+from knowmine.deploy.settings import SimulationSettings
+from knowmine.server.app import server_app
+from knowmine.server.journal import Journal
+from knowmine.server.rounds import Sites, Watch, run_rounds
+from knowmine.server.summary import summarise
+from knowmine.shared import wire
+from knowmine.shared.errors import Interrupted, KnowmineError, UsageError
+from knowmine.shared.log import Progress, RunLog, open_log
+from knowmine.shared.metrics import dice
+from knowmine.shared.unetplusplus import build_model, weights_of
+
+# wire has told Flower to phone nobody; only now may Flower be imported.
+from flwr.app import Context, Error, Message, RecordDict  # isort: skip
+from flwr.clientapp import ClientApp  # isort: skip
+from flwr.serverapp import Grid  # isort: skip
+from flwr.supercore.run import Run  # isort: skip
+from flwr.supercore.task_identity import TaskIdentity  # isort: skip
+
+RUN_ID = 1
+
+
+class Display(Progress, Watch, Protocol):
+    """What shows a person how far the simulation is."""
+
+    def site_started(self, site: str) -> None:
+        """The steps that follow are this site's."""
+
+
+class LocalGrid(Grid):
+    """A Flower grid whose nodes are ClientApps in this process.
+
+    A node does its work when its reply is pulled. Pulled one at a time, as knowmine's server
+    does, no more than one update is in memory. An exception in a node becomes an error reply,
+    as in Flower; Ctrl-C ends the run.
+    """
+
+    def __init__(self, apps: Mapping[int, ClientApp], started: Callable[[int], None]) -> None:
+        self._apps, self._started = dict(apps), started
+        self._contexts = {
+            node: Context(
+                run_id=RUN_ID, node_id=node, node_config={}, state=RecordDict(), run_config={}
+            )
+            for node in apps
+        }
+        self._waiting: dict[str, Message] = {}
+        self._ids = itertools.count(1)
+        # Message() reads the identity of its run from the process; Flower's own grids set it so.
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = RUN_ID
+
+    def set_run(self, run: Run) -> None:
+        """There is one run; nothing to set."""
+
+    @property
+    def run(self) -> Run:
+        """There is no record of the run outside this process."""
+        raise UsageError("a local grid keeps no Flower run; ask the journal instead")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message to a node, as in Flower's older interface."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes; none ever leaves."""
+        return list(self._apps)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages and return their ids."""
+        ids = []
+        for message in messages:
+            message_id = str(next(self._ids))
+            message.metadata.__dict__["_message_id"] = message_id
+            self._waiting[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Do the work of these messages' nodes and return the replies."""
+        return [self._work(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull until all have answered."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _work(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        self._started(node)
+        arrived = wire.through_the_wire(message)
+        try:
+            reply = self._apps[node](message=arrived, context=self._contexts[node])
+        except KnowmineError as error:
+            reply = Message(Error(code=2, reason=str(error)), reply_to=arrived)
+        except Exception as error:
+            reply = Message(
+                Error(code=2, reason=f"{type(error).__name__}: {error}"), reply_to=arrived
+            )
+        reply.metadata.__dict__["_message_id"] = f"reply-{message.metadata.message_id}"
+        return wire.through_the_wire(reply)
+
+
+def simulate(
+    settings: SimulationSettings, run: Path, *, resume: bool, display: Display
+) -> dict[str, Any]:
+    """Run the simulation in folder `run` and return its summary.
+
+    resume: go on after the last whole round in `run`.
+    Raises `UsageError` for data, weights or settings that cannot be used, `RunFailed` when the
+    run cannot go on, `Interrupted` on Ctrl-C. The summary is written whatever happens.
+    """
+    _use_threads(settings.machine.threads)
+    weights = _sam_weights(settings, display)
+    folders = open_folders(settings)
+    dump = settings.model_dump(mode="json")
+    with (
+        Journal.open(run) if resume else Journal.create(run, dump) as journal,
+        open_log(run / "run.log.jsonl") as log,
+    ):
+        log.event("start", resume=resume, method=settings.plan.method, seed=settings.plan.seed)
+        compute = pick_compute(settings.machine.device)
+        log.event("machine", compute=str(compute), threads=torch.get_num_threads())
+        sam = _Once(weights, settings)
+        sites = [
+            _open(data, hidden, settings, run, sam, compute, display)
+            for data, hidden in folders.values()
+        ]
+        status, reason = "failed", ""
+        try:
+            _run(sites, journal, settings, log, display)
+            status = "done"
+        except KeyboardInterrupt:
+            status, reason = "paused", "interrupted"
+            raise Interrupted(
+                f"interrupted; finished rounds are safe in {run}: go on with "
+                f"`knowmine-simulate --resume {run}`"
+            ) from None
+        except KnowmineError as error:
+            reason = str(error)
+            raise
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            summary = summarise(
+                status=status,
+                reason=reason,
+                records=journal.records(),
+                roster=[site.name for site in sites],
+                settings=dump,
+                seed=settings.plan.seed,
+                sam=sam.facts(sites),
+                versions=versions(),
+            )
+            summary["left_out"] = {site.name: site.left_out for site in sites if site.left_out}
+            journal.write_summary(summary)
+            write_report(run, summary, gallery_of(sites))
+            log.event("end", status=status, reason=reason)
+    return summary
+
+
+def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, HiddenMasks]]:
+    """Each site's images by name, and the masks that only its scorer may open."""
+    split = settings.split.model_dump()
+    split["probe_fraction"] = split.pop("probe")
+    common = {**split, "seed": settings.plan.seed}
+    if settings.sites.data:
+        return split_sites(
+            settings.sites.data,
+            settings.sites.count,
+            dirichlet_alpha=settings.sites.alpha,
+            **common,
+        )
+    if not settings.sites.folders:
+        raise UsageError(
+            "no data: give --data FOLDER (divided into --sites N) or --site NAME=FOLDER for each"
+        )
+    return {
+        name: open_site(name, folder, **common)
+        for name, folder in settings.sites.folders.items()
+    }
+
+
+def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
+    """The pseudo-labels that sites kept for people to see, with the truth where it is known."""
+    items = []
+    for site in sites:
+        for kept in load_gallery(site.folder):
+            truth = site.scorer.truth(kept.stem, kept.image.shape[0])
+            known = None if truth is None else dice(kept.label > 0.5, truth > 0)
+            items.append(
+                GalleryItem(
+                    site=site.name,
+                    round=kept.round,
+                    stem=kept.stem,
+                    quality=kept.quality,
+                    kept=kept.kept,
+                    true_dice=known,
+                    image=kept.image,
+                    unet=kept.unet,
+                    sam=kept.sam,
+                    fused=kept.label,
+                    truth=truth,
+                )
+            )
+    return items
+
+
+def versions() -> dict[str, str]:
+    """What made the result: Python and the packages that could change it."""
+    names = ("knowmine", "flwr", "torch", "segment-anything", "segmentation-models-pytorch",
+             "onnxruntime", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _run(
+    sites: list[Site], journal: Journal, settings: SimulationSettings, log: RunLog, display: Display
+) -> None:
+    """Join sites and server by a local grid and run the ServerApp to its end."""
+    by_node = dict(enumerate(sites, start=RUN_ID + 1))
+    app = client_app(lambda context: by_node[context.node_id])
+    grid = LocalGrid(
+        dict.fromkeys(by_node, app), lambda node: display.site_started(by_node[node].name)
+    )
+    plan = settings.plan
+
+    def run(reached: Sites) -> None:
+        run_rounds(
+            reached,
+            journal,
+            plan,
+            settings.run,
+            lambda: weights_of(build_model(plan.model, plan.seed)),
+            log=log,
+            watch=display,
+        )
+
+    server_app(run)(
+        grid,
+        Context(run_id=RUN_ID, node_id=RUN_ID, node_config={}, state=RecordDict(), run_config={}),
+    )
+
+
+def _open(
+    data: SiteData,
+    hidden: HiddenMasks,
+    settings: SimulationSettings,
+    run: Path,
+    sam: "_Once",
+    compute: Compute,
+    display: Display,
+) -> Site:
+    return Site(
+        data,
+        Scorer(hidden, settings.plan.model.classes),
+        settings.plan.model,
+        folder=run / "sites" / data.name,
+        embeddings=cache_of(settings) / "embeddings",
+        open_sam=sam.open,
+        compute=compute,
+        max_image_px=settings.split.max_image_px,
+        max_bad_share=settings.split.max_bad_share,
+        progress=display,
+    )
+
+
+@dataclass
+class _Once:
+    """SAM, loaded when the first site asks for it and shared by all."""
+
+    weights: SamWeights | None
+    settings: SimulationSettings
+    loaded: Sam | None = None
+
+    def open(self) -> Sam:
+        if self.weights is None:
+            raise UsageError(f"method {self.settings.plan.method!r} uses no SAM")
+        if self.loaded is None:
+            machine = self.settings.machine
+            self.loaded = load_sam(self.weights, device=machine.device, threads=machine.threads)
+        return self.loaded
+
+    def facts(self, sites: Iterable[Site]) -> dict[str, Any] | None:
+        """What the summary says of SAM: its name, digest and the images it looked at."""
+        if self.weights is None:
+            return None
+        images = sum(site.encoded for site in sites)
+        return {"name": self.weights.name, "sha256": self.weights.digest, "images": images}
+
+
+def cache_of(settings: SimulationSettings) -> Path:
+    """Where weights and embeddings are kept."""
+    return settings.sam.cache or default_cache()
+
+
+def _sam_weights(settings: SimulationSettings, display: Display) -> SamWeights | None:
+    """SAM's weights, found before any work is done; None for a method that uses none."""
+    if settings.plan.method not in ("paper", "knowmine"):
+        return None
+    return find_weights(settings.sam.weights, cache_of(settings), Fetching(display))
+
+
+class Fetching:
+    """Shows a download as a step of the display."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display, self._done, self._lock = display, 0, threading.Lock()
+
+    def __call__(self, file: str, done: int, total: int | None) -> None:
+        """`done` of `total` bytes of `file` are here."""
+        with self._lock:
+            if not self._done:
+                self._display.start(f"fetching {file}", total or 0)
+            self._display.advance(done - self._done)
+            self._done = done
+            if total is not None and done >= total:
+                self._display.done()
+                self._done = 0
+
+
+def _use_threads(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)

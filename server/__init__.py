@@ -1,0 +1,1 @@
+"""The coordinator's side: it sees weights, counts and means; never an image."""

@@ -1,0 +1,100 @@
+"""Average named arrays as they arrive, in the memory of one of them.
+
+The order in which sites are added changes the result by float32 rounding, so a run that must
+repeat bit for bit adds them in a fixed order (sorted by name).
+"""
+
+import numpy as np
+
+from knowmine.shared.errors import RunFailed
+from knowmine.shared.protocol import Update
+from knowmine.shared.weights import Array, Weights
+
+CHUNK = 1 << 18
+"""Elements averaged at once: the temporaries of a large tensor stay at a few megabytes."""
+
+
+class RunningMean:
+    """A weighted mean that forgets each site once it is added.
+
+    It holds one accumulator a tensor, whatever the number of sites. Floats are averaged to
+    within float32 rounding at each step; whole numbers exactly, and rounded to the nearest
+    once, at the end.
+
+    >>> mean = RunningMean()
+    >>> mean.add({"w": np.array([0.0], np.float32)}, 3)
+    >>> mean.add({"w": np.array([4.0], np.float32)}, 1)
+    >>> mean.result()
+    {'w': array([1.], dtype=float32)}
+    """
+
+    def __init__(self) -> None:
+        self.sites = 0
+        self.total_weight = 0.0
+        self._sums: dict[str, Array] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+
+    def add(self, weights: Weights, weight: float) -> None:
+        """Take in one site. Weight 0 adds nothing."""
+        if not 0 <= weight < np.inf:
+            raise RunFailed(f"cannot average with weight {weight}; expected a number from 0 up")
+        if weight == 0:
+            return
+        if not self.sites:
+            self._dtypes = {name: array.dtype for name, array in weights.items()}
+            self._sums = {name: _accumulator(array) for name, array in weights.items()}
+        elif weights.keys() != self._sums.keys():
+            odd = sorted(weights.keys() ^ self._sums.keys())
+            raise RunFailed(f"cannot average other tensors than the first site's: {odd[:3]}")
+        self.sites += 1
+        self.total_weight += weight
+        for name, array in weights.items():
+            if self._dtypes[name].kind == "f":
+                _move_towards(self._sums[name], array, weight / self.total_weight)
+            else:
+                self._sums[name] += array * np.float64(weight)
+
+    def result(self) -> dict[str, Array]:
+        """The mean, each tensor in the dtype that it came in; raise `RunFailed` if it is empty.
+
+        These are the accumulators themselves, not copies: add nothing afterwards.
+        """
+        if not self.sites:
+            raise RunFailed(
+                "no site sent anything to average: all were refused, absent, or have neither "
+                "labelled nor pseudo-labelled images; see the refusals in the log"
+            )
+        return {name: self._finished(name) for name in self._sums}
+
+    def _finished(self, name: str) -> Array:
+        total, dtype = self._sums[name], self._dtypes[name]
+        if dtype.kind == "f":
+            return total.astype(dtype, copy=False)
+        return np.asarray(np.rint(total / self.total_weight)).astype(dtype)
+
+
+def update_weight(update: Update, count_weight: float) -> float:
+    """What an update counts in the mean: its images, pseudo-labelled ones for less.
+
+    A site weighs as many examples as it trained on (FedAvg, McMahan et al. 2017, algorithm 1);
+    `count_weight` is what a pseudo-labelled one is worth beside a labelled one.
+    """
+    return update.labelled + count_weight * update.pseudo_labelled
+
+
+def _accumulator(array: Array) -> Array:
+    if array.dtype.kind != "f":
+        return np.zeros(array.shape, np.float64)
+    return np.zeros(array.shape, np.promote_types(array.dtype, np.float32))
+
+
+def _move_towards(mean: Array, value: Array, share: float) -> None:
+    """Move `mean` by (value - mean) * share, in place, computed in float64 chunk by chunk."""
+    target, source = mean.reshape(-1), value.reshape(-1)  # the accumulator is contiguous: a view
+    for start in range(0, target.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        step = source[part].astype(np.float64)
+        step -= target[part]
+        step *= share
+        step += target[part]
+        target[part] = step

@@ -1,0 +1,128 @@
+"""Step the global model by what the sites' mean says.
+
+Adaptive federated optimisation (Reddi et al. 2021, algorithm 2): global minus mean is taken
+for a gradient, and an ordinary optimiser steps along it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+
+from knowmine.shared.errors import SettingsError, UsageError
+from knowmine.shared.weights import Array, Weights
+
+OptimiserName: TypeAlias = Literal["mean", "sgd", "adam", "adamw", "adagrad"]
+
+# tau and beta_2 of Reddi et al. 2021, section 5: pseudo-gradients are small, so is Adam's usual
+# epsilon, and their ratio would be noise.
+TAU, BETA_2 = 1e-3, 0.99
+
+_SLOTS: Mapping[str, frozenset[str]] = {
+    "mean": frozenset(),
+    "sgd": frozenset({"momentum_buffer"}),
+    "adam": frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    "adagrad": frozenset({"step", "sum"}),
+}
+
+
+class ServerOptimiser:
+    """Turns the old global model and the sites' mean into the new global model.
+
+    "mean" takes the mean as it is and remembers nothing. The others step by `torch.optim`;
+    their memory is in `state()`.
+
+    Whole numbers and batch norm's running statistics are no parameters: they take the mean.
+    """
+
+    def __init__(
+        self,
+        name: OptimiserName = "mean",
+        *,
+        learning_rate: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """`momentum` is SGD's, or beta 1 of Adam and AdamW; Adagrad has none."""
+        if name not in get_args(OptimiserName):
+            known = ", ".join(get_args(OptimiserName))
+            raise SettingsError(f"unknown server optimiser {name!r}; expected one of {known}")
+        if not 0 < learning_rate < float("inf"):
+            raise SettingsError(
+                f"server learning rate is {learning_rate}; expected a number above 0"
+            )
+        if not 0 <= momentum < 1 or not 0 <= weight_decay <= 1:
+            raise SettingsError(
+                f"server momentum is {momentum} and weight decay {weight_decay}; "
+                "expected numbers from 0 to 1, momentum below 1"
+            )
+        self.name = name
+        self._learning_rate = learning_rate
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+        self._state: dict[str, dict[str, torch.Tensor]] = {}
+
+    def step(self, global_weights: Weights, mean: Weights) -> dict[str, Array]:
+        """Give the new global weights; leave both arguments alone."""
+        if self.name == "mean":
+            return dict(mean)
+        return {
+            name: self._stepped(name, value, mean[name])
+            if _is_parameter(name, value)
+            else mean[name]
+            for name, value in global_weights.items()
+        }
+
+    def state(self) -> dict[str, Array]:
+        """What the optimiser remembers, as flat arrays named `slot:tensor`; empty for "mean"."""
+        return {
+            f"{slot}:{name}": value.numpy().copy()
+            for name, slots in self._state.items()
+            for slot, value in slots.items()
+        }
+
+    def restore(self, state: Weights) -> None:
+        """Remember what `state()` once gave, so that the next step is the same bit for bit.
+
+        Raises `UsageError` for the memory of another optimiser.
+        """
+        restored: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in state.items():
+            slot, _, name = key.partition(":")
+            if slot not in _SLOTS[self.name]:
+                raise UsageError(
+                    f"the saved optimiser state holds {key}, which {self.name!r} does not keep: "
+                    "resume with the server optimiser that the run was started with"
+                )
+            tensor = torch.from_numpy(np.array(value))
+            restored.setdefault(name, {})[slot] = tensor.reshape(()) if slot == "step" else tensor
+        self._state = restored
+
+    def _stepped(self, name: str, value: Array, mean: Array) -> Array:
+        # One tensor at a time, so that only one is ever held twice; and the optimiser is made
+        # anew around its state, so that a restored run takes the very same path.
+        parameter = torch.nn.Parameter(torch.from_numpy(np.array(value)))
+        parameter.grad = torch.from_numpy(np.asarray(value - mean))
+        optimiser = self._optimiser(parameter)
+        if name in self._state:
+            optimiser.state[parameter] = self._state[name]
+        optimiser.step()
+        kept = optimiser.state[parameter]
+        self._state[name] = {slot: kept[slot] for slot in sorted(kept) if kept[slot] is not None}
+        return parameter.detach().numpy()
+
+    def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        common: dict[str, Any] = {"lr": self._learning_rate, "weight_decay": self._weight_decay}
+        if self.name == "sgd":
+            return torch.optim.SGD([parameter], momentum=self._momentum, **common)
+        if self.name == "adagrad":
+            return torch.optim.Adagrad([parameter], eps=TAU, **common)
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind([parameter], betas=(self._momentum, BETA_2), eps=TAU, **common)
+
+
+def _is_parameter(name: str, value: Array) -> bool:
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return value.dtype.kind == "f" and not name.endswith(statistics)

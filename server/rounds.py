@@ -1,0 +1,285 @@
+"""The rounds of a run. START HERE: ask, admit, aggregate, evaluate, record.
+
+```
+journal.last() ── weights ──> sites improve them ──> admission ──> RunningMean ──> optimiser
+      ^                                                                               │
+      └────────── journal.commit_round <── sites score them <── next global weights <─┘
+```
+Nothing here knows how messages travel: `Sites` is the seam, `app.py` joins it to Flower.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from knowmine.server.admission import admit, admit_hello, admit_scores
+from knowmine.server.aggregation import RunningMean, update_weight
+from knowmine.server.journal import Journal
+from knowmine.server.optimiser import ServerOptimiser
+from knowmine.server.settings import RunSettings
+from knowmine.shared.errors import KnowmineError, RunFailed, UsageError
+from knowmine.shared.log import RunLog
+from knowmine.shared.protocol import (
+    FEATURES,
+    PROTOCOL,
+    Calibration,
+    EvaluateTask,
+    Hello,
+    Mined,
+    Scores,
+    TrainTask,
+    Update,
+)
+from knowmine.shared.settings import Plan
+from knowmine.shared.weights import Weights, bytes_of, digest_of_manifest, manifest_of
+
+
+class Sites(Protocol):
+    """The sites of a federation, however they are reached.
+
+    Answers come one at a time, as they arrive; a site that fails or stays silent gives an error
+    in place of its answer and never stops the others.
+    """
+
+    def greet(self) -> Iterable[tuple[str, Hello | KnowmineError]]:
+        """Ask every site that can be reached who it is; the name is the transport's."""
+
+    def train(self, tasks: Mapping[str, TrainTask]) -> Iterable[tuple[str, Update | KnowmineError]]:
+        """Have each named site do its task."""
+
+    def evaluate(
+        self, tasks: Mapping[str, EvaluateTask]
+    ) -> Iterable[tuple[str, Scores | KnowmineError]]:
+        """Have each named site score its task's weights."""
+
+
+class Watch(Protocol):
+    """Someone who watches the run."""
+
+    def round_started(self, round_: int, rounds: int) -> None:
+        """Round `round_` of `rounds` begins."""
+
+    def round_done(self, record: Mapping[str, Any]) -> None:
+        """A round was committed; `record` is what `RUN/rounds/*.json` holds."""
+
+
+def run_rounds(
+    sites: Sites,
+    journal: Journal,
+    plan: Plan,
+    settings: RunSettings,
+    initial: Callable[[], Weights],
+    *,
+    log: RunLog,
+    watch: Watch,
+) -> Weights:
+    """Run the rounds that are still to do and return the global weights after the last.
+
+    Goes on after the last round in `journal`; `initial` makes the weights of a fresh run.
+    Raises `UsageError` when no site has labels, `RunFailed` when a round misses its quorum.
+    """
+    state = _begin(journal, initial)
+    weights: Weights = state.weights
+    optimiser = ServerOptimiser(**settings.optimiser.model_dump())
+    optimiser.restore(state.optimiser_state)
+    roster = meet(sites, weights, log)
+    calibrations = _calibrations_in(state.record)
+
+    for round_ in range(state.round + 1, settings.rounds + 1):
+        started = time.monotonic()
+        watch.round_started(round_, settings.rounds)
+
+        # ── ask, admit, aggregate ──────────────────────────────────────────────────────────────
+        tasks = {
+            name: TrainTask(round_, settings.rounds, plan, weights, lent)
+            for name, lent in borrow(calibrations, roster, plan).items()
+        }
+        mean, record = RunningMean(), RoundRecord(round_)
+        for name, reply in sites.train(tasks):
+            try:
+                update = _admitted(reply, name, round_, weights)
+            except KnowmineError as refusal:
+                record.refused[name] = str(refusal)
+                log.event("refused", level="warning", round=round_, site=name, reason=str(refusal))
+                continue
+            mean.add(update.weights, update_weight(update, plan.mining.count_weight))
+            record.take(name, update)
+            log.event("update", round=round_, site=name, **record.updates[name])
+            del reply, update  # one update in memory at a time, whatever the number of sites
+        _check_quorum(record, roster, settings.quorum)
+        record.bytes_down = bytes_of(weights) * len(tasks)
+        record.bytes_up = bytes_of(weights) * len(record.updates)
+        if mean.sites:
+            weights = optimiser.step(weights, mean.result())
+
+        # ── evaluate ───────────────────────────────────────────────────────────────────────────
+        questions = {name: EvaluateTask(round_, plan, weights) for name in roster}
+        calibrations = {}
+        for name, answer in sites.evaluate(questions):
+            try:
+                scores = _believed(answer, name, round_)
+            except KnowmineError as refusal:
+                record.refused.setdefault(name, str(refusal))
+                log.event("refused", level="warning", round=round_, site=name, reason=str(refusal))
+                continue
+            calibrations[name] = scores.calibration
+            record.scores[name] = scores
+
+        # ── record ─────────────────────────────────────────────────────────────────────────────
+        record.seconds = time.monotonic() - started
+        journal.commit_round(record.as_json(calibrations), weights, optimiser.state())
+        log.event("round", **{k: v for k, v in record.as_json({}).items() if k != "calibration"})
+        watch.round_done(record.as_json({}))
+    journal.finish(weights)
+    return weights
+
+
+def meet(sites: Sites, weights: Weights, log: RunLog) -> dict[str, Hello]:
+    """The sites that take part, by name.
+
+    Raises `UsageError` when none of them has a label to learn from.
+    """
+    digest = digest_of_manifest(manifest_of(weights))
+    roster: dict[str, Hello] = {}
+    reasons = []
+    for name, reply in sites.greet():
+        try:
+            if isinstance(reply, KnowmineError):
+                raise reply
+            roster[name] = admit_hello(reply, protocol=PROTOCOL, model_digest=digest)
+            log.event("site", **asdict(roster[name]))
+        except KnowmineError as refusal:
+            reasons.append(f"{name}: {refusal}")
+            log.event("refused", level="warning", site=name, reason=str(refusal))
+    if not roster:
+        raise RunFailed("no site can take part: " + ("; ".join(reasons) or "none answered"))
+    if not any(hello.labelled for hello in roster.values()):
+        raise UsageError(
+            f"none of the {len(roster)} sites has a labelled image, so there is nothing to learn "
+            "from; put masks beside some images, or raise the labelled fraction"
+        )
+    return roster
+
+
+def borrow(
+    calibrations: Mapping[str, Calibration], roster: Mapping[str, Hello], plan: Plan
+) -> dict[str, Calibration]:
+    """Each site's own probe sums where they are enough to judge, else the federation's."""
+    pooled = Calibration()
+    for name in sorted(calibrations):
+        pooled += calibrations[name]
+    enough = plan.mining.min_probe_images
+    own = {name: calibrations.get(name, Calibration()) for name in roster}
+    return {name: c if c.images >= enough else pooled for name, c in own.items()}
+
+
+class RoundRecord:
+    """What one round did, as people and scripts read it."""
+
+    def __init__(self, round_: int) -> None:
+        self.round = round_
+        self.seconds = 0.0
+        self.bytes_down = self.bytes_up = 0
+        self.updates: dict[str, dict[str, Any]] = {}
+        self.mined: dict[str, Mined] = {}
+        self.scores: dict[str, Scores] = {}
+        self.refused: dict[str, str] = {}
+
+    def take(self, site: str, update: Update) -> None:
+        """Note an admitted update, without its weights."""
+        self.updates[site] = {
+            "labelled": update.labelled,
+            "pseudo_labelled": update.pseudo_labelled,
+            "loss": update.loss,
+            "seconds": update.seconds,
+        }
+        self.mined[site] = update.mined
+
+    def as_json(self, calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
+        """The record; `calibrations` are the probe sums that the next round judges by."""
+        gates = {mined.gate for mined in self.mined.values()}
+        pooled = pool(self.scores.values())
+        return {
+            "round": self.round,
+            "seconds": round(self.seconds, 3),
+            "sites": sorted(self.updates),
+            **pooled,
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+            "mined": {
+                "kept": sum(mined.kept for mined in self.mined.values()),
+                "dropped": sum(mined.dropped for mined in self.mined.values()),
+                "gate": gates.pop() if len(gates) == 1 else "mixed",
+            },
+            "per_site": {name: pool([s]) for name, s in sorted(self.scores.items())},
+            "updates": dict(sorted(self.updates.items())),
+            "mined_per_site": {name: asdict(m) for name, m in sorted(self.mined.items())},
+            "refused": dict(sorted(self.refused.items())),
+            "calibration": {name: asdict(c) for name, c in sorted(calibrations.items())},
+        }
+
+
+def pool(scores: Iterable[Scores]) -> dict[str, Any]:
+    """Means over all test images of all sites; null where there are none."""
+    scores = list(scores)
+    images = sum(s.test_images for s in scores)
+    means = {
+        key: round(sum(getattr(s, key) for s in scores) / images, 6) if images else None
+        for key in ("dice", "iou", "hd95")
+    }
+    return {**means, "test_images": images}
+
+
+@dataclass(frozen=True)
+class _State:
+    round: int
+    weights: Weights
+    optimiser_state: Weights
+    record: Mapping[str, Any]
+
+
+def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
+    """Where the run goes on: after its last whole round, or at the very start."""
+    last = journal.last()
+    if last is None:
+        weights = initial()
+        journal.commit_initial(weights)
+        return _State(0, weights, {}, {})
+    return _State(
+        last.round, last.weights, last.optimiser_state, last.records[-1] if last.records else {}
+    )
+
+
+def _admitted(
+    reply: Update | KnowmineError, site: str, round_: int, weights: Weights
+) -> Update:
+    if isinstance(reply, KnowmineError):
+        raise reply
+    return admit(reply, site=site, round=round_, manifest=manifest_of(weights))
+
+
+def _believed(answer: Scores | KnowmineError, site: str, round_: int) -> Scores:
+    if isinstance(answer, KnowmineError):
+        raise answer
+    return admit_scores(answer, site=site, round=round_, features=len(FEATURES))
+
+
+def _check_quorum(record: RoundRecord, roster: Mapping[str, Hello], quorum: float) -> None:
+    if len(record.updates) >= quorum * len(roster):
+        return
+    reasons = "; ".join(f"{name}: {why}" for name, why in sorted(record.refused.items()))
+    raise RunFailed(
+        f"round {record.round} got {len(record.updates)} of {len(roster)} updates, needs "
+        f"{quorum:.0%} of the sites ({reasons}); mend those sites and go on with --resume"
+    )
+
+
+def _calibrations_in(record: Mapping[str, Any]) -> dict[str, Calibration]:
+    """The probe sums that a committed round left for the next."""
+    return {
+        name: Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in sums.items()})
+        for name, sums in record.get("calibration", {}).items()
+    }
+
+

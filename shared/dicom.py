@@ -1,0 +1,112 @@
+"""Read one DICOM file as a viewer shows it.
+
+Pillow's formats stand in images.py; this file is what DICOM needs beside them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from knowmine.shared.errors import DataError
+
+SUFFIXES = frozenset({".dcm", ".dicom"})
+
+
+def is_dicom(path: Path) -> bool:
+    """By suffix, or for other names by the mark that DICOM files carry at byte 128 (PS3.10, 7.1).
+
+    Files from hospital archives often have no suffix, or the last part of a UID for one.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix and not suffix[1:].isdigit():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) from the header."""
+    header = _read(path, header_only=True)
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise DataError(f"has {frames} frames, expected one; export each frame as a file")
+    if "Rows" not in header or "Columns" not in header:
+        raise DataError("is a DICOM file without an image (no Rows and Columns); leave it out")
+    return int(header.Rows), int(header.Columns)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: rescaled, windowed, MONOCHROME1 inverted."""
+    dataset = _read(path)
+    pixels = pixel_array(dataset)
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+    if pixels.ndim == 3:
+        return pixels if pixels.dtype == np.uint8 else to_8_bit(pixels)
+    grey = _windowed(apply_modality_lut(pixels, dataset), dataset)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def read_stored(path: Path) -> NDArray[Any]:
+    """(H, W) as stored, without window or inversion: what a mask means by its numbers."""
+    values = pixel_array(_read(path))
+    if values.ndim != 2:
+        raise DataError(f"is a colour picture {values.shape}, expected one channel of numbers")
+    return values
+
+
+def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale the finite range of `pixels` to 0..255; a constant becomes 0."""
+    finite = np.isfinite(pixels)
+    if not finite.any():
+        raise DataError("holds no finite pixel; export it again")
+    low, high = float(pixels[finite].min()), float(pixels[finite].max())
+    return _between(np.where(finite, pixels, low), low, high)
+
+
+def _read(path: Path, *, header_only: bool = False) -> Dataset:
+    # A deflated file is inflated whole before its size can be known: a bomb could hide there.
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise DataError("is a deflated DICOM file, which is not read; export it uncompressed")
+    return dcmread(path, stop_before_pixels=header_only)
+
+
+def _windowed(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    """Apply the VOI window (PS3.3, C.11.2.1.2), else the VOI table, else the image's range."""
+    if "WindowCenter" in dataset and "WindowWidth" in dataset:
+        centre, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+        function = dataset.get("VOILUTFunction", "LINEAR")
+        if function == "SIGMOID" and width > 0:
+            return _between(1 / (1 + np.exp(-4 * (pixels - centre) / width)), 0.0, 1.0)
+        if function == "LINEAR":
+            centre, width = centre - 0.5, width - 1
+        return _between(pixels, centre - width / 2, centre + width / 2)
+    return to_8_bit(apply_voi(pixels, dataset) if "VOILUTSequence" in dataset else pixels)
+
+
+def _first(value: Any) -> float:
+    return float(value if isinstance(value, str | int | float) else value[0])
+
+
+def _between(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """0 at `low` and below, 255 at `high` and above."""
+    if high <= low:
+        # A window of width 1 is a threshold; a constant image has nothing to show.
+        return np.where(pixels > high, 255, 0).astype(np.uint8)
+    scaled: NDArray[np.float32] = (pixels.astype(np.float32) - low) * (255 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

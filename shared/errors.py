@@ -1,0 +1,65 @@
+"""Everything that knowmine raises on purpose, and the exit code that each kind ends in.
+
+```
+KnowmineError
+├── UsageError           2    we were asked for something that cannot be done
+│   ├── SettingsError         an unknown key, an impossible value
+│   ├── DataError             a data folder or a file in it
+│   └── WeightsError          weights missing, truncated or not what they claim to be
+├── RunFailed            3    the run could not go on
+├── Refused              4    the other side did wrong, or a policy forbids it
+│   ├── UpdateRefused         a site's reply cannot be averaged
+│   └── EgressRefused         something that may not leave the site tried to
+└── Interrupted        130    stopped by a person, with the state saved
+```
+
+Every message says what was seen, what was expected and what to do.
+"""
+
+
+class KnowmineError(Exception):
+    """Base of all errors that a person is meant to read."""
+
+    exit_code = 3
+
+
+class UsageError(KnowmineError):
+    """Asked for something that cannot be done."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A settings file, key or value that cannot be used."""
+
+
+class DataError(UsageError):
+    """A data folder, image or mask that cannot be used."""
+
+
+class WeightsError(UsageError):
+    """Model weights that are missing, truncated or not what they claim to be."""
+
+
+class RunFailed(KnowmineError):
+    """The run could not go on; what was written before stays."""
+
+
+class Refused(KnowmineError):
+    """The other side did wrong, or a policy forbids it."""
+
+    exit_code = 4
+
+
+class UpdateRefused(Refused):
+    """A site's reply that cannot be averaged."""
+
+
+class EgressRefused(Refused):
+    """Something that may not leave the site."""
+
+
+class Interrupted(KnowmineError):
+    """Stopped by a person; the state is saved."""
+
+    exit_code = 130

@@ -1,0 +1,223 @@
+"""Settings: frozen models, explained where they stand and checked once, at the door.
+
+A `Plan` is what a federation agrees on and the server sends with each task. What belongs to
+one role or one machine stands in `server/settings.py`, `client/settings.py` and
+`deploy/settings.py`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from knowmine.shared.errors import SettingsError
+
+S = TypeVar("S", bound="Settings")
+Method = Literal["supervised", "self-training", "paper", "knowmine"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is a mistake rather than a comment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """The one network that the federation trains."""
+
+    encoder: str = Field(
+        "tu-tf_efficientnet_lite0",
+        description="Encoder by its segmentation-models-pytorch name; tu- names come from timm.",
+    )
+    pretrained: bool = Field(
+        True, description="Start from ImageNet weights; false starts from random numbers."
+    )
+    classes: int = Field(
+        1, ge=1, le=32, description="Foreground classes; 0 in a mask is background."
+    )
+    decoder_channels: tuple[int, ...] = Field(
+        (128, 64, 32, 16, 8),
+        min_length=3,
+        max_length=5,
+        description="Channels of the decoder's stages, deepest first.",
+    )
+    image_px: int = Field(
+        224,
+        ge=32,
+        le=2048,
+        multiple_of=32,
+        description="Side of the square that images are resized to, the model frame.",
+    )
+
+
+class TrainingSettings(Settings):
+    """One site's training in one round."""
+
+    steps: int = Field(40, ge=1, description="Optimiser steps a round at each site.")
+    batch: int = Field(8, ge=2, le=512, description="Images a step.")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="AdamW's peak learning rate.")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's weight decay.")
+    fedprox: float = Field(
+        0.0, ge=0, le=10, description="Pull towards the global weights, FedProx's mu; 0 is off."
+    )
+    batch_norm: Literal["average", "local"] = Field(
+        "average",
+        description="Batch-norm layers: averaged like all else, or each site keeps its own.",
+    )
+    orientation: Literal["upright", "any"] = Field(
+        "upright",
+        description="upright: images have an up and a down (X-ray), mirrored left to right and "
+        "turned slightly; any: they have none (endoscopy, microscopy), flipped and turned freely.",
+    )
+
+
+class MiningSettings(Settings):
+    """How pseudo-labels are made and used."""
+
+    warmup_rounds: int = Field(
+        1,
+        ge=0,
+        description="First rounds that train on labels alone: a model that knows nothing yet "
+        "has nothing to prompt with.",
+    )
+    images: int = Field(
+        160,
+        ge=0,
+        description="Unlabelled images that a site mines a round, another draw each round; "
+        "0 takes all.",
+    )
+    share: float = Field(0.5, gt=0, lt=1, description="Part of each batch that is pseudo-labelled.")
+    weight: float = Field(
+        1.0, ge=0, le=10, description="Weight of the pseudo-labelled loss beside the labelled."
+    )
+    ramp_rounds: int = Field(
+        2,
+        ge=1,
+        description="Mining rounds until that weight is reached, in even steps.",
+    )
+    count_weight: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="What a pseudo-labelled image counts beside a labelled one when sites are "
+        "averaged.",
+    )
+    keep_first: float = Field(
+        0.5, gt=0, le=1, description="Share of the mined images kept in the first mining round."
+    )
+    keep_last: float = Field(
+        0.8, gt=0, le=1, description="Share kept in the last round; between, it grows evenly."
+    )
+    min_quality: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Pseudo-labels judged below this are dropped whatever their rank.",
+    )
+    min_probe_images: int = Field(
+        8,
+        ge=1,
+        description="Probe images needed to judge SAM; with fewer, a site borrows the "
+        "federation's sums.",
+    )
+    refinements: int = Field(
+        1, ge=0, le=2, description="Times SAM is prompted again with its own logits."
+    )
+
+
+class Plan(Settings):
+    """What all sites of one run do alike; the server sends it with each task."""
+
+    method: Method = Field(
+        "knowmine",
+        description="supervised: labels alone. self-training: the U-Net++'s own soft masks. "
+        "paper: hard masks of a frozen SAM, unfiltered. knowmine: fused, judged and gated.",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Every random draw follows from it.")
+    model: ModelSettings = Field(default_factory=ModelSettings, description="The network.")
+    training: TrainingSettings = Field(
+        default_factory=TrainingSettings, description="One site's training in one round."
+    )
+    mining: MiningSettings = Field(
+        default_factory=MiningSettings, description="How pseudo-labels are made and used."
+    )
+
+    @model_validator(mode="after")
+    def _selection_grows(self) -> "Plan":
+        if self.mining.keep_last < self.mining.keep_first:
+            raise ValueError(
+                f"mining.keep_last ({self.mining.keep_last}) is below mining.keep_first "
+                f"({self.mining.keep_first}): the selection grows, so give it at least as much"
+            )
+        return self
+
+
+def read_settings(kind: type[S], file: Path | None, flags: Mapping[str, Any]) -> S:
+    """Settings of `kind` from a YAML file, overridden by `flags` that are not None.
+
+    A flag's name is the dotted key: `{"plan.seed": 3}`.
+    Raises `SettingsError` with file, key and repair.
+    """
+    values = _read_yaml(file) if file else {}
+    for dotted, value in flags.items():
+        if value is not None:
+            _put(values, dotted.split("."), value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(kind, error, file)) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read settings file {file}: {error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: expected `key: value` lines, found a {type(values).__name__}")
+    return values
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            inner = values[key] = {}
+        values = inner
+    values[keys[-1]] = value
+
+
+def _explain(kind: type[Settings], error: ValidationError, file: Path | None) -> str:
+    """One line for each mistake: where, what was seen, how to mend it."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        where = f"{file}: " if file else ""
+        key = ".".join(path) or "settings"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(kind, path[:-1])
+            near = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{where}unknown key `{key}`; {hint}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            seen = problem.get("input")
+            shown = f" (found {seen!r})" if isinstance(seen, str | int | float | bool) else ""
+            lines.append(f"{where}`{key}`: {message[0].lower() + message[1:]}{shown}")
+    return "\n".join(lines)
+
+
+def _known_keys(kind: type[Settings], path: list[str]) -> list[str]:
+    for part in path:
+        field = kind.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type):
+            return []
+        kind = field.annotation
+    return sorted(kind.model_fields)

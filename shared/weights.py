@@ -1,0 +1,109 @@
+"""Named arrays: what they are called, how they are shaped, digested, saved and loaded.
+
+A model travels as `Weights`, a plain mapping from tensor name to NumPy array. Nothing here
+needs torch, and nothing is ever unpickled: files are safetensors.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from knowmine.shared.errors import WeightsError
+
+Array: TypeAlias = NDArray[Any]
+Weights: TypeAlias = Mapping[str, Array]
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype of one tensor: `TensorSpec((16, 3, 3, 3), "float32")`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Manifest: TypeAlias = Mapping[str, TensorSpec]
+
+
+def manifest_of(weights: Weights) -> dict[str, TensorSpec]:
+    """What these weights look like: name to shape and dtype.
+
+    >>> manifest_of({"head.bias": np.zeros(2, np.float32)})
+    {'head.bias': TensorSpec(shape=(2,), dtype='float32')}
+    """
+    return {name: TensorSpec(array.shape, array.dtype.name) for name, array in weights.items()}
+
+
+def digest_of(weights: Weights) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.asarray(weights[name], order="C")
+        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def digest_of_manifest(manifest: Manifest) -> str:
+    """SHA-256 over names, shapes and dtypes: equal where two sides have the same model."""
+    lines = [f"{name}|{spec.shape}|{spec.dtype}" for name, spec in sorted(manifest.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def bytes_of(weights: Weights) -> int:
+    """Bytes of all arrays together, without headers."""
+    return sum(array.nbytes for array in weights.values())
+
+
+def save_weights(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) -> None:
+    """Write `weights` to `path` as safetensors, all or nothing: a reader never sees half a file.
+
+    `notes` are short strings kept in the file's header.
+    """
+    # Not ascontiguousarray: it turns the shape () of a batch counter into (1,).
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
+    write_atomically(path, save(arrays, metadata=dict(notes) if notes else None))
+
+
+def load_weights(path: Path) -> dict[str, Array]:
+    """Read a safetensors file; raise `WeightsError` where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"no weights at {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is not a complete safetensors file ({error}); "
+            "it was cut short or is another kind of file: make or fetch it again"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is either the old one or the new one, whole.
+
+    Raises `OSError` as the system gives it (a full disk, a missing permission); the old
+    content is still there then, and nothing half-written is left behind.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself must reach the disk too, or a power cut undoes it.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,177 @@
+"""The tree keeps the promises that CONTRIBUTING.md makes about it."""
+
+import ast
+import doctest
+import importlib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "shared": {"shared"},
+    "server": {"server", "shared"},
+    "client": {"client", "shared"},
+    "deploy": {"deploy", "client", "server", "shared"},
+}
+SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*.py"))]
+
+# Heavy or risky packages and the only files that know them.
+ONLY_IN = {
+    "flwr": ("*/app.py", "*/fleet.py", "shared/wire.py", "deploy/simulate.py"),
+    "segment_anything": ("client/sam.py",),
+    "onnxruntime": ("client/sam.py",),
+}
+# The trust boundary is testable without torch.
+WITHOUT_TORCH = (
+    "shared/protocol.py",
+    "server/admission.py",
+    "server/aggregation.py",
+    "client/egress.py",
+    "client/audit.py",
+)
+UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+MAY_PRINT = ("*/cli.py", "deploy/simulate.py", "deploy/provision.py", "deploy/phantom.py")
+
+
+def module_name(path: Path) -> str:
+    """The import name of a source file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("knowmine", *parts)).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+each_source = pytest.mark.parametrize("path", SOURCES, ids=module_name)
+
+
+def is_one_of(path: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether a source file's place in the tree is among `patterns`."""
+    return any(path.relative_to(ROOT).match(pattern) for pattern in patterns)
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of each import, wherever it stands in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: knowmine uses absolute imports"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def known_module(name: str) -> str | None:
+    """The knowmine module that an imported name lies in, if any."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 1, -1))
+    return next((prefix for prefix in prefixes if prefix in MODULES), None)
+
+
+def way_to(package: str, path: Path) -> list[str]:
+    """The shortest chain of knowmine modules from `path` to one that imports `package`, or []."""
+    start = module_name(path)
+    chains, seen = [[start]], {start}
+    while chains:
+        chain = chains.pop(0)
+        for _, name in imports_of(TREES[MODULES[chain[-1]]]):
+            if name.split(".")[0] == package:
+                return [*chain, package]
+            inner = known_module(name)
+            if inner and inner not in seen:
+                seen.add(inner)
+                chains.append([*chain, inner])
+    return []
+
+
+def test_every_folder_with_code_is_listed_in_pyproject():
+    """A folder that pyproject.toml forgets would be missing from the wheel."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+
+    assert sorted(module_name(ROOT / f / "__init__.py") for f in folders) == sorted(
+        setuptools["packages"]
+    )
+
+
+def test_every_side_has_a_link_for_type_checkers():
+    """Mypy sees the import package through .typing/knowmine."""
+    links = {link.name: link.resolve() for link in (ROOT / ".typing" / "knowmine").iterdir()}
+
+    assert links == {side: ROOT / side for side in MAY_IMPORT}
+
+
+@each_source
+def test_imports_point_only_downwards(path):
+    """Server and client never know each other, and shared knows neither."""
+    allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+
+    wrong = [
+        f"line {line}: {name}"
+        for line, name in imports_of(TREES[path])
+        if name.startswith("knowmine.") and name.split(".")[1] not in allowed
+    ]
+    assert not wrong
+
+
+@each_source
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_heavy_packages_keep_to_their_files(path, package):
+    """Flower, SAM and ONNX Runtime can each be replaced in one place."""
+    if is_one_of(path, ONLY_IN[package]):
+        return
+    lines = [line for line, name in imports_of(TREES[path]) if name.split(".")[0] == package]
+    assert not lines, f"{package} is imported outside {', '.join(ONLY_IN[package])}"
+
+
+@pytest.mark.parametrize("place", WITHOUT_TORCH)
+def test_the_trust_boundary_knows_no_torch(place):
+    """Neither these files nor anything of knowmine that they import needs torch."""
+    path = ROOT / place
+    if path in TREES:
+        assert not way_to("torch", path)
+
+
+@each_source
+def test_nothing_is_ever_unpickled(path):
+    """Weights and arrays from outside cannot run code."""
+    wrong = [
+        f"line {line}: import {name}"
+        for line, name in imports_of(TREES[path])
+        if name.split(".")[0] in UNPICKLING and name != "pickle.UnpicklingError"
+    ]
+    for node in ast.walk(TREES[path]):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if called == "torch.load" and given.get("weights_only") != "True":
+            wrong.append(f"line {node.lineno}: torch.load without weights_only=True")
+        if given.get("allow_pickle", "False") != "False":
+            wrong.append(f"line {node.lineno}: {called} with allow_pickle")
+    assert not wrong
+
+
+@each_source
+def test_only_entry_points_print(path):
+    """Everything else returns, raises or logs."""
+    if is_one_of(path, MAY_PRINT):
+        return
+    assert not [
+        f"line {node.lineno}"
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "typer.echo")
+    ]
+
+
+@each_source
+def test_every_file_says_what_it_promises(path):
+    """The first line of a file is a docstring's sentence."""
+    assert ast.get_docstring(TREES[path])
+
+
+@each_source
+def test_examples_in_docstrings_hold(path):
+    """What a docstring shows is what happens."""
+    assert doctest.testmod(importlib.import_module(module_name(path))).failed == 0
