@@ -1,6 +1,7 @@
 """The site's ClientApp: joins round.py to Flower's public API; all that leaves passes egress."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -9,7 +10,9 @@ from knowmine.client.egress import release
 from knowmine.client.round import evaluate, improve
 from knowmine.client.site import Site
 from knowmine.shared import wire
-from knowmine.shared.protocol import EvaluateTask, Hello, Reply, TrainTask
+from knowmine.shared.protocol import Hello, Scores, Update
+
+R = TypeVar("R", Update, Scores, Hello)
 
 
 def client_app(site_of: Callable[[Context], Site]) -> ClientApp:
@@ -28,17 +31,16 @@ def client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         site = site_of(context)
-        return _answer(site, improve(site, wire.unpack_task(message.content, TrainTask)), message)
+        return _answer(site, improve(site, wire.unpack_train_task(message.content)), message)
 
     @app.evaluate()
     def score(message: Message, context: Context) -> Message:
         site = site_of(context)
-        task = wire.unpack_task(message.content, EvaluateTask)
-        return _answer(site, evaluate(site, task), message)
+        return _answer(site, evaluate(site, wire.unpack_evaluate_task(message.content)), message)
 
     return app
 
 
-def _answer(site: Site, reply: Reply | Hello, message: Message) -> Message:
+def _answer(site: Site, reply: R, message: Message) -> Message:
     content: RecordDict = wire.pack_reply(release(reply, manifest=site.manifest))
     return Message(content, reply_to=message)

@@ -39,12 +39,16 @@ def augment(
 def _random_maps(n: int, generator: Generator, orientation: str) -> Tensor:
     """(N, 2, 3) affine maps: mirror, turn, scale and shift."""
     any_way = orientation == "any"
-    angle = _uniform(n, generator, -math.pi, math.pi) if any_way else _uniform(n, generator, -0.3, 0.3)
+    angle = (
+        _uniform(n, generator, -math.pi, math.pi) if any_way else _uniform(n, generator, -0.3, 0.3)
+    )
     scale = _uniform(n, generator, 0.8, 1.25)
     mirror = torch.where(_uniform(n, generator, 0, 1) < 0.5, -1.0, 1.0)
     shift = torch.stack([_uniform(n, generator, -0.12, 0.12) for _ in range(2)], 1)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = torch.stack([torch.stack([mirror * cos, -sin], 1), torch.stack([mirror * sin, cos], 1)], 1)
+    rows = torch.stack(
+        [torch.stack([mirror * cos, -sin], 1), torch.stack([mirror * sin, cos], 1)], 1
+    )
     return torch.cat([rows, shift[:, :, None]], 2)
 
 

@@ -81,4 +81,5 @@ def load_gallery(folder: Path) -> list[Kept]:
 
 
 def _bytes(masks: Floats) -> NDArray[np.uint8]:
-    return (masks.max(1) * 255 + 0.5).astype(np.uint8)
+    joined: NDArray[np.uint8] = (masks.max(1) * 255 + 0.5).astype(np.uint8)
+    return joined

@@ -25,7 +25,7 @@ def predict(
     """
     model.to(compute.device).eval()
     parts = [np.zeros((0, 0, *images.shape[2:]), np.float32)] if not len(images) else []
-    for batch in images.split(BATCH):
+    for batch in torch.split(images, BATCH):
         x = (batch.to(compute.device) / 255).contiguous(memory_format=torch.channels_last)
         with compute.autocast():
             seen = model(x).float().sigmoid()

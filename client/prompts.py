@@ -133,7 +133,8 @@ def logits_of(component: NDArray[np.bool_], plane: NDArray[np.float32]) -> NDArr
     """The plane's logits (S, S) float32, clipped, with all other components silenced."""
     low = 1 / (1 + np.exp(LOGIT))
     alone = np.where(component | (plane <= 0.5), plane, low).clip(low, 1 - low)
-    return np.log(alone / (1 - alone)).astype(np.float32)
+    logits: NDArray[np.float32] = np.log(alone / (1 - alone)).astype(np.float32)
+    return logits
 
 
 def _deepest(region: NDArray[np.bool_]) -> tuple[float, float]:

@@ -88,8 +88,11 @@ def features_of(opinions: Opinions) -> NDArray[np.float64]:
             opinions.sam_stability.astype(np.float64),
             areas[0] / np.maximum(areas[1], 1),
             # Soft Dice of the probabilities with their own mask: 1 when all are 0 or 1.
-            2 * (opinions.unet * unet).sum((1, 2, 3), dtype=np.float64)
-            / np.maximum(opinions.unet.sum((1, 2, 3), dtype=np.float64) + unet.sum((1, 2, 3)), 1e-6),
+            2
+            * (opinions.unet * unet).sum((1, 2, 3), dtype=np.float64)
+            / np.maximum(
+                opinions.unet.sum((1, 2, 3), dtype=np.float64) + unet.sum((1, 2, 3)), 1e-6
+            ),
         ],
         axis=1,
     )
@@ -147,7 +150,8 @@ def judge(opinions: Opinions, sums: Calibration) -> NDArray[np.float64]:
     # Beta-binomial mean: two pseudo-counts at the share of images without a lesion.
     share = (sums.empty + 0.5) / (sums.images + 1)
     nothing = (sums.empty_right + 2 * share) / (sums.empty_predicted + 2)
-    return np.where(opinions.prompted, quality, nothing).clip(0, 1)
+    judged: NDArray[np.float64] = np.where(opinions.prompted, quality, nothing).clip(0, 1)
+    return judged
 
 
 def select(quality: NDArray[np.float64], share: float, floor: float) -> Selection:
@@ -180,4 +184,5 @@ def dice_of(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Dice (N,) of masks (N, C, S, S), mean over classes; 1 where both are empty."""
     both = (a & b).sum((2, 3), dtype=np.float64)
     size = a.sum((2, 3), dtype=np.float64) + b.sum((2, 3))
-    return np.where(size > 0, 2 * both / np.maximum(size, 1), 1.0).mean(1)
+    dice: NDArray[np.float64] = np.where(size > 0, 2 * both / np.maximum(size, 1), 1.0)
+    return dice.mean(1)

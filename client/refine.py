@@ -123,7 +123,12 @@ def _best_of(
         pick = score.argmax(1)
         one = torch.arange(len(pick))
         parts.append(
-            _Best(low_res[rows][one, pick], logits[one, pick], iou[rows][one, pick], stability[one, pick])
+            _Best(
+                low_res[rows][one, pick],
+                logits[one, pick],
+                iou[rows][one, pick],
+                stability[one, pick],
+            )
         )
     return _Best(
         torch.cat([p.low_res for p in parts]),

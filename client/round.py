@@ -90,9 +90,7 @@ def improve(site: Site, task: TrainTask) -> Update:
 def evaluate(site: Site, task: EvaluateTask) -> Scores:
     """Score the global model on this site's test images, and pseudo-labels on its probe set."""
     plan = task.plan
-    site.load_model(
-        task.weights, plan.model, task.round + 1, plan.training.batch_norm == "local"
-    )
+    site.load_model(task.weights, plan.model, task.round + 1, plan.training.batch_norm == "local")
     site.progress.start("scoring", len(site.test))
     masks = predict(site.model, site.test.images, site.compute, site.progress.advance)
     by_stem = {case.stem: mask for case, mask in zip(site.test.cases, masks, strict=True)}

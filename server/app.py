@@ -70,11 +70,14 @@ class GridSites:
         unpack: Callable[[RecordDict], R],
     ) -> Iterator[tuple[str, R | KnowmineError]]:
         names = {self._nodes[name]: name for name in tasks}
-        records = {node: wire.pack_task(tasks[name]) for node, name in names.items()}
+        packed = wire.pack_tasks(tasks)
+        records = {node: packed[name] for node, name in names.items()}
         for node, reply in self._ask(kind, records):
             yield names[node], self._parsed(reply, unpack)
 
-    def _ask(self, kind: str, records: Mapping[int, RecordDict]) -> Iterator[tuple[int, Message | None]]:
+    def _ask(
+        self, kind: str, records: Mapping[int, RecordDict]
+    ) -> Iterator[tuple[int, Message | None]]:
         """Push one message a node; yield replies one by one, None for a node that stays silent."""
         pending: dict[str, int] = {}
         for node, content in records.items():
@@ -105,4 +108,3 @@ class GridSites:
             return unpack(reply.content)
         except KnowmineError as error:
             return error
-

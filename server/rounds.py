@@ -30,6 +30,7 @@ from knowmine.shared.protocol import (
     Scores,
     TrainTask,
     Update,
+    calibration_of,
 )
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Weights, bytes_of, digest_of_manifest, manifest_of
@@ -251,9 +252,7 @@ def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
     )
 
 
-def _admitted(
-    reply: Update | KnowmineError, site: str, round_: int, weights: Weights
-) -> Update:
+def _admitted(reply: Update | KnowmineError, site: str, round_: int, weights: Weights) -> Update:
     if isinstance(reply, KnowmineError):
         raise reply
     return admit(reply, site=site, round=round_, manifest=manifest_of(weights))
@@ -277,9 +276,5 @@ def _check_quorum(record: RoundRecord, roster: Mapping[str, Hello], quorum: floa
 
 def _calibrations_in(record: Mapping[str, Any]) -> dict[str, Calibration]:
     """The probe sums that a committed round left for the next."""
-    return {
-        name: Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in sums.items()})
-        for name, sums in record.get("calibration", {}).items()
-    }
-
-
+    found = record.get("calibration", {})
+    return {name: calibration_of(values) for name, values in found.items()}

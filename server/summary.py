@@ -29,7 +29,11 @@ def summarise(
         "global": {key: last.get(key) for key in ("dice", "iou", "hd95", "test_images")},
         "per_site": last.get("per_site", {}),
         "per_round": [
-            {key: value for key, value in record.items() if key not in ("calibration", "checkpoint")}
+            {
+                key: value
+                for key, value in record.items()
+                if key not in ("calibration", "checkpoint")
+            }
             for record in records
         ],
         "sam": sam,

@@ -1,5 +1,7 @@
 """Losses on logits, pure and differentiable."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ def segmentation_losses(logits: Tensor, target: Tensor) -> Tensor:
     return (cross_entropy.mean((2, 3)) + dice).mean(1)
 
 
-def proximal_term(parameters: list[Tensor], anchors: list[Tensor]) -> Tensor:
+def proximal_term(parameters: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
     """Half the squared distance to the global weights (FedProx, Li et al. 2020, equation 2)."""
     distances = [(p - a).square().sum() for p, a in zip(parameters, anchors, strict=True)]
     return torch.stack(distances).sum() / 2

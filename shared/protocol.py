@@ -5,8 +5,9 @@ your images. `EvaluateTask`: here is the new global model, how good is it at you
 Sums rather than means travel, so that the server can pool sites of different sizes exactly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Weights
@@ -58,6 +59,14 @@ class Calibration:
             self.empty_predicted + other.empty_predicted,
             self.empty_right + other.empty_right,
         )
+
+
+def calibration_of(values: Mapping[str, Any]) -> Calibration:
+    """Sums that were written out as lists and numbers, from the wire or from a record."""
+    sums: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return Calibration(**sums)
 
 
 FUSE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -58,7 +58,7 @@ class TrainingSettings(Settings):
 
     steps: int = Field(40, ge=1, description="Optimiser steps a round at each site.")
     batch: int = Field(8, ge=2, le=512, description="Images a step.")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="AdamW's peak learning rate.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW's peak learning rate.")
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's weight decay.")
     fedprox: float = Field(
         0.0, ge=0, le=10, description="Pull towards the global weights, FedProx's mu; 0 is off."

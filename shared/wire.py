@@ -9,7 +9,7 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from knowmine.shared.protocol import (
     Task,
     TrainTask,
     Update,
+    calibration_of,
 )
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Weights
@@ -39,34 +40,44 @@ from knowmine.shared.weights import Weights
 R = TypeVar("R")
 
 
-def pack_task(task: Task) -> RecordDict:
-    """A task as Flower records."""
+def pack_tasks(tasks: Mapping[str, Task]) -> dict[str, RecordDict]:
+    """Tasks as Flower records; weights that several sites get are held once."""
+    packed: dict[int, ArrayRecord] = {}
+    for task in tasks.values():
+        if id(task.weights) not in packed:
+            packed[id(task.weights)] = _pack_weights(task.weights)
+    return {name: _pack_task(task, packed[id(task.weights)]) for name, task in tasks.items()}
+
+
+def _pack_task(task: Task, weights: ArrayRecord) -> RecordDict:
     config = ConfigRecord(
         {"protocol": PROTOCOL, "round": task.round, "plan": task.plan.model_dump_json()}
     )
-    records: dict[str, Any] = {"task": config, "weights": _pack_weights(task.weights)}
+    records: dict[str, Any] = {"task": config, "weights": weights}
     if isinstance(task, TrainTask):
         config["rounds"] = task.rounds
         records["calibration"] = _pack_calibration(task.calibration)
     return RecordDict(records)
 
 
-def unpack_task(records: RecordDict, kind: type[R]) -> R:
-    """The task of `kind` in `records`; raise `Refused` for anything else."""
+def unpack_train_task(records: RecordDict) -> TrainTask:
+    """The training task in `records`; raise `Refused` for anything else."""
 
-    def unpack() -> Any:
-        config = records.config_records["task"]
-        if (seen := config["protocol"]) != PROTOCOL:
-            raise Refused(
-                f"the server speaks protocol {seen}, this site speaks {PROTOCOL}: "
-                "install matching versions of knowmine"
-            )
-        plan = Plan.model_validate_json(str(config["plan"]))
-        round_, weights = int(config["round"]), _unpack_weights(records)  # type: ignore[arg-type]
-        if kind is TrainTask:
-            rounds = int(config["rounds"])  # type: ignore[arg-type]
-            return TrainTask(round_, rounds, plan, weights, _unpack_calibration(records))
-        return EvaluateTask(round_, plan, weights)
+    def unpack() -> TrainTask:
+        round_, plan = _unpack_heading(records)
+        rounds = _whole(records.config_records["task"]["rounds"])
+        weights, sums = _unpack_weights(records), _unpack_calibration(records)
+        return TrainTask(round_, rounds, plan, weights, sums)
+
+    return _checked(unpack, "task")
+
+
+def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
+    """The scoring task in `records`; raise `Refused` for anything else."""
+
+    def unpack() -> EvaluateTask:
+        round_, plan = _unpack_heading(records)
+        return EvaluateTask(round_, plan, _unpack_weights(records))
 
     return _checked(unpack, "task")
 
@@ -109,9 +120,9 @@ def unpack_update(records: RecordDict) -> Update:
 
     def unpack() -> Update:
         mined = _exactly(records.metric_records["mined"], Mined)
-        mined["gate"] = GATES[mined["gate"]]
-        numbers = dict(records.metric_records["update"])
-        return Update(weights=_unpack_weights(records), mined=Mined(**mined), **numbers)  # type: ignore[arg-type]
+        mined["gate"] = dict(enumerate(GATES))[mined["gate"]]
+        numbers: dict[str, Any] = dict(records.metric_records["update"])
+        return Update(weights=_unpack_weights(records), mined=Mined(**mined), **numbers)
 
     return _checked(unpack, "update")
 
@@ -120,8 +131,8 @@ def unpack_scores(records: RecordDict) -> Scores:
     """A site's scores; raise `Refused` for anything that is not that."""
 
     def unpack() -> Scores:
-        numbers = dict(records.metric_records["scores"])
-        return Scores(calibration=_unpack_calibration(records), **numbers)  # type: ignore[arg-type]
+        numbers: dict[str, Any] = dict(records.metric_records["scores"])
+        return Scores(calibration=_unpack_calibration(records), **numbers)
 
     return _checked(unpack, "scores")
 
@@ -134,6 +145,25 @@ def through_the_wire(message: Message) -> Message:
     # Flower sets a message's id on arrival; its classes offer no public way to.
     copy.metadata.__dict__["_message_id"] = message.metadata.message_id
     return copy
+
+
+def _unpack_heading(records: RecordDict) -> tuple[int, Plan]:
+    config = records.config_records["task"]
+    if (seen := config["protocol"]) != PROTOCOL:
+        raise Refused(
+            f"the server speaks protocol {seen!r}, this site speaks {PROTOCOL}: "
+            "install matching versions of knowmine"
+        )
+    plan = config["plan"]
+    if not isinstance(plan, str):
+        raise TypeError("the plan is not text")
+    return _whole(config["round"]), Plan.model_validate_json(plan)
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected a whole number, found {value!r}")
+    return value
 
 
 def _pack_weights(weights: Weights) -> ArrayRecord:
@@ -166,9 +196,7 @@ def _pack_calibration(sums: Calibration) -> MetricRecord:
 
 def _unpack_calibration(records: RecordDict) -> Calibration:
     values = _exactly(records.metric_records["calibration"], Calibration)
-    return Calibration(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
+    return calibration_of(values)
 
 
 def _exactly(record: Any, kind: type) -> dict[str, Any]:
@@ -180,7 +208,7 @@ def _exactly(record: Any, kind: type) -> dict[str, Any]:
     return values
 
 
-def _checked(unpack: Callable[[], Any], what: str) -> Any:
+def _checked(unpack: Callable[[], R], what: str) -> R:
     """Run a parser on hostile input: whatever goes wrong is the sender's fault."""
     try:
         return unpack()
