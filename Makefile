@@ -32,7 +32,7 @@ demo: .venv/.installed $(if $(DATA),,demo/.drawn) ## Simulate three sites, from 
 
 demo/.drawn: deploy/phantom.py deploy/phantom_wall.py | .venv/.installed
 	@rm -rf demo/data
-	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 150 --seed 0
+	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 100 --seed 0
 	@touch $@
 
 test: .venv/.installed ## Run the test suite

@@ -145,10 +145,12 @@ def _say(summary: dict[str, Any], run: Path) -> None:
             f"{scores['test_images']} test images after {summary['rounds']} rounds"
         )
     for site, reasons in summary.get("left_out", {}).items():
-        console.print(
-            f"{site}: {len(reasons)} images left out, first: {reasons[0]}", style="yellow"
-        )
-    console.print(f"Report: {run / 'report.html'}", soft_wrap=True)
+        line = f"{site}: {len(reasons)} images left out, first: {reasons[0]}"
+        console.print(line, style="yellow", markup=False)
+    for site, notes in summary.get("warnings", {}).items():
+        for note in notes:
+            console.print(f"{site}: {note}", style="yellow", markup=False)
+    console.print(f"Report: {run / 'report.html'}", soft_wrap=True, markup=False)
 
 
 def _folders(sites: list[str] | None) -> dict[str, str] | None:
@@ -169,7 +171,7 @@ def _fraction_or_count(labelled: float | None) -> float | int | None:
     """0.1 and 1 are fractions, 12 is a count; 1.0 of the images rather than one image."""
     if labelled is None or 0 < labelled <= 1:
         return labelled
-    if labelled == int(labelled):
+    if labelled.is_integer():
         return int(labelled)
     raise UsageError(f"--labelled {labelled}: expected a fraction up to 1, or a whole number")
 

@@ -31,7 +31,7 @@ from knowmine.server.journal import Journal
 from knowmine.server.rounds import Sites, Watch, run_rounds
 from knowmine.server.summary import summarise
 from knowmine.shared import wire
-from knowmine.shared.errors import Interrupted, KnowmineError, UsageError
+from knowmine.shared.errors import Interrupted, KnowmineError, RunFailed, UsageError
 from knowmine.shared.log import Progress, RunLog, open_log
 from knowmine.shared.metrics import dice
 from knowmine.shared.unetplusplus import build_model, weights_of
@@ -145,6 +145,9 @@ def simulate(
     settle(settings.machine.threads)
     weights = _sam_weights(settings, display)
     folders = open_folders(settings)
+    sam = _Once(weights, settings)
+    if weights is not None:
+        sam.open()  # a truncated file is found before the first round, not in the second
     dump = settings.model_dump(mode="json")
     with (
         Journal.open(run) if resume else Journal.create(run, dump) as journal,
@@ -153,7 +156,6 @@ def simulate(
         log.event("start", resume=resume, method=settings.plan.method, seed=settings.plan.seed)
         compute = pick_compute(settings.machine.device)
         log.event("machine", compute=str(compute), threads=torch.get_num_threads())
-        sam = _Once(weights, settings)
         sites = [
             _open(data, hidden, settings, run, sam, compute, display)
             for data, hidden in folders.values()
@@ -186,8 +188,9 @@ def simulate(
                 versions=versions(),
             )
             summary["left_out"] = {site.name: site.left_out for site in sites if site.left_out}
+            summary["warnings"] = {site.name: site.warnings for site in sites if site.warnings}
             journal.write_summary(summary)
-            write_report(run, summary, gallery_of(sites))
+            _report(run, summary, sites)
             log.event("end", status=status, reason=reason)
     return summary
 
@@ -236,6 +239,16 @@ def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
                 )
             )
     return items
+
+
+def _report(run: Path, summary: Mapping[str, Any], sites: Iterable[Site]) -> None:
+    try:
+        write_report(run, summary, gallery_of(sites))
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write the report in {run} ({error.strerror}): the finished rounds are safe; "
+            f"make room and go on with `--resume {run}`"
+        ) from error
 
 
 def versions() -> dict[str, str]:
@@ -291,7 +304,7 @@ def _open(
 ) -> Site:
     return Site(
         data,
-        Scorer(hidden, settings.plan.model.classes),
+        Scorer(hidden, settings.plan.model.classes, max_image_px=settings.split.max_image_px),
         settings.plan.model,
         folder=run / "sites" / data.name,
         embeddings=cache_of(settings) / "embeddings",
@@ -305,7 +318,7 @@ def _open(
 
 @dataclass
 class _Once:
-    """SAM, loaded when the first site asks for it and shared by all."""
+    """SAM, loaded once and shared by all sites."""
 
     weights: SamWeights | None
     settings: SimulationSettings

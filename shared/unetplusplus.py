@@ -27,15 +27,21 @@ class UnetPlusPlus(smp.UnetPlusPlus):  # type: ignore[misc]  # smp ships no type
     """
 
     def __init__(self, settings: ModelSettings) -> None:
-        depth = len(settings.decoder_channels)
-        super().__init__(
-            settings.encoder,
-            encoder_depth=depth,
-            encoder_weights=None,
-            decoder_channels=settings.decoder_channels,
-            classes=settings.classes,
-        )
         mean, std = normalisation_of(settings.encoder)
+        depth = len(settings.decoder_channels)
+        try:
+            super().__init__(
+                settings.encoder,
+                encoder_depth=depth,
+                encoder_weights=None,
+                decoder_channels=settings.decoder_channels,
+                classes=settings.classes,
+            )
+        except Exception as error:  # each library has its own for what it cannot build
+            raise SettingsError(
+                f"model.encoder {settings.encoder!r} does not fit a U-Net++ of {depth} stages "
+                f"({error}); choose another encoder or another length of model.decoder_channels"
+            ) from error
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -58,7 +64,10 @@ def normalisation_of(encoder: str) -> tuple[list[float], list[float]]:
     if encoder.startswith("tu-"):
         import timm
 
-        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        try:
+            config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        except RuntimeError:  # a known network, an unknown tag of weights behind the dot
+            config = None
         if config is None:
             raise SettingsError(
                 f"model.encoder {encoder!r} is not known to timm; "
@@ -149,7 +158,9 @@ def put_weights(model: nn.Module, weights: Weights) -> None:
             f"{expected.get(name, 'no such tensor')}; model.encoder, model.classes or "
             "model.decoder_channels differ from those it was trained with"
         )
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    )
 
 
 def manifest_of_model(model: nn.Module) -> dict[str, TensorSpec]:

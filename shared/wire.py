@@ -3,6 +3,7 @@
 Replies hold tensors and numbers, and for `Hello` two short texts; nothing else has a place.
 """
 
+import io
 import os
 
 # Flower reads these when it is first imported; a hospital's machine phones nobody.
@@ -17,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from pydantic import ValidationError
+from numpy.typing import NDArray
 
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
@@ -112,7 +113,14 @@ def pack_reply(reply: Reply | Hello) -> RecordDict:
 
 def unpack_hello(records: RecordDict) -> Hello:
     """A site's introduction; raise `Refused` for anything else."""
-    return _checked(lambda: Hello(**_exactly(records.config_records["hello"], Hello)), "hello")
+
+    def unpack() -> Hello:
+        hello = Hello(**_exactly(records.config_records["hello"], Hello))
+        if type(hello.site) is not str:
+            raise TypeError("the site's name is not text")
+        return hello
+
+    return _checked(unpack, "hello")
 
 
 def unpack_update(records: RecordDict) -> Update:
@@ -173,16 +181,24 @@ def _pack_weights(weights: Weights) -> ArrayRecord:
 
 
 def _unpack_weights(records: RecordDict) -> Weights:
-    weights = {}
-    for name, packed in records.array_records["weights"].items():
-        array = packed.numpy()  # flwr loads it with allow_pickle=False
-        if (array.dtype.name, array.shape) != (np.dtype(packed.dtype).name, tuple(packed.shape)):
-            raise Refused(
-                f"tensor {name} says it is {packed.dtype}{tuple(packed.shape)} and holds "
-                f"{array.dtype}{array.shape}: its header lies"
-            )
-        weights[name] = array
-    return weights
+    return {name: _view(name, array) for name, array in records.array_records["weights"].items()}
+
+
+def _view(name: str, packed: Array) -> NDArray[Any]:
+    """The tensor as a read-only view of the bytes that came: nothing is copied or unpickled."""
+    file = io.BytesIO(packed.data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise Refused(f"tensor {name} is not in the version of NumPy's format that knowmine sends")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran or dtype.hasobject or packed.stype != "numpy.ndarray":
+        raise Refused(f"tensor {name} is not a plain array in C order")
+    if (dtype.name, shape) != (np.dtype(packed.dtype).name, tuple(packed.shape)):
+        raise Refused(
+            f"tensor {name} says it is {packed.dtype}{tuple(packed.shape)} and holds "
+            f"{dtype}{shape}: its header lies"
+        )
+    values = np.frombuffer(packed.data, dtype, offset=file.tell())
+    return values.reshape(shape)
 
 
 def _pack_calibration(sums: Calibration) -> MetricRecord:
@@ -214,5 +230,7 @@ def _checked(unpack: Callable[[], R], what: str) -> R:
         return unpack()
     except Refused:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, EOFError, ValidationError) as error:
+    # No list of exceptions is complete: NumPy's header parser alone raises tokenize.TokenError,
+    # RecursionError and IndentationError.
+    except Exception as error:
         raise Refused(f"not a knowmine {what}: {type(error).__name__} {error}") from error

@@ -1,0 +1,157 @@
+"""Memory: the server over the number of sites, and one site over the number of its images.
+
+    python -m benchmarks.bench_memory
+
+Each measurement is a process of its own. The server's figure is the peak of all arrays and bytes
+that one round allocates (tracemalloc), in sizes of the model; sites answer by random weights of
+the default U-Net++. The site's figure is the peak resident memory of a process that opens a
+site of 1000 phantom images, mines 32 of them with SAM and trains two steps.
+Writes benchmarks/results/memory.json and the table between its markers in docs/performance.md.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "memory.json"
+PAGE = HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
+SITES = (2, 8, 32)
+IMAGES = 1000
+
+
+def main() -> None:
+    """Measure in fresh processes, then write the result and the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
+    one = parser.parse_args().one
+    if one:
+        measure = {"server": server, "site": site}[one[0]]
+        print(json.dumps(measure(int(one[1]))))
+        return
+    rows = [fresh("server", n) for n in SITES] + [fresh("site", IMAGES)]
+    RESULT.parent.mkdir(exist_ok=True)
+    result = {"name": "memory", "command": "python -m benchmarks.bench_memory", "rows": rows}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_table(rows)
+
+
+def fresh(kind: str, size: int) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.bench_memory", "--one", kind, str(size)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=HERE.parent)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(row, flush=True)
+    return row
+
+
+def server(sites: int) -> dict[str, Any]:
+    """Peak of one round with `sites` sites, as bytes and as sizes of the model."""
+    import numpy as np
+
+    from knowmine.server.journal import Journal
+    from knowmine.server.rounds import Watch, run_rounds
+    from knowmine.server.settings import RunSettings
+    from knowmine.shared import wire
+    from knowmine.shared.log import silent
+    from knowmine.shared.protocol import (
+        PROTOCOL,
+        EvaluateTask,
+        Hello,
+        Scores,
+        TrainTask,
+        Update,
+    )
+    from knowmine.shared.settings import Plan
+    from knowmine.shared.unetplusplus import build_model, weights_of
+    from knowmine.shared.weights import bytes_of, digest_of_manifest, manifest_of
+
+    plan = Plan(method="supervised")
+    initial = weights_of(build_model(plan.model, 0))
+    digest = digest_of_manifest(manifest_of(initial))
+    names = [f"site-{n}" for n in range(sites)]
+
+    class Sites:
+        """Sites whose replies are made when they are asked for, as bytes come from a socket."""
+
+        def greet(self) -> Iterator[tuple[str, Hello]]:
+            for name in names:
+                yield name, Hello(name, PROTOCOL, digest, 1, 1, 0, 1)
+
+        def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update]]:
+            packed = wire.pack_tasks(tasks)
+            for name in packed:
+                reply = wire.pack_reply(Update(tasks[name].round, initial, 1, 0, 0.5, 1.0))
+                yield name, wire.unpack_update(reply)
+
+        def evaluate(self, tasks: Mapping[str, EvaluateTask]) -> Iterator[tuple[str, Scores]]:
+            for name in wire.pack_tasks(tasks):
+                yield name, Scores(tasks[name].round, 1, 0.5, 0.4, 9.0)
+
+    class Nobody:
+        """Watches nothing."""
+
+        def round_started(self, round_: int, rounds: int) -> None:
+            """Nothing."""
+
+        def round_done(self, record: Mapping[str, Any]) -> None:
+            """Nothing."""
+
+    watch: Watch = Nobody()
+    size = bytes_of(initial)
+    with tempfile.TemporaryDirectory() as folder, Journal.create(Path(folder) / "run", {}) as run:
+        tracemalloc.start()
+        copies = {name: np.array(array) for name, array in initial.items()}
+        run_rounds(
+            Sites(), run, plan, RunSettings(rounds=1), lambda: copies, log=silent(), watch=watch
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    return {"what": "server", "sites": sites, "peak_mb": peak / 1e6, "models": peak / size}
+
+
+def site(images: int) -> dict[str, Any]:
+    """Peak resident memory of a process that works for a site of `images` images."""
+    from knowmine.deploy.phantom import make_folder
+    from knowmine.deploy.progress import make_display
+    from knowmine.deploy.settings import SimulationSettings
+    from knowmine.deploy.simulate import simulate
+    from knowmine.shared.settings import read_settings
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_folder(Path(folder) / "data", images)
+        flags = {
+            "sites.folders": {"one": str(Path(folder) / "data")},
+            "split.labelled": 50,
+            "plan.training.steps": 2,
+            "plan.mining": {"images": 32, "warmup_rounds": 0},
+            "run.rounds": 1,
+        }
+        settings = read_settings(SimulationSettings, None, flags)
+        with make_display("json") as display:
+            simulate(settings, Path(folder) / "run", resume=False, display=display)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"what": "site", "images": images, "peak_mb": peak / 1e6}
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the table between its markers in docs/performance.md."""
+    lines = ["| what | size | peak | in models |", "|---|---|---|---|"]
+    for row in rows:
+        size = f"{row['sites']} sites" if "sites" in row else f"{row['images']} images"
+        models = f"{row['models']:.1f}" if "models" in row else "-"
+        lines.append(f"| {row['what']} | {size} | {row['peak_mb']:.0f} MB | {models} |")
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

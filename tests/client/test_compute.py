@@ -1,0 +1,67 @@
+"""The device is what was asked for, and the precision suits it."""
+
+import pytest
+import torch
+
+from knowmine.client.compute import Compute, pick_compute, settle
+from knowmine.shared.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_finds_something():
+    """A GPU if there is one, else this CPU."""
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert pick_compute("auto").device.type == expected
+
+
+def test_a_cpu_gets_a_precision_that_it_is_good_at():
+    """Whichever that is here, convolutions run in it."""
+    compute = pick_compute("cpu")
+    with compute.autocast():
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == compute.dtype
+
+
+@pytest.mark.parametrize(
+    ("device", "complaint"),
+    [
+        ("banana", "device 'banana' is not one; use auto, cpu, cuda or cuda:N"),
+        ("meta", "device 'meta' is not supported"),
+    ],
+)
+def test_other_devices_are_refused(device, complaint):
+    """By name, with those that would do."""
+    with pytest.raises(UsageError, match=complaint):
+        pick_compute(device)
+
+
+def test_a_missing_gpu_is_said_at_once():
+    """Not in the middle of the first round."""
+    if torch.cuda.is_available():
+        assert pick_compute("cuda").device.type == "cuda"
+        return
+    with pytest.raises(UsageError, match="this machine has no usable GPU"):
+        pick_compute("cuda:0")
+
+
+def test_full_precision_is_left_alone():
+    """float32 means no autocast at all."""
+    with Compute(CPU, torch.float32).autocast():
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_it_says_what_it_is():
+    """As the log has it."""
+    assert str(Compute(CPU, torch.bfloat16)) == "cpu in bfloat16"
+
+
+def test_threads_are_limited_on_request():
+    """0 leaves their number alone."""
+    before = torch.get_num_threads()
+    try:
+        settle(1)
+        assert torch.get_num_threads() == 1
+        settle(0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

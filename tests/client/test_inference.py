@@ -1,0 +1,86 @@
+"""Probabilities are the mean of an image and its mirror image, whatever the batch."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from knowmine.client.compute import Compute
+from knowmine.client.inference import BATCH, predict
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+
+
+class Leftist(nn.Module):
+    """Sure on the left of whatever it is shown, clueless on the right."""
+
+    def forward(self, images):
+        logits = torch.zeros_like(images[:, :1])
+        logits[..., : images.shape[3] // 2] = 100
+        return logits
+
+
+class Mean(nn.Module):
+    """Two classes: how bright the image is, and how dark; noisy while it is being trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        bright = self.dropout(images.mean((1, 2, 3), keepdim=True)).expand_as(images[:, :1])
+        return torch.cat([bright, -bright], 1)
+
+
+def images(n, px=4):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, px, px), dtype=torch.uint8, generator=generator)
+
+
+def test_both_mirror_views_count():
+    """(1 + .5) / 2 on either side."""
+    assert np.array_equal(predict(Leftist(), images(1), CPU), np.full((1, 1, 4, 4), 0.75))
+
+
+def test_probabilities_are_those_of_the_image():
+    """Worked by hand: sigmoid of the mean of pixels in [0, 1], and its complement."""
+    probabilities = predict(Mean(), torch.full((1, 3, 4, 4), 255, dtype=torch.uint8), CPU)
+    yes = 1 / (1 + np.exp(-1))
+    assert np.allclose(probabilities[0, :, 0, 0], [yes, 1 - yes])
+    assert probabilities.dtype == np.float32 and probabilities.shape == (1, 2, 4, 4)
+
+
+def test_a_remainder_is_predicted_too():
+    """One more than a batch: the last is as it is alone."""
+    some = images(BATCH + 1)
+    together = predict(Mean(), some, CPU)
+    assert len(together) == BATCH + 1
+    assert np.array_equal(together[-1:], predict(Mean(), some[-1:], CPU))
+
+
+def test_no_images_no_probabilities():
+    """A site may have no test images, and the model need not look at them."""
+    model = Mean()
+    assert predict(model, images(0), CPU).shape == (0, 0, 4, 4) and not model.sizes
+
+
+def test_each_batch_is_told():
+    """Whoever watches hears of every image once."""
+    heard = []
+    predict(Mean(), images(BATCH + 3), CPU, heard.append)
+    assert heard == [BATCH, 3]
+
+
+def test_prediction_is_not_training():
+    """Dropout is off, even if the model came from training."""
+    model = Mean().train()
+    assert np.array_equal(predict(model, images(3), CPU), predict(model, images(3), CPU))
+
+
+def test_images_are_left_alone():
+    """Bytes in, the same bytes after."""
+    some = images(2)
+    before = some.clone()
+    predict(Mean(), some, CPU)
+    assert torch.equal(some, before)

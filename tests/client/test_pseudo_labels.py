@@ -1,0 +1,328 @@
+"""Two opinions are fused, judged by sums that sites can pool, and selected."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knowmine.client.pseudo_labels import (
+    PRIOR,
+    Opinions,
+    calibrate,
+    dice_of,
+    features_of,
+    fuse,
+    gate,
+    judge,
+    select,
+    share_to_keep,
+    sharpen,
+)
+from knowmine.shared.protocol import FEATURES, FUSE_WEIGHTS, Calibration
+from knowmine.shared.settings import MiningSettings
+
+PX = 8
+FEW = settings(max_examples=25, deadline=None)
+
+
+def half(value=0.9, top=PX // 2):
+    """(1, PX, PX): `value` in the upper rows, 0 below."""
+    mask = np.zeros((1, PX, PX), np.float32)
+    mask[:, :top] = value
+    return mask
+
+
+NOTHING = half(0.0)
+
+
+def opinions(unet, sam, prompted=None, iou=0.9, stability=0.8):
+    """Of lists of masks (C, PX, PX)."""
+    n = len(unet)
+    return Opinions(
+        np.stack(unet),
+        np.stack(sam),
+        np.ones(n, bool) if prompted is None else np.array(prompted),
+        np.full(n, iou, np.float32),
+        np.full(n, stability, np.float32),
+    )
+
+
+@st.composite
+def any_opinions(draw):
+    """Up to six images of two classes, of any probabilities, with their truth."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    n = draw(st.integers(1, 6))
+    # To high powers most are near 0 or all are near 1: empty and full masks are among them.
+    power = draw(st.sampled_from([0.05, 1, 20]))
+    unet, sam = (rng.random((2, n, 2, PX, PX)) ** power).astype(np.float32)
+    scores = rng.random((2, n)).astype(np.float32)
+    truth = rng.random((n, 2, PX, PX)) ** power > 0.5
+    return Opinions(unet, sam, rng.random(n) < 0.7, *scores), truth
+
+
+# ------------------------------------------------------------------------------- fuse
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.0, 0.2), (0.25, 0.4), (1.0, 1.0)])
+def test_the_weight_is_the_unets_share(weight, expected):
+    """One says 1, SAM says .2."""
+    fused = fuse(opinions([half(1.0)], [half(0.2)]), weight)
+    assert fused[0, 0, 0, 0] == pytest.approx(expected)
+
+
+def test_where_sam_was_not_asked_the_unet_stands_alone():
+    """SAM's empty mask is silence, not an opinion."""
+    fused = fuse(opinions([half(0.4)] * 2, [NOTHING] * 2, prompted=[True, False]), 0.5)
+    assert fused[:, 0, 0, 0] == pytest.approx([0.2, 0.4])
+
+
+@FEW
+@given(any_opinions(), st.sampled_from(FUSE_WEIGHTS))
+def test_fused_masks_lie_between_the_two(drawn, weight):
+    """A mean never leaves what it is the mean of."""
+    both, _ = drawn
+    fused = fuse(both, weight)
+    asked = both.prompted
+    low, high = np.minimum(both.unet, both.sam), np.maximum(both.unet, both.sam)
+    assert (fused[asked] >= low[asked] - 1e-6).all() and (fused[asked] <= high[asked] + 1e-6).all()
+
+
+# ---------------------------------------------------------------------------- sharpen
+
+
+def test_sharpening_by_hand():
+    """.8^2 / (.8^2 + .2^2) = .64 / .68."""
+    assert sharpen(np.float32([0.8]))[0] == pytest.approx(0.64 / 0.68)
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.5, 1.0])
+def test_sharpening_leaves_certainty_and_doubt(fixed):
+    """0, one half and 1 stay what they are."""
+    assert sharpen(np.float32([fixed]))[0] == fixed
+
+
+@FEW
+@given(st.floats(0, 1, width=32))
+def test_sharpening_treats_yes_and_no_alike(y):
+    """The sharpened complement is the complement of the sharpened."""
+    one, other = sharpen(np.float32([y])), sharpen(1 - np.float32([y]))
+    assert one[0] + other[0] == pytest.approx(1, abs=1e-6)
+
+
+@FEW
+@given(st.floats(0, 1, width=32))
+def test_sharpening_moves_away_from_one_half(y):
+    """Never towards it, and never across."""
+    sharp = float(sharpen(np.float32([y]))[0])
+    assert abs(sharp - 0.5) >= abs(y - 0.5) - 1e-6 and (sharp - 0.5) * (y - 0.5) >= 0
+
+
+# --------------------------------------------------------------------------- features
+
+
+@FEW
+@given(any_opinions())
+def test_features_are_shares(drawn):
+    """Each in [0, 1], whatever the masks: the server refuses sums that say otherwise."""
+    features = features_of(drawn[0])
+    assert features.shape == (len(drawn[0]), len(FEATURES))
+    assert features.min() >= 0 and features.max() <= 1 + 1e-6
+
+
+def test_features_by_hand():
+    """Four rows and two: Dice 2 * 16 / 48, area ratio one half; 2 * .9 / (.9 + 1) certain."""
+    (features,) = features_of(opinions([half(0.9)], [half(1.0, top=2)]))
+    assert features == pytest.approx([1, 2 / 3, 0.9, 0.8, 0.5, 1.8 / 1.9])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"), [(0, 0, 1.0), (0, 4, 0.0), (4, 4, 1.0), (4, 2, 2 / 3)]
+)
+def test_two_empty_masks_agree(a, b, expected):
+    """And an empty one agrees with no other."""
+    dice = dice_of(half(1, top=a)[None] > 0, half(1, top=b)[None] > 0)
+    assert dice == pytest.approx([expected])
+
+
+def test_dice_is_the_mean_over_classes():
+    """One class is found, the other is missed."""
+    found = np.concatenate([half(1), half(1)])[None] > 0
+    truth = np.concatenate([half(1), NOTHING])[None] > 0
+    assert dice_of(found, truth) == pytest.approx([0.5])
+
+
+# -------------------------------------------------------------------------- calibrate
+
+
+def joined(a, b):
+    return Opinions(
+        *(
+            np.concatenate([getattr(a, name), getattr(b, name)])
+            for name in ("unet", "sam", "prompted", "sam_iou", "sam_stability")
+        )
+    )
+
+
+@FEW
+@given(any_opinions(), any_opinions())
+def test_sums_of_two_sites_are_the_sums_of_their_union(one, other):
+    """So a federation's judge is the one that a single site with all images would have."""
+    pooled = calibrate(one[0], one[1]) + calibrate(other[0], other[1])
+    union = calibrate(joined(one[0], other[0]), np.concatenate([one[1], other[1]]))
+    assert (pooled.images, pooled.empty, pooled.empty_predicted, pooled.empty_right) == (
+        union.images,
+        union.empty,
+        union.empty_predicted,
+        union.empty_right,
+    )
+    assert pooled.fused + pooled.gram + pooled.target == pytest.approx(
+        union.fused + union.gram + union.target
+    )
+
+
+def test_fused_sums_show_which_weight_is_best():
+    """SAM alone is right; at an even share its 1 still carries, at three quarters no more."""
+    sums = calibrate(opinions([NOTHING + 0.1], [half(1.0)]), half(1.0)[None] > 0)
+    assert sums.fused == (1.0, 1.0, 1.0, 0.0, 0.0)
+
+
+def test_empty_images_are_counted():
+    """Three seen as empty, of which two are; a third empty one is taken for a lesion."""
+    seen = [NOTHING, NOTHING, NOTHING, half(), half()]
+    truth = np.stack([NOTHING, NOTHING, half(), NOTHING, half()]) > 0
+    prompted = [False, False, False, True, True]
+    sums = calibrate(opinions(seen, seen, prompted), truth)
+    assert (sums.images, sums.empty, sums.empty_predicted, sums.empty_right) == (5, 3, 3, 2)
+
+
+def test_the_judge_learns_from_prompted_images_alone():
+    """The first entry of X^T X counts them."""
+    seen = [NOTHING, half()]
+    sums = calibrate(opinions(seen, seen, [False, True]), np.stack(seen) > 0)
+    assert (sums.images, sums.gram[0]) == (2, 1.0)
+
+
+def test_no_probe_images_no_sums():
+    """A site without a probe set has nothing to say."""
+    none = np.zeros((0, 1, PX, PX), np.float32)
+    empty = Opinions(none, none, np.zeros(0, bool), *np.zeros((2, 0), np.float32))
+    assert calibrate(empty, none > 0) == Calibration()
+
+
+# ------------------------------------------------------------------------------- gate
+
+
+def test_sam_speaks_where_it_helps():
+    """With the share that was best."""
+    verdict = gate(Calibration(images=8, fused=(5.0, 6.5, 6.8, 6.7, 6.0)), 8)
+    assert (verdict.gate, verdict.fuse_weight) == ("on", 0.5)
+
+
+@pytest.mark.parametrize("fused", [(5.0, 5.5, 5.8, 6.0, 6.1), (6.0, 6.0, 6.0, 6.0, 6.0)])
+def test_sam_is_silent_where_it_does_not_help(fused):
+    """A draw is no help."""
+    verdict = gate(Calibration(images=8, fused=fused), 8)
+    assert (verdict.gate, verdict.fuse_weight) == ("off", 1.0)
+
+
+@pytest.mark.parametrize("sums", [Calibration(), Calibration(7, (9.0, 0.0, 0.0, 0.0, 0.0))])
+def test_too_few_probe_images_decide_nothing(sums):
+    """However well SAM did on them."""
+    verdict = gate(sums, 8)
+    assert (verdict.gate, verdict.fuse_weight) == ("unjudged", 1.0)
+
+
+# ------------------------------------------------------------------------------ judge
+
+ALIKE = opinions([half(0.9)], [half(1.0)])
+
+
+def test_without_a_probe_the_prior_judges():
+    """Agreement, certainty, SAM's word and its stability, as PRIOR weighs them."""
+    expected = float(features_of(ALIKE)[0] @ PRIOR)
+    assert judge(ALIKE, Calibration()) == pytest.approx([expected])
+
+
+def test_the_prior_trusts_agreement():
+    """Masks that agree are judged better than masks that do not."""
+    both = opinions([half(0.9)] * 2, [half(1.0), half(1.0, top=1)])
+    alike, apart = judge(both, Calibration())
+    assert alike > apart + 0.3
+
+
+def test_the_probe_set_outweighs_the_prior():
+    """Two hundred times both models agreed and were half right: 2 * 16 / (32 + 16) = 2/3."""
+    many = opinions([half(0.9)] * 200, [half(1.0)] * 200)
+    truth = np.stack([half(1, top=2)] * 200) > 0
+    assert judge(ALIKE, calibrate(many, truth)) == pytest.approx([2 / 3], abs=0.01)
+
+
+def test_few_probe_images_move_the_judge_a_little():
+    """Two images do less than two hundred."""
+    truth = half(1, top=2)[None] > 0
+    once = calibrate(ALIKE, truth)
+    prior, few = judge(ALIKE, Calibration()), judge(ALIKE, once + once)
+    assert 2 / 3 < few[0] < prior[0]
+
+
+def test_nothing_is_as_good_as_it_has_been():
+    """(2 right + 2 * 4.5 / 10) / (2 + 2): two of two, and nearly half of all are empty."""
+    empty = opinions([NOTHING], [NOTHING], [False])
+    sums = Calibration(images=9, empty=4, empty_predicted=2, empty_right=2)
+    assert judge(empty, sums) == pytest.approx([0.725])
+
+
+def test_nothing_is_doubted_where_it_was_wrong():
+    """Ten times nothing was seen, never rightly."""
+    empty = opinions([NOTHING], [NOTHING], [False])
+    sums = Calibration(images=20, empty=0, empty_predicted=10, empty_right=0)
+    assert judge(empty, sums)[0] < 0.05
+
+
+@FEW
+@given(any_opinions(), any_opinions())
+def test_quality_is_a_dice(drawn, probed):
+    """In [0, 1] even where the regression goes further."""
+    quality = judge(drawn[0], calibrate(*probed))
+    assert quality.min() >= 0 and quality.max() <= 1
+
+
+# ----------------------------------------------------------------------------- select
+
+QUALITY = np.array([0.9, 0.45, 0.7, 0.95, 0.6])
+
+
+def test_the_best_share_is_kept():
+    """Three of five."""
+    assert select(QUALITY, 0.6, 0.0).kept.tolist() == [True, False, True, True, False]
+
+
+def test_the_floor_drops_whatever_the_rank():
+    """All were asked for."""
+    assert select(QUALITY, 1.0, 0.65).kept.tolist() == [True, False, True, True, False]
+
+
+def test_quality_is_weight():
+    """Nothing at .4, one tenth at .45, fully from .9 on."""
+    weights = select(QUALITY, 1.0, 0.0).weights
+    assert weights == pytest.approx([1.0, 0.1, 0.6, 1.0, 0.4])
+
+
+def test_of_equals_the_first_are_kept():
+    """So that a rerun keeps the same."""
+    assert select(np.full(4, 0.8), 0.5, 0.5).kept.tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("round_", "share"), [(3, 0.5), (4, 0.6), (5, 0.7), (6, 0.8)]
+)
+def test_the_share_grows_from_first_to_last(round_, share):
+    """Two rounds of six warm up."""
+    mining = MiningSettings(warmup_rounds=2, keep_first=0.5, keep_last=0.8)
+    assert share_to_keep(mining, round_, 6) == pytest.approx(share)
+
+
+def test_a_single_mining_round_keeps_the_first_share():
+    """There is no last one to grow to."""
+    mining = MiningSettings(warmup_rounds=1, keep_first=0.5, keep_last=0.8)
+    assert share_to_keep(mining, 2, 2) == 0.5

@@ -1,0 +1,407 @@
+"""A round at a site trains on what it may see, reports counts, and repeats itself exactly."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from knowmine.client.dataset import open_site
+from knowmine.client.inference import predict
+from knowmine.client.pseudo_labels import sharpen
+from knowmine.client.round import evaluate, improve, judges, mine, mines, ramp, todays
+from knowmine.deploy.phantom import make_folder
+from knowmine.shared.errors import Refused
+from knowmine.shared.protocol import Calibration, EvaluateTask, Mined
+from knowmine.shared.settings import ModelSettings
+from knowmine.shared.unetplusplus import batch_norm_names, weights_of
+from knowmine.shared.weights import digest_of
+from tests.client.small_site import (
+    CPU,
+    SAM_HARMS,
+    SAM_HELPS,
+    FakeSam,
+    plan,
+    seeing_weights,
+    small_site,
+    task,
+)
+from tests.client.test_scoring import opened_files
+
+# Of ten images two are tested, two probe, two are learnt from, and four stay unlabelled.
+SPLIT = {"labelled": 4, "probe_fraction": 0.5, "test_fraction": 0.2}
+LOCAL = {"batch_norm": "local"}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """A data folder of ten phantom images."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    make_folder(folder, 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lyon(phantoms, tmp_path_factory):
+    """A site with something of everything, and a fake SAM."""
+    return small_site(phantoms, tmp_path_factory.mktemp("lyon"), sam=FakeSam(), **SPLIT)
+
+
+@pytest.fixture(scope="module")
+def weights(lyon):
+    """A global model that sees something in every image."""
+    return seeing_weights(lyon.unlabelled.images)
+
+
+@pytest.fixture
+def open_lyon(phantoms, tmp_path):
+    """Opens another such site, with nothing kept from earlier rounds, or differently divided."""
+    return lambda sam=None, **split: small_site(phantoms, tmp_path, sam=sam, **{**SPLIT, **split})
+
+
+def mined_by(site, weights, plan, round_=2, calibration=SAM_HELPS):
+    """Pseudo-labels and report of one round."""
+    asked = task(weights, plan, round_, calibration=calibration)
+    site.load_model(weights, plan.model, round_, False)
+    return mine(site, asked)
+
+
+# --------------------------------------------------------------------- the four methods
+
+
+def test_supervised_trains_on_labels_alone(open_lyon, weights):
+    """The probe set judges nothing, so it is learnt from; SAM is never loaded."""
+    update = improve(open_lyon(), task(weights, plan("supervised")))
+    assert (update.labelled, update.pseudo_labelled, update.mined) == (4, 0, Mined())
+
+
+def test_self_training_needs_no_sam(open_lyon, weights):
+    """All four unlabelled images count, SAM is never loaded."""
+    update = improve(open_lyon(), task(weights, plan("self-training")))
+    assert (update.labelled, update.pseudo_labelled, update.mined.gate) == (4, 4, "unused")
+
+
+def test_self_training_learns_the_soft_masks(lyon, weights):
+    """As the global model says them, to the nearest 255th."""
+    examples, _ = mined_by(lyon, weights, plan("self-training"))
+    soft = predict(lyon.model, lyon.unlabelled.images, CPU)
+    assert np.abs(examples.targets.numpy() / 255 - soft).max() < 0.003
+
+
+def test_the_paper_learns_sams_hard_masks(lyon, weights):
+    """Unfiltered, each counting fully."""
+    examples, mined = mined_by(lyon, weights, plan("paper", keep_first=0.5))
+    assert set(examples.targets.unique().tolist()) == {0, 255}
+    assert (mined.kept, mined.dropped, mined.fuse_weight) == (4, 0, 0.0)
+    assert examples.weights.tolist() == [1.0] * 4
+
+
+def test_the_paper_asks_once_without_mask_prompts(open_lyon, weights):
+    """Four images in one call."""
+    sam = FakeSam()
+    mined_by(open_lyon(sam), weights, plan("paper", refinements=2))
+    assert [prompts.masks for prompts in sam.asked] == [None]
+
+
+def test_knowmine_keeps_some_and_weighs_them(lyon, weights):
+    """Half of four; the gate says what the probe sums say."""
+    examples, mined = mined_by(lyon, weights, plan(keep_first=0.5, keep_last=0.5))
+    assert (mined.kept, mined.dropped, mined.gate, mined.fuse_weight) == (2, 2, "on", 0.5)
+    assert len(examples) == 2 and 0 <= examples.weights.min() <= examples.weights.max() <= 1
+
+
+def test_knowmine_trains_on_both(open_lyon, weights):
+    """Two labelled images, the probe set aside, and four mined ones."""
+    update = improve(open_lyon(FakeSam()), task(weights, plan()))
+    assert (update.labelled, update.pseudo_labelled, update.mined.gate) == (2, 4, "on")
+    assert 0 < update.mined.mean_agreement < 1 and 0 < update.mined.mean_quality < 1
+
+
+@pytest.mark.parametrize(("sums", "gate"), [(SAM_HARMS, "off"), (Calibration(), "unjudged")])
+def test_without_proof_sam_stays_out_of_the_masks(lyon, weights, sums, gate):
+    """They are the U-Net++'s own, sharpened."""
+    examples, mined = mined_by(lyon, weights, plan(), calibration=sums)
+    own = sharpen(predict(lyon.model, lyon.unlabelled.images, CPU))
+    assert (mined.gate, mined.fuse_weight) == (gate, 1.0)
+    assert np.abs(examples.targets.numpy() / 255 - own).max() < 0.003
+
+
+def test_an_image_in_which_nothing_is_seen_is_never_prompted(open_lyon, lyon):
+    """SAM is not asked; "nothing" is right as often as it has been."""
+    sam, sums = FakeSam(), Calibration(9, (5.0,) * 5, empty=4, empty_predicted=2, empty_right=2)
+    blind = seeing_weights(lyon.unlabelled.images, share=0)
+    _, mined = mined_by(open_lyon(sam), blind, plan(), calibration=sums)
+    assert not sam.asked and mined.empty == 4
+    assert mined.mean_quality == pytest.approx(0.725)
+
+
+def test_the_floor_drops_all_where_all_are_bad(open_lyon, weights):
+    """The round goes on with labels alone, and says so."""
+    update = improve(open_lyon(FakeSam()), task(weights, plan(min_quality=1.0)))
+    assert (update.labelled, update.pseudo_labelled, update.mined.dropped) == (2, 0, 4)
+
+
+# ------------------------------------------------------------------- who has which data
+
+
+def test_a_site_without_labels_mines(open_lyon, weights):
+    """All eight images beside the test set."""
+    update = improve(open_lyon(FakeSam(), labelled=0), task(weights, plan()))
+    assert (update.labelled, update.pseudo_labelled) == (0, 8)
+    assert digest_of(update.weights) != digest_of(weights)
+
+
+def test_a_site_without_unlabelled_images_trains(open_lyon, weights):
+    """And asks SAM nothing."""
+    update = improve(open_lyon(labelled=None, probe_fraction=0.25), task(weights, plan()))
+    assert (update.labelled, update.pseudo_labelled, update.mined) == (6, 0, Mined())
+
+
+def test_a_site_with_nothing_to_do_sends_back_what_it_got(open_lyon, weights):
+    """No labels, and the first round mines nothing: it counts for nothing."""
+    update = improve(open_lyon(labelled=0), task(weights, plan(warmup_rounds=1), round_=1))
+    assert (update.labelled, update.pseudo_labelled, update.loss) == (0, 0, 0.0)
+    assert digest_of(update.weights) == digest_of(weights)
+
+
+def test_warm_up_rounds_mine_nothing(open_lyon, weights):
+    """The second of two."""
+    update = improve(open_lyon(), task(weights, plan(warmup_rounds=2), round_=2))
+    assert (update.labelled, update.pseudo_labelled, update.mined) == (2, 0, Mined())
+
+
+@pytest.mark.parametrize(("round_", "labelled"), [(3, 2), (4, 4)])
+def test_the_probe_set_is_learnt_from_in_the_last_round_alone(lyon, weights, round_, labelled):
+    """After it no pseudo-label is made that would need a judge."""
+    update = improve(lyon, task(weights, plan(), round_, rounds=4))
+    assert update.labelled == labelled
+
+
+def test_another_model_is_refused(lyon, weights):
+    """The server's settings and the site's must be equal."""
+    other = plan().model_copy(update={"model": ModelSettings(classes=2)})
+    with pytest.raises(Refused, match="this site was set up for"):
+        improve(lyon, task(weights, other))
+
+
+# ---------------------------------------------------------------------------- schedules
+
+
+def test_pseudo_labels_gain_weight_in_even_steps():
+    """One round warms up, then a quarter more each."""
+    slow = plan(warmup_rounds=1, ramp_rounds=4)
+    assert [ramp(slow, round_) for round_ in range(1, 7)] == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "mined", "judged"),
+    [
+        ("supervised", [], []),
+        ("self-training", [2, 3], []),
+        ("paper", [2, 3], []),
+        ("knowmine", [2, 3], [2, 3]),
+    ],
+)
+def test_which_rounds_mine_and_which_are_judged(method, mined, judged):
+    """Of three, the first warms up."""
+    its = plan(method, warmup_rounds=1)
+    assert [round_ for round_ in (1, 2, 3) if mines(its, round_)] == mined
+    assert [round_ for round_ in (1, 2, 3) if judges(its, round_)] == judged
+
+
+def test_each_round_draws_its_own_images(lyon):
+    """Two of four; within a few rounds all have had their turn."""
+    few = plan(images=2)
+    draws = [
+        tuple(case.stem for case in todays(lyon.unlabelled, few, "lyon", round_).cases)
+        for round_ in range(1, 9)
+    ]
+    assert {len(draw) for draw in draws} == {2} and len(set(draws)) > 1
+    assert {stem for draw in draws for stem in draw} == {c.stem for c in lyon.unlabelled.cases}
+
+
+def test_a_draw_does_not_depend_on_the_order_of_images(lyon):
+    """Only on seed, round and name."""
+    few = plan(images=2)
+    backwards = lyon.unlabelled.at([3, 2, 1, 0])
+    drawn, other = (todays(kind, few, "lyon", 2) for kind in (lyon.unlabelled, backwards))
+    assert {case.stem for case in drawn.cases} == {case.stem for case in other.cases}
+
+
+# ------------------------------------------------------------------------ the same again
+
+
+def test_the_same_task_gives_the_same_update(open_lyon, lyon, weights):
+    """To the last bit, on a site opened anew and on one that has worked since."""
+    asked = task(weights, plan(training={"steps": 2}))
+    first = improve(open_lyon(FakeSam()), asked)
+    improve(lyon, task(weights, plan(seed=9), round_=3))
+    again = improve(lyon, asked)
+    assert digest_of(first.weights) == digest_of(again.weights)
+    assert (first.loss, first.mined) == (again.loss, again.mined)
+
+
+def test_another_seed_gives_another_update(lyon, weights):
+    """The draw of batches and views follows from the seed."""
+    one, other = (improve(lyon, task(weights, plan(seed=seed))) for seed in (1, 2))
+    assert digest_of(one.weights) != digest_of(other.weights)
+
+
+def test_the_task_is_left_alone(lyon, weights):
+    """The server's weights are not trained in place."""
+    before = digest_of(weights)
+    improve(lyon, task(weights, plan()))
+    assert digest_of(weights) == before
+
+
+def test_the_second_round_never_runs_the_encoder(open_lyon, weights):
+    """Four unlabelled images and two probe images are embedded once."""
+    site = open_lyon(FakeSam())
+    for round_ in (1, 2):
+        improve(site, task(weights, plan(), round_))
+        evaluate(site, EvaluateTask(round_, plan(), weights))
+        assert (site.encoded, len(site.sam.embedded)) == (6, 6)
+
+
+# -------------------------------------------------------------------- batch norm at home
+
+
+def split_by_batch_norm(site, weights):
+    """The batch-norm layers of these weights, and all other layers."""
+    names = batch_norm_names(site.model)
+    return (
+        {name: array for name, array in weights.items() if name in names},
+        {name: array for name, array in weights.items() if name not in names},
+    )
+
+
+def test_local_batch_norm_survives_a_reopened_site(open_lyon, weights):
+    """The next round joins the site's own layers to the global model's others."""
+    site = open_lyon()
+    update = improve(site, task(weights, plan("supervised", training=LOCAL), round_=1))
+    again = open_lyon()
+    again.load_model(weights, plan().model, 2, local=True)
+    own, rest = split_by_batch_norm(site, weights_of(again.model))
+    assert digest_of(own) == digest_of(split_by_batch_norm(site, update.weights)[0])
+    assert digest_of(rest) == digest_of(split_by_batch_norm(site, weights)[1])
+
+
+def test_averaged_batch_norm_keeps_nothing(open_lyon, weights):
+    """The next round starts from the global model, all of it."""
+    site = open_lyon()
+    improve(site, task(weights, plan("supervised"), round_=1))
+    site.load_model(weights, plan().model, 2, local=False)
+    assert digest_of(weights_of(site.model)) == digest_of(weights)
+    assert not list(site.folder.glob("batch-norm-*"))
+
+
+def test_a_round_done_again_starts_from_the_same_own_layers(open_lyon, weights):
+    """A run that is resumed in round 2 gives what an unbroken one gives."""
+    site, its = open_lyon(), plan("supervised", training=LOCAL)
+    improve(site, task(weights, its, round_=1))
+    once, again = (improve(site, task(weights, its, round_=2)) for _ in range(2))
+    assert digest_of(once.weights) == digest_of(again.weights)
+
+
+def test_only_the_last_two_rounds_own_layers_are_kept(open_lyon, weights):
+    """The one before is needed to do the last again."""
+    site, its = open_lyon(), plan("supervised", training=LOCAL)
+    for round_ in (1, 2, 3):
+        improve(site, task(weights, its, round_))
+    assert [file.stem for file in sorted(site.folder.glob("batch-norm-*"))] == [
+        "batch-norm-0002",
+        "batch-norm-0003",
+    ]
+
+
+# -------------------------------------------------------------------------- evaluation
+
+
+def test_scores_are_sums_over_test_images(lyon, weights):
+    """Two images: no sum passes two."""
+    scores = evaluate(lyon, EvaluateTask(1, plan("supervised"), weights))
+    assert (scores.round, scores.test_images) == (1, 2)
+    assert 0 <= scores.iou <= scores.dice <= 2 and scores.hd95 > 0
+    assert scores.calibration == Calibration()
+
+
+def test_the_probe_set_judges_for_the_next_round(lyon, weights):
+    """Its two images, unless the next round mines nothing."""
+    before_mining = evaluate(lyon, EvaluateTask(1, plan(warmup_rounds=1), weights))
+    warming_up = evaluate(lyon, EvaluateTask(1, plan(warmup_rounds=2), weights))
+    assert (before_mining.calibration.images, warming_up.calibration.images) == (2, 0)
+
+
+def test_a_site_without_test_images_has_no_scores(open_lyon, weights):
+    """Nor an error; its probe set is heard all the same."""
+    site = open_lyon(FakeSam(), test_fraction=0.0)
+    scores = evaluate(site, EvaluateTask(1, plan(), weights))
+    assert (scores.test_images, scores.dice, scores.calibration.images) == (0, 0.0, 2)
+
+
+# ------------------------------------------------------------- nothing sees hidden masks
+
+
+def as_noise(file):
+    """Any mask but the true one."""
+    rng = np.random.default_rng(0)
+    with Image.open(file) as image:
+        shape = image.size[::-1]
+    Image.fromarray(rng.choice(np.array([0, 255], np.uint8), shape)).save(file)
+
+
+def as_garbage(file):
+    """No mask at all."""
+    file.write_bytes(b"garbage")
+
+
+@pytest.mark.parametrize("spoil", [as_noise, as_garbage])
+def test_hidden_and_test_masks_leave_no_trace_in_an_update(phantoms, tmp_path, weights, spoil):
+    """Spoilt, they give the same calibration and, to the last bit, the same update."""
+    spoilt = shutil.copytree(phantoms, tmp_path / "spoilt")
+    _, hidden = open_site("lyon", spoilt, **SPLIT)
+    assert len(hidden.paths) == 6  # four unlabelled, two tested
+    for file in hidden.paths.values():
+        spoil(file)
+
+    def a_round(folder, home):
+        site = small_site(folder, home, sam=FakeSam(), **SPLIT)
+        sums = evaluate(site, EvaluateTask(1, plan(), weights)).calibration
+        chosen = plan(min_probe_images=2, training={"steps": 2})
+        update = improve(site, task(weights, chosen, 2, calibration=sums))
+        return sums, digest_of(update.weights), update.loss, update.mined
+
+    assert a_round(phantoms, tmp_path / "a") == a_round(spoilt, tmp_path / "b")
+
+
+@pytest.mark.parametrize("method", ["supervised", "self-training", "paper", "knowmine"])
+def test_no_hidden_mask_is_opened_by_a_round(open_lyon, phantoms, weights, method):
+    """Every file that Python opens is watched; where SAM looks, unlabelled images are among them."""
+    site = open_lyon(FakeSam())
+    _, hidden = open_site("lyon", phantoms, **SPLIT)
+    with opened_files() as opened:
+        improve(site, task(weights, plan(method)))
+    assert not opened & {str(path) for path in hidden.paths.values()}
+    if method in ("paper", "knowmine"):
+        assert {str(case.image) for case in site.unlabelled.cases} <= opened
+
+
+def test_evaluation_opens_test_masks_and_no_others(open_lyon, phantoms, weights):
+    """Those of unlabelled images stay shut."""
+    site = open_lyon(FakeSam())
+    _, hidden = open_site("lyon", phantoms, **SPLIT)
+    with opened_files() as opened:
+        evaluate(site, EvaluateTask(1, plan(), weights))
+    tested = {str(hidden.paths[case.stem]) for case in site.test.cases}
+    assert opened & {str(path) for path in hidden.paths.values()} == tested
+
+
+def test_global_chance_changes_nothing(lyon, weights):
+    """Neither torch's nor NumPy's global seed is a source of randomness."""
+    torch.manual_seed(1)
+    one = improve(lyon, task(weights, plan()))
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002 - the very thing that must not matter
+    other = improve(lyon, task(weights, plan()))
+    assert digest_of(one.weights) == digest_of(other.weights)

@@ -1,0 +1,338 @@
+"""What is packed comes out equal at the other end, and nothing else comes out at all."""
+
+import io
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from knowmine.shared import wire
+from knowmine.shared.errors import Refused
+from knowmine.shared.protocol import (
+    GATES,
+    Calibration,
+    EvaluateTask,
+    Hello,
+    Mined,
+    Scores,
+    TrainTask,
+    Update,
+)
+from knowmine.shared.settings import Plan
+
+# wire has told Flower to phone nobody; only now may Flower be imported.
+from flwr.app import (  # isort: skip
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.supercore.task_identity import TaskIdentity  # isort: skip
+
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+
+WEIGHTS = {
+    "head.weight": np.array([[0.1, -0.0], [np.pi, 1e-40]], np.float32),
+    "bn.num_batches_tracked": np.array(2**40 + 1),
+    "bn.scale": np.array(1.5, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+}
+PROBED = Calibration(4, (1.0, 2.0, 3.0, 3.5, 4.0), (4.0, 2.1, 2.1, 3.0), (3.0, 0.1), 2, 1, 1)
+PLAN = Plan.model_validate({"method": "paper", "seed": 7, "model": {"classes": 3}})
+UPDATE = Update(3, WEIGHTS, 12, 5, 0.25, 3.5, Mined(5, 3, 1, "on", 0.25, 0.9, 0.8))
+UNPACKERS = [
+    wire.unpack_hello,
+    wire.unpack_update,
+    wire.unpack_scores,
+    wire.unpack_train_task,
+    wire.unpack_evaluate_task,
+]
+
+
+def sent(records):
+    """The records as the other end gets them."""
+    return wire.through_the_wire(Message(records, 1, "train")).content
+
+
+def same(a, b):
+    """Equal, arrays bit for bit in shape, dtype and bytes."""
+    if isinstance(a, np.ndarray):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if is_dataclass(a):
+        return type(a) is type(b) and all(
+            same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)
+        )
+    return (type(a), a) == (type(b), b)
+
+
+def task(records):
+    return wire.pack_tasks({"lyon": records})["lyon"]
+
+
+MESSAGES = {
+    "hello": (
+        Hello("lyon", 1, "ab" * 32, 8, 100, 2, 10),
+        wire.pack_reply,
+        wire.unpack_hello,
+    ),
+    "update": (UPDATE, wire.pack_reply, wire.unpack_update),
+    "scores": (Scores(3, 10, 8.5, 7.5, 120.0, PROBED), wire.pack_reply, wire.unpack_scores),
+    "scores of nothing": (Scores(3, 0, 0.0, 0.0, 0.0), wire.pack_reply, wire.unpack_scores),
+    "train": (TrainTask(3, 5, PLAN, WEIGHTS, PROBED), task, wire.unpack_train_task),
+    "first train": (TrainTask(1, 5, Plan(), WEIGHTS), task, wire.unpack_train_task),
+    "evaluate": (EvaluateTask(3, PLAN, WEIGHTS), task, wire.unpack_evaluate_task),
+}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_a_message_arrives_as_it_was(kind):
+    """Each type of message, bit for bit."""
+    message, pack, unpack = MESSAGES[kind]
+    assert same(unpack(sent(pack(message))), message)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_each_gate_arrives(gate):
+    """Gates travel as numbers and come out as words."""
+    update = replace(UPDATE, mined=Mined(gate=gate))
+    assert wire.unpack_update(sent(wire.pack_reply(update))).mined.gate == gate
+
+
+def test_a_reply_to_a_message_arrives_too():
+    """Replies refer to what they answer."""
+    question = wire.through_the_wire(Message(RecordDict(), 1, "query"))
+    reply = Message(wire.pack_reply(UPDATE), reply_to=question)
+    assert same(wire.unpack_update(wire.through_the_wire(reply).content), UPDATE)
+
+
+@given(
+    arrays(
+        st.sampled_from([np.float32, np.float64, np.int64, np.float16]),
+        array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    )
+)
+@settings(max_examples=30, deadline=None)
+def test_any_tensor_arrives_bit_for_bit(array):
+    """Whatever the numbers are, NaN with its payload included."""
+    update = replace(UPDATE, weights={"w": array})
+    assert same(wire.unpack_update(sent(wire.pack_reply(update))).weights["w"], array)
+
+
+def test_a_transposed_tensor_arrives_in_its_shape():
+    """The order in memory is the sender's own affair."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    update = replace(UPDATE, weights={"w": array})
+    seen = wire.unpack_update(sent(wire.pack_reply(update))).weights["w"]
+    assert np.array_equal(seen, array)
+
+
+def test_tensors_from_the_wire_cannot_be_written_to():
+    """They are views of what came."""
+    weights = wire.unpack_update(sent(wire.pack_reply(UPDATE))).weights
+    with pytest.raises(ValueError, match="read-only"):
+        weights["head.weight"][0, 0] = 1
+
+
+def test_packed_weights_are_a_copy():
+    """What the sender does afterwards is not seen at the other end."""
+    weights = {"w": np.zeros(2, np.float32)}
+    records = wire.pack_reply(replace(UPDATE, weights=weights))
+    weights["w"] += 1
+    assert not wire.unpack_update(records).weights["w"].any()
+
+
+def test_weights_for_several_sites_are_packed_once():
+    """A hundred tasks with one model hold it once."""
+    tasks = {name: EvaluateTask(1, PLAN, WEIGHTS) for name in ("lyon", "porto")}
+    packed = wire.pack_tasks(tasks)
+    assert packed["lyon"]["weights"] is packed["porto"]["weights"]
+
+
+def test_tasks_with_weights_of_their_own_keep_them():
+    """Sharing goes by identity, not by name."""
+    tasks = {str(n): EvaluateTask(n, PLAN, {"w": np.array(n)}) for n in (1, 2)}
+    packed = wire.pack_tasks(tasks)
+    assert [int(wire.unpack_evaluate_task(packed[n]).weights["w"]) for n in "12"] == [1, 2]
+
+
+# ── what is not a message ──────────────────────────────────────────────────────────────────────
+
+
+def npy(array, *, allow_pickle=False):
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
+
+
+def header(text, version=b"\x01\x00"):
+    """The beginning of a NumPy file with any text for a header."""
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode()
+
+
+def with_tensor(data, shape=(2,), dtype="float32", stype="numpy.ndarray"):
+    """An update whose one tensor is these bytes."""
+    records = wire.pack_reply(UPDATE)
+    records["weights"] = ArrayRecord({"w": Array(dtype, shape, stype, data)})
+    return records
+
+
+TWO = npy(np.ones(2, np.float32))
+BAD_TENSORS = {
+    "another shape": (with_tensor(npy(np.ones(3, np.float32))), "its header lies"),
+    "another dtype": (with_tensor(npy(np.ones(2, np.float64))), "its header lies"),
+    "cut short": (with_tensor(TWO[:-1]), "not a knowmine update"),
+    "one byte more": (with_tensor(TWO + b"x"), "not a knowmine update"),
+    "twice as long": (with_tensor(TWO + TWO[-8:]), "not a knowmine update"),
+    "no bytes": (with_tensor(b""), "not a knowmine update"),
+    "no tensor": (with_tensor(b"PK\x03\x04" + TWO), "not a knowmine update"),
+    "unknown dtype": (with_tensor(TWO, dtype="float31"), "not a knowmine update"),
+    "another version": (with_tensor(TWO.replace(b"\x01\x00", b"\x02\x00", 1)), "version"),
+    "Fortran order": (with_tensor(npy(np.ones((2, 2), np.float32).T), (2, 2)), "plain array"),
+    "another stype": (with_tensor(TWO, stype="torch.tensor"), "plain array"),
+    "open bracket": (with_tensor(header("{'descr': (")), "not a knowmine update"),
+    "indented": (with_tensor(header("\n  x\n y")), "not a knowmine update"),
+    "deep": (with_tensor(header("-" * 5000 + "1")), "not a knowmine update"),
+    "endless": (
+        with_tensor(
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999,), }"),
+            (99999999999,),
+        ),
+        "not a knowmine update",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_a_tensor_that_is_none_is_refused(case):
+    """A header that lies, bytes that are no array: refused, whichever parser stumbles."""
+    records, words = BAD_TENSORS[case]
+    with pytest.raises(Refused, match=words):
+        wire.unpack_update(records)
+
+
+class Tripwire:
+    """Unpickling it says so."""
+
+    tripped = False
+
+    def __reduce__(self):
+        return setattr, (Tripwire, "tripped", True)
+
+
+def test_a_pickled_array_is_never_opened():
+    """An array of objects is refused before anything in it runs."""
+    data = npy(np.array([Tripwire()], object), allow_pickle=True)
+    with pytest.raises(Refused, match="plain array"):
+        wire.unpack_update(with_tensor(data, (1,), "object"))
+    assert not Tripwire.tripped
+
+
+def bent(kind, key, **changes):
+    """A packed message with some of a record's fields replaced, or left out where None."""
+    message, pack, unpack = MESSAGES[kind]
+    records = pack(message)
+    for name, value in changes.items():
+        if value is None:
+            del records[key][name]
+        else:
+            records[key][name] = value
+    return unpack, records
+
+
+BENT = {
+    "another protocol": (bent("train", "task", protocol=2), "speaks protocol 2, this site"),
+    "no protocol": (bent("train", "task", protocol=None), "not a knowmine task: KeyError"),
+    "unknown plan key": (
+        bent("train", "task", plan='{"sede": 3}'),
+        "not a knowmine task: ValidationError(.|\n)*sede",
+    ),
+    "impossible plan": (bent("evaluate", "task", plan='{"seed": -1}'), "seed"),
+    "plan is no JSON": (bent("evaluate", "task", plan="{"), "not a knowmine task"),
+    "plan is bytes": (bent("evaluate", "task", plan=b"{}"), "plan is not text"),
+    "round is a fraction": (bent("train", "task", round=1.5), "expected a whole number"),
+    "rounds are a truth": (bent("train", "task", rounds=True), "expected a whole number"),
+    "unknown mined": (bent("update", "mined", bonus=1), "missing or unknown.*bonus"),
+    "unknown gate": (bent("update", "mined", gate=9), "not a knowmine update"),
+    "gate is a list": (bent("update", "mined", gate=[1]), "not a knowmine update"),
+    "unknown number": (bent("update", "update", bonus=1), "not a knowmine update"),
+    "missing number": (bent("update", "update", loss=None), "not a knowmine update"),
+    "missing sum": (bent("scores", "calibration", gram=None), "missing or unknown.*gram"),
+    "unknown hello": (bent("hello", "hello", ward="7b"), "missing or unknown.*ward"),
+    "name is a list": (bent("hello", "hello", site=["lyon"]), "name is not text"),
+}
+
+
+@pytest.mark.parametrize("case", BENT)
+def test_a_bent_message_is_refused(case):
+    """The refusal says what was wrong with it."""
+    (unpack, records), words = BENT[case]
+    with pytest.raises(Refused, match=words):
+        unpack(records)
+
+
+@pytest.mark.parametrize("unpack", UNPACKERS)
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_a_message_is_taken_only_for_what_it_is(kind, unpack):
+    """An update is no hello; only a training task has all that a scoring task needs."""
+    message, pack, own = MESSAGES[kind]
+    if unpack is own or (unpack is wire.unpack_evaluate_task and "train" in kind):
+        assert unpack(pack(message))
+        return
+    with pytest.raises(Refused):
+        unpack(pack(message))
+
+
+scalar = st.integers(-(2**63), 2**63 - 1) | st.floats()
+numbers = scalar | st.lists(st.integers(-9, 9), max_size=3) | st.lists(st.floats(), max_size=3)
+words = numbers | st.text(max_size=4) | st.binary(max_size=4) | st.booleans()
+names = st.sampled_from(
+    ["round", "rounds", "plan", "protocol", "site", "gate", "kept", "loss", "labelled", "images"]
+)
+tensor = st.builds(
+    Array,
+    st.sampled_from(["float32", "int64", "object", "O", "", "f4,f4", "V", "x"]),
+    st.tuples(st.integers(-1, 3)) | st.just(()),
+    st.sampled_from(["numpy.ndarray", "numpy", ""]),
+    st.sampled_from([TWO, TWO[:90], TWO[:9]])
+    | st.binary(max_size=20)
+    | st.text(st.characters(codec="ascii"), max_size=40).map(header)
+    | st.tuples(st.integers(6, len(TWO) - 1), st.integers(0, 255)).map(
+        lambda at: TWO[: at[0]] + bytes([at[1]]) + TWO[at[0] + 1 :]
+    ),
+)
+record = (
+    st.dictionaries(names, numbers, max_size=4).map(MetricRecord)
+    | st.dictionaries(names, words, max_size=4).map(ConfigRecord)
+    | st.dictionaries(st.text(max_size=3), tensor, max_size=2).map(ArrayRecord)
+)
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_junk_is_refused_and_nothing_else_happens(kind, data):
+    """Records replaced, added or left out: a message comes out or Refused is raised."""
+    message, pack, unpack = MESSAGES[kind]
+    records = pack(message)
+    for key in (*records, "extra"):
+        fate = data.draw(st.sampled_from(["keep", "replace", "bend", "drop"]))
+        if fate == "replace":
+            records[key] = data.draw(record)
+        elif fate == "bend" and isinstance(records.get(key), MetricRecord):
+            records[key][data.draw(st.sampled_from(list(records[key])))] = data.draw(numbers)
+        elif fate == "bend" and isinstance(records.get(key), ConfigRecord):
+            records[key][data.draw(st.sampled_from(list(records[key])))] = data.draw(words)
+        elif fate == "bend" and isinstance(records.get(key), ArrayRecord):
+            records[key]["head.weight"] = data.draw(tensor)
+        elif fate == "drop" and key in records:
+            del records[key]
+    with suppress(Refused):
+        assert type(unpack(records)) is type(message)
