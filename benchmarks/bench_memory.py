@@ -72,7 +72,7 @@ def server(sites: int) -> dict[str, Any]:
     )
     from knowmine.shared.settings import Plan
     from knowmine.shared.unetplusplus import build_model, weights_of
-    from knowmine.shared.weights import bytes_of, digest_of_manifest, manifest_of
+    from knowmine.shared.weights import Weights, bytes_of, digest_of_manifest, manifest_of
 
     plan = Plan(method="supervised")
     initial = weights_of(build_model(plan.model, 0))
@@ -86,11 +86,15 @@ def server(sites: int) -> dict[str, Any]:
             for name in names:
                 yield name, Hello(name, PROTOCOL, digest, 1, 1, 0, 1)
 
+        def hold(self, weights: Weights) -> Weights:
+            return wire.PackedWeights(weights)
+
         def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update]]:
             packed = wire.pack_tasks(tasks)
             for name in packed:
                 reply = wire.pack_reply(Update(tasks[name].round, initial, 1, 0, 0.5, 1.0))
                 yield name, wire.unpack_update(reply)
+                del reply
 
         def evaluate(self, tasks: Mapping[str, EvaluateTask]) -> Iterator[tuple[str, Scores]]:
             for name in wire.pack_tasks(tasks):
@@ -109,9 +113,14 @@ def server(sites: int) -> dict[str, Any]:
     size = bytes_of(initial)
     with tempfile.TemporaryDirectory() as folder, Journal.create(Path(folder) / "run", {}) as run:
         tracemalloc.start()
-        copies = {name: np.array(array) for name, array in initial.items()}
         run_rounds(
-            Sites(), run, plan, RunSettings(rounds=1), lambda: copies, log=silent(), watch=watch
+            Sites(),
+            run,
+            plan,
+            RunSettings(rounds=1),
+            lambda: {name: np.array(array) for name, array in initial.items()},
+            log=silent(),
+            watch=watch,
         )
         peak = tracemalloc.get_traced_memory()[1]
     return {"what": "server", "sites": sites, "peak_mb": peak / 1e6, "models": peak / size}

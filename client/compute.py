@@ -41,7 +41,12 @@ def pick_compute(device: str = "auto") -> Compute:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device {device} was asked for, but this machine has no usable GPU")
-        return Compute(chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
+        return Compute(
+            chosen,
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32,
+        )
     if chosen.type != "cpu":
         raise UsageError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
     return Compute(chosen, torch.bfloat16 if _cpu_has_bfloat16() else torch.float32)

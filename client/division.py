@@ -104,10 +104,10 @@ def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) 
     total = sum(sizes.values())
     if not fraction or total == 0:
         return set()
-    count = min(max(1, rounded(fraction * total)), total - 1)
-    if len(groups) < 2:
+    if len(sizes) < 2:
         # One image or one group cannot be on both sides; it is worth more in training.
         return set()
+    count = min(max(1, rounded(fraction * total)), total - 1)
     drawn = whole_groups(sizes, count, seed, "test") or set(
         sorted(ranked(sizes, seed, "test"), key=sizes.__getitem__)[:1]
     )

@@ -40,6 +40,17 @@ class Asked:
     regions: Tensor
     classes: NDArray[np.int64]
 
+    def left_open(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """(C, S, S) bool: foreground of `probabilities` that SAM was not asked about.
+
+        Specks, components past the largest, a class without a component: there SAM's silence is
+        not a no.
+        """
+        foreground = probabilities > 0.5
+        for c, region in zip(self.classes, self.regions.numpy(), strict=True):
+            foreground[c] &= ~region
+        return foreground
+
 
 def ask(probabilities: NDArray[np.float32], frames: Frames, *, dense: bool = True) -> Asked:
     """Prompts for every component of `probabilities` (C, S, S) float32 in [0, 1], model frame.

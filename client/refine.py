@@ -18,7 +18,7 @@ STILL = 0.98
 class Refined:
     """SAM's opinion of one image.
 
-    masks: (C, S, S) float32 in [0, 1], model frame; all 0 where nothing was asked.
+    masks: (C, S, S) float32 in [0, 1], model frame; 0 where nothing was asked.
     iou, stability: means over the image's prompts, weighted by area, in [0, 1]; SAM's own
         estimate of its IoU, and how little the mask changes with its threshold.
     """
@@ -54,7 +54,7 @@ def refine(
         again = replace(prompts, masks=best.low_res.clamp(-LOGIT, LOGIT)[:, None])
         moved = _best_of(sam, embeddings, again, asked, frames, by_agreement)
         still = bool((_iou(moved.logits > 0, best.logits > 0) > STILL).all())
-        best = moved
+        best = best.or_better(moved)
         if still:
             break
     answers, start = [], 0
@@ -66,15 +66,25 @@ def refine(
 
 @dataclass(frozen=True)
 class _Best:
-    """One mask per prompt: (K, 256, 256) and (K, S, S) logits, (K,) scores."""
+    """One mask per prompt: (K, 256, 256) and (K, S, S) logits, and what speaks for it, (K,)."""
 
     low_res: Tensor
     logits: Tensor
     iou: Tensor
     stability: Tensor
+    score: Tensor
 
     def rows(self, rows: slice) -> "_Best":
-        return _Best(self.low_res[rows], self.logits[rows], self.iou[rows], self.stability[rows])
+        return _Best(*(tensor[rows] for tensor in self._tensors()))
+
+    def or_better(self, other: "_Best") -> "_Best":
+        """Prompt by prompt, the one with the higher score."""
+        wins = other.score > self.score
+        pairs = zip(self._tensors(), other._tensors(), strict=True)
+        return _Best(*(torch.where(wins.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in pairs))
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.low_res, self.logits, self.iou, self.stability, self.score
 
 
 def _joined(asked: Sequence[Asked]) -> Prompts | None:
@@ -128,13 +138,11 @@ def _best_of(
                 logits[one, pick],
                 iou[rows][one, pick],
                 stability[one, pick],
+                score[one, pick],
             )
         )
     return _Best(
-        torch.cat([p.low_res for p in parts]),
-        torch.cat([p.logits for p in parts]),
-        torch.cat([p.iou for p in parts]),
-        torch.cat([p.stability for p in parts]),
+        *(torch.cat(column) for column in zip(*(p._tensors() for p in parts), strict=True))
     )
 
 

@@ -60,19 +60,11 @@ def improve(site: Site, task: TrainTask) -> Update:
     pseudo_labelled, mined = mine(site, task) if mines(plan, task.round) else (_none(site), Mined())
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
-    loss = train(
-        site.model,
-        labelled,
-        pseudo_labelled,
-        plan.training,
-        pseudo_share=plan.mining.share,
-        pseudo_weight=plan.mining.weight * ramp(plan, task.round),
-        finished=(task.round - 1) / task.rounds,
-        ahead=1 - task.round / task.rounds,
-        generator=torch.Generator().manual_seed(draw(plan.seed, "train", site.name, task.round)),
-        compute=site.compute,
-        progress=site.progress,
-    )
+    seed = draw(plan.seed, "train", site.name, task.round)
+    # Some encoders drop layers at random by torch's own generator: seeded too, and put back.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loss = learn(site, task, labelled, pseudo_labelled, seed)
     weights = weights_of(site.model)
     if local:
         site.keep_batch_norm(weights, task.round)
@@ -84,6 +76,26 @@ def improve(site: Site, task: TrainTask) -> Update:
         loss=loss,
         seconds=time.monotonic() - started,
         mined=mined,
+    )
+
+
+def learn(
+    site: Site, task: TrainTask, labelled: Examples, pseudo_labelled: Examples, seed: int
+) -> float:
+    """Step 8: train the loaded model and return its mean loss."""
+    plan = task.plan
+    return train(
+        site.model,
+        labelled,
+        pseudo_labelled,
+        plan.training,
+        pseudo_share=plan.mining.share,
+        pseudo_weight=plan.mining.weight * ramp(plan, task.round),
+        finished=(task.round - 1) / task.rounds,
+        ahead=1 - task.round / task.rounds,
+        generator=torch.Generator().manual_seed(seed),
+        compute=site.compute,
+        progress=site.progress,
     )
 
 
@@ -116,7 +128,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
 def mine(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
     plan = task.plan
-    kind = todays(site.unlabelled, plan, site.name, task.round)
+    kind = todays(site.unlabelled, plan, task.round)
     if not len(kind):
         return _none(site), Mined()
     opinions = consult(site, kind, plan)
@@ -157,11 +169,12 @@ def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
     dense = plan.method == "knowmine"
     answers: list[Refined] = []
     prompted = np.zeros(len(kind), bool)
+    sam = np.zeros_like(unet)
     for start in range(0, len(kind), SAM_BATCH):
         rows = range(start, min(start + SAM_BATCH, len(kind)))
         asked_of = [ask(unet[row], frames[row], dense=dense) for row in rows]
         prompted[rows.start : rows.stop] = [a.prompts is not None for a in asked_of]
-        answers += refine(
+        refined = refine(
             site.sam,
             torch.stack([site.embedding(kind, row) for row in rows]),
             asked_of,
@@ -170,11 +183,17 @@ def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
             by_agreement=dense,
             refinements=plan.mining.refinements if dense else 0,
         )
+        for row, question, answer in zip(rows, asked_of, refined, strict=True):
+            sam[row] = answer.masks.numpy()
+            if dense:
+                unasked = question.left_open(unet[row])
+                sam[row][unasked] = unet[row][unasked]
+        answers += refined
         site.progress.advance(len(rows))
     site.progress.done()
     return Opinions(
         unet,
-        np.stack([answer.masks.numpy() for answer in answers]),
+        sam,
         prompted,
         np.array([answer.iou for answer in answers], np.float32),
         np.array([answer.stability for answer in answers], np.float32),
@@ -217,18 +236,21 @@ def ramp(plan: Plan, round_: int) -> float:
     return min(1.0, max(0, round_ - plan.mining.warmup_rounds) / plan.mining.ramp_rounds)
 
 
-def todays(kind: Kind, plan: Plan, site: str, round_: int) -> Kind:
-    """This round's draw of images to mine; it follows from seed, round and stem alone."""
-    count = plan.mining.images or len(kind)
-    ranked = sorted(
-        range(len(kind)), key=lambda i: draw(plan.seed, "mine", kind.cases[i].stem, round_)
-    )
-    return kind.at(sorted(ranked[:count]))
+def todays(kind: Kind, plan: Plan, round_: int) -> Kind:
+    """This round's images to mine: a window that moves over one shuffle of them all.
+
+    Each image comes once before any comes twice; the shuffle follows from seed and stem alone.
+    """
+    count = min(plan.mining.images or len(kind), len(kind))
+    shuffled = sorted(range(len(kind)), key=lambda i: draw(plan.seed, "mine", kind.cases[i].stem))
+    start = (round_ - plan.mining.warmup_rounds - 1) * count
+    ranked = [shuffled[(start + i) % len(kind)] for i in range(count)]
+    return kind.at(sorted(ranked))
 
 
-def draw(seed: int, purpose: str, name: str, round_: int) -> int:
+def draw(seed: int, purpose: str, name: str, round_: int = 0) -> int:
     """A number that follows from its arguments alone, on any machine and in any order."""
-    text = f"{seed}|{purpose}|{name}|{round_}".encode()
+    text = f"{seed}|{purpose}|{name}|{round_}".encode(errors="surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:7])
 
 

@@ -152,15 +152,20 @@ class Site:
                 f"the server asks for model {model.model_dump()}, this site was set up for "
                 f"{self.settings.model_dump()}: make the settings equal on both sides"
             )
-        file = self._own_layers(round_ - 1)
-        own = load_weights(file) if local and file.exists() else {}
+        before = [n for n in self._own_rounds() if n < round_]
+        own = load_weights(self._own_layers(max(before))) if local and before else {}
         put_weights(self.model, {**weights, **own})
 
     def keep_batch_norm(self, weights: Weights, round_: int) -> None:
         """Remember this site's own batch-norm layers after `round_`, atomically."""
         own = {name: array for name, array in weights.items() if name in self._batch_norm}
         save_weights(self._own_layers(round_), own)
-        self._own_layers(round_ - 2).unlink(missing_ok=True)
+        for old in [n for n in self._own_rounds() if n < round_][:-1]:
+            self._own_layers(old).unlink(missing_ok=True)
+
+    def _own_rounds(self) -> list[int]:
+        files = self.folder.glob("batch-norm-*.safetensors")
+        return sorted(int(file.stem.removeprefix("batch-norm-")) for file in files)
 
     def _own_layers(self, round_: int) -> Path:
         return self.folder / f"batch-norm-{round_:04d}.safetensors"

@@ -111,6 +111,8 @@ class _Batches:
     ) -> None:
         self.n_pseudo = 0 if not len(pseudo) else batch
         if len(labelled) and len(pseudo):
+            # A handful of pseudo-labels is not repeated to fill its part of every batch.
+            share = min(share, len(pseudo) / (len(labelled) + len(pseudo)))
             self.n_pseudo = min(batch - 1, max(1, round(batch * share)))
         self.n_labelled = batch - self.n_pseudo
         self.labelled, self.pseudo = labelled, pseudo

@@ -143,6 +143,7 @@ def simulate(
     run cannot go on, `Interrupted` on Ctrl-C. The summary is written whatever happens.
     """
     settle(settings.machine.threads)
+    compute = pick_compute(settings.machine.device)
     weights = _sam_weights(settings, display)
     folders = open_folders(settings)
     sam = _Once(weights, settings)
@@ -154,7 +155,6 @@ def simulate(
         open_log(run / "run.log.jsonl") as log,
     ):
         log.event("start", resume=resume, method=settings.plan.method, seed=settings.plan.seed)
-        compute = pick_compute(settings.machine.device)
         log.event("machine", compute=str(compute), threads=torch.get_num_threads())
         sites = [
             _open(data, hidden, settings, run, sam, compute, display)

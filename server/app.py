@@ -11,6 +11,7 @@ from knowmine.server.rounds import Sites
 from knowmine.shared import wire
 from knowmine.shared.errors import KnowmineError, Refused
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
+from knowmine.shared.weights import Weights
 
 R = TypeVar("R")
 POLL_S = 0.25
@@ -53,6 +54,10 @@ class GridSites:
                 self._nodes[hello.site] = node
                 yield hello.site, hello
 
+    def hold(self, weights: Weights) -> Weights:
+        """The weights as the bytes that go to every node."""
+        return wire.PackedWeights(weights)
+
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update | KnowmineError]]:
         """Send the tasks and give each update as it comes."""
         return self._answers("train", tasks, wire.unpack_update)
@@ -74,6 +79,7 @@ class GridSites:
         records = {node: packed[name] for node, name in names.items()}
         for node, reply in self._ask(kind, records):
             yield names[node], self._parsed(reply, unpack)
+            del reply  # before the next one comes
 
     def _ask(
         self, kind: str, records: Mapping[int, RecordDict]
@@ -92,6 +98,7 @@ class GridSites:
                 for reply in self._grid.pull_messages([message_id]):
                     found = True
                     yield pending.pop(message_id), reply
+                    del reply
             if pending and not found:
                 time.sleep(POLL_S)
         for node in pending.values():

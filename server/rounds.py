@@ -33,7 +33,7 @@ from knowmine.shared.protocol import (
     calibration_of,
 )
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import Weights, bytes_of, digest_of_manifest, manifest_of
+from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest, manifest_of
 
 
 class Sites(Protocol):
@@ -45,6 +45,9 @@ class Sites(Protocol):
 
     def greet(self) -> Iterable[tuple[str, Hello | KnowmineError]]:
         """Ask every site that can be reached who it is; the name is the transport's."""
+
+    def hold(self, weights: Weights) -> Weights:
+        """The same weights in the form that they are sent in, so that they are held once."""
 
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterable[tuple[str, Update | KnowmineError]]:
         """Have each named site do its task."""
@@ -81,13 +84,14 @@ def run_rounds(
     Raises `UsageError` when no site has labels, `RunFailed` when a round misses its quorum.
     """
     state = _begin(journal, initial)
-    weights: Weights = state.weights
+    weights = sites.hold(state.weights)
     optimiser = ServerOptimiser(**settings.optimiser.model_dump())
     optimiser.restore(state.optimiser_state)
-    roster = meet(sites, weights, log)
-    calibrations = _calibrations_in(state.record)
+    roster, manifest = meet(sites, weights, log), manifest_of(weights)
+    calibrations, done = _calibrations_in(state.record), state.round
+    del state  # its weights are held in another form now
 
-    for round_ in range(state.round + 1, settings.rounds + 1):
+    for round_ in range(done + 1, settings.rounds + 1):
         started = time.monotonic()
         watch.round_started(round_, settings.rounds)
 
@@ -99,7 +103,7 @@ def run_rounds(
         mean, record = RunningMean(), RoundRecord(round_)
         for name, reply in sites.train(tasks):
             try:
-                update = _admitted(reply, name, round_, weights)
+                update = _admitted(reply, name, round_, manifest)
             except KnowmineError as refusal:
                 record.refused[name] = str(refusal)
                 log.event("refused", level="warning", round=round_, site=name, reason=str(refusal))
@@ -112,7 +116,8 @@ def run_rounds(
         record.bytes_down = bytes_of(weights) * len(tasks)
         record.bytes_up = bytes_of(weights) * len(record.updates)
         if mean.sites:
-            weights = optimiser.step(weights, mean.result())
+            weights = sites.hold(optimiser.step(weights, mean.result()))
+        del tasks, mean  # they hold the weights before, and these twice
 
         # ── evaluate ───────────────────────────────────────────────────────────────────────────
         questions = {name: EvaluateTask(round_, plan, weights) for name in roster}
@@ -252,10 +257,10 @@ def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
     )
 
 
-def _admitted(reply: Update | KnowmineError, site: str, round_: int, weights: Weights) -> Update:
+def _admitted(reply: Update | KnowmineError, site: str, round_: int, manifest: Manifest) -> Update:
     if isinstance(reply, KnowmineError):
         raise reply
-    return admit(reply, site=site, round=round_, manifest=manifest_of(weights))
+    return admit(reply, site=site, round=round_, manifest=manifest)
 
 
 def _believed(answer: Scores | KnowmineError, site: str, round_: int) -> Scores:

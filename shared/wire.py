@@ -10,7 +10,7 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -41,11 +41,33 @@ from knowmine.shared.weights import Weights
 R = TypeVar("R")
 
 
+class PackedWeights(Mapping[str, NDArray[Any]]):
+    """Weights kept as the bytes that are sent; its arrays are read-only views of them.
+
+    A server that holds its model so holds it once, however many sites it is sent to.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.record = _pack_weights(weights)
+        self._views = _views_of(self.record)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
 def pack_tasks(tasks: Mapping[str, Task]) -> dict[str, RecordDict]:
-    """Tasks as Flower records; weights that several sites get are held once."""
+    """Tasks as Flower records; weights that several sites get are packed once."""
     packed: dict[int, ArrayRecord] = {}
     for task in tasks.values():
-        if id(task.weights) not in packed:
+        if isinstance(task.weights, PackedWeights):
+            packed[id(task.weights)] = task.weights.record
+        elif id(task.weights) not in packed:
             packed[id(task.weights)] = _pack_weights(task.weights)
     return {name: _pack_task(task, packed[id(task.weights)]) for name, task in tasks.items()}
 
@@ -181,7 +203,11 @@ def _pack_weights(weights: Weights) -> ArrayRecord:
 
 
 def _unpack_weights(records: RecordDict) -> Weights:
-    return {name: _view(name, array) for name, array in records.array_records["weights"].items()}
+    return _views_of(records.array_records["weights"])
+
+
+def _views_of(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    return {name: _view(name, array) for name, array in record.items()}
 
 
 def _view(name: str, packed: Array) -> NDArray[Any]:

@@ -35,9 +35,7 @@ def grey(level=0.5):
 def test_image_and_mask_move_together(orientation, strong):
     """A blob that is bright where its mask is stays so, whatever the view."""
     mask = blob()
-    images, targets = views(
-        mask.repeat(1, 3, 1, 1), mask, orientation=orientation, strong=strong
-    )
+    images, targets = views(mask.repeat(1, 3, 1, 1), mask, orientation=orientation, strong=strong)
     for image, target in zip(images.mean(1), targets[:, 0], strict=True):
         bright = image > (image.max() + image.min()) / 2
         both = (bright & (target > 0.5)).sum()

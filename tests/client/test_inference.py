@@ -67,7 +67,7 @@ def test_no_images_no_probabilities():
 
 def test_each_batch_is_told():
     """Whoever watches hears of every image once."""
-    heard = []
+    heard: list[int] = []
     predict(Mean(), images(BATCH + 3), CPU, heard.append)
     assert heard == [BATCH, 3]
 

@@ -58,7 +58,7 @@ def lesions(draw):
         ends.append((start, start + length))
     mask[slice(*ends[0]), slice(*ends[1])] = True
     (y0, y1), (x0, x1) = ends
-    return Frames(*size, PX), mask, (x0, y0, x1 - 1, y1 - 1)
+    return Frames(size[0], size[1], PX), mask, (x0, y0, x1 - 1, y1 - 1)
 
 
 @st.composite
@@ -68,7 +68,8 @@ def blobs(draw):
     clouds = ndimage.gaussian_filter(rng.normal(size=(2, PX, PX)), (0, 3, 3))
     level = draw(st.floats(-1.0, 2.0))
     probabilities = 1 / (1 + np.exp(-8 * (clouds / clouds.std() - level)))
-    return probabilities.astype(np.float32), Frames(*draw(SIZES), PX)
+    height, width = draw(SIZES)
+    return probabilities.astype(np.float32), Frames(height, width, PX)
 
 
 # --------------------------------------------------------------------- where prompts lie

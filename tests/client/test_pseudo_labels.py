@@ -47,6 +47,10 @@ def opinions(unet, sam, prompted=None, iou=0.9, stability=0.8):
     )
 
 
+def floats(*values):
+    return np.array(values, np.float32)
+
+
 @st.composite
 def any_opinions(draw):
     """Up to six images of two classes, of any probabilities, with their truth."""
@@ -92,20 +96,20 @@ def test_fused_masks_lie_between_the_two(drawn, weight):
 
 def test_sharpening_by_hand():
     """.8^2 / (.8^2 + .2^2) = .64 / .68."""
-    assert sharpen(np.float32([0.8]))[0] == pytest.approx(0.64 / 0.68)
+    assert sharpen(floats(0.8))[0] == pytest.approx(0.64 / 0.68)
 
 
 @pytest.mark.parametrize("fixed", [0.0, 0.5, 1.0])
 def test_sharpening_leaves_certainty_and_doubt(fixed):
     """0, one half and 1 stay what they are."""
-    assert sharpen(np.float32([fixed]))[0] == fixed
+    assert sharpen(floats(fixed))[0] == fixed
 
 
 @FEW
 @given(st.floats(0, 1, width=32))
 def test_sharpening_treats_yes_and_no_alike(y):
     """The sharpened complement is the complement of the sharpened."""
-    one, other = sharpen(np.float32([y])), sharpen(1 - np.float32([y]))
+    one, other = sharpen(floats(y)), sharpen(1 - floats(y))
     assert one[0] + other[0] == pytest.approx(1, abs=1e-6)
 
 
@@ -113,7 +117,7 @@ def test_sharpening_treats_yes_and_no_alike(y):
 @given(st.floats(0, 1, width=32))
 def test_sharpening_moves_away_from_one_half(y):
     """Never towards it, and never across."""
-    sharp = float(sharpen(np.float32([y]))[0])
+    sharp = float(sharpen(floats(y))[0])
     assert abs(sharp - 0.5) >= abs(y - 0.5) - 1e-6 and (sharp - 0.5) * (y - 0.5) >= 0
 
 
@@ -313,9 +317,7 @@ def test_of_equals_the_first_are_kept():
     assert select(np.full(4, 0.8), 0.5, 0.5).kept.tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize(
-    ("round_", "share"), [(3, 0.5), (4, 0.6), (5, 0.7), (6, 0.8)]
-)
+@pytest.mark.parametrize(("round_", "share"), [(3, 0.5), (4, 0.6), (5, 0.7), (6, 0.8)])
 def test_the_share_grows_from_first_to_last(round_, share):
     """Two rounds of six warm up."""
     mining = MiningSettings(warmup_rounds=2, keep_first=0.5, keep_last=0.8)

@@ -229,16 +229,17 @@ def test_prompts_name_their_image():
 
 def test_masks_are_gathered_by_class():
     """The first class keeps its two parts, the second has none, the third its own."""
-    boxes = [(2, 2, 12, 12), (20, 2, 30, 12)], [], [(8, 18, 24, 30)]
     planes = [
-        sum((rectangle(box) for box in its), torch.zeros(PX, PX, dtype=torch.bool)) for its in boxes
+        rectangle((2, 2, 12, 12)) | rectangle((20, 2, 30, 12)),
+        rectangle(NOTHING),
+        rectangle((8, 18, 24, 30)),
     ]
     seen = np.where(torch.stack(planes), 0.95, 0.02).astype(np.float32)
     (answer,) = refined(FakeSam(fills_the_box), ask(seen, SQUARE), classes=3)
     for mask, plane in zip(answer.masks, planes, strict=True):
-        assert bool(((mask > 0.5) & plane).sum() == plane.sum()) and bool(
-            ((mask > 0.5) & ~plane).sum() <= plane.sum() / 2
-        )
+        found = mask > 0.5
+        assert (found & plane).sum() == plane.sum()
+        assert (found & ~plane).sum() <= plane.sum() / 2
 
 
 def test_nothing_asked_is_nothing_decoded():

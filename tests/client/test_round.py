@@ -1,6 +1,7 @@
 """A round at a site trains on what it may see, reports counts, and repeats itself exactly."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from tests.client.small_site import (
 from tests.client.test_scoring import opened_files
 
 # Of ten images two are tested, two probe, two are learnt from, and four stay unlabelled.
-SPLIT = {"labelled": 4, "probe_fraction": 0.5, "test_fraction": 0.2}
+SPLIT: dict[str, Any] = {"labelled": 4, "probe_fraction": 0.5, "test_fraction": 0.2}
 LOCAL = {"batch_norm": "local"}
 
 
@@ -402,6 +403,6 @@ def test_global_chance_changes_nothing(lyon, weights):
     torch.manual_seed(1)
     one = improve(lyon, task(weights, plan()))
     torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002 - the very thing that must not matter
+    np.random.seed(2)
     other = improve(lyon, task(weights, plan()))
     assert digest_of(one.weights) == digest_of(other.weights)

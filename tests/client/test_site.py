@@ -31,9 +31,7 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-TWO_CLASSES = ModelSettings(
-    pretrained=False, decoder_channels=(8, 8, 8), image_px=64, classes=2
-)
+TWO_CLASSES = ModelSettings(pretrained=False, decoder_channels=(8, 8, 8), image_px=64, classes=2)
 
 
 @pytest.fixture

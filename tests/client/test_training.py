@@ -25,8 +25,8 @@ class Pixelwise(nn.Module):
     def __init__(self):
         super().__init__()
         self.head = nn.Conv2d(3, 1, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
         self.shown = []
 
     def forward(self, images):
@@ -123,7 +123,8 @@ def test_chance_from_elsewhere_changes_nothing():
 def test_a_loss_that_is_no_number_stops_the_round():
     """With the step and what to do."""
     model = Pixelwise()
-    nn.init.constant_(model.head.bias, torch.nan)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, torch.nan)
     with pytest.raises(RunFailed, match=r"became nan at step 1; lower training\.learning_rate"):
         trained(bright_squares(), model=model)
 
@@ -141,7 +142,9 @@ def test_the_model_learns_in_training_mode():
 def whites(model):
     """How many images of each batch were white rather than black."""
     middle = slice(PX // 2 - 2, PX // 2 + 2)
-    return [int((batch[:, :, middle, middle].mean((1, 2, 3)) > 0.42).sum()) for batch in model.shown]
+    return [
+        int((batch[:, :, middle, middle].mean((1, 2, 3)) > 0.42).sum()) for batch in model.shown
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,9 @@ def test_a_batch_has_its_share_of_pseudo_labels(labelled, pseudo, share, white):
 def test_every_image_comes_before_any_comes_twice():
     """Red, green and blue in three steps of two: each twice."""
     colours = torch.eye(3).mul(255).to(torch.uint8).view(3, 3, 1, 1).expand(3, 3, PX, PX)
-    model, _ = trained(Examples(colours, NONE.targets.new_zeros(3, 1, PX, PX), torch.ones(3)), batch=2)
+    model, _ = trained(
+        Examples(colours, NONE.targets.new_zeros(3, 1, PX, PX), torch.ones(3)), batch=2
+    )
     seen = torch.cat(model.shown)[:, :, PX // 2, PX // 2].argmax(1)
     assert seen.bincount().tolist() == [2, 2, 2]
 

@@ -70,12 +70,12 @@ def site(name, labelled=8):
     """A node that answers as a good site does."""
 
     def answer(message):
-        replies = {
-            "query": lambda: Hello(name, 1, "ab" * 32, labelled, 9, 2, 4),
-            "train": lambda: Update(1, WEIGHTS, labelled, 0, 0.5, 1.0, Mined()),
-            "evaluate": lambda: Scores(1, 4, 2.0, 1.0, 9.0),
+        replies: dict[str, Hello | Update | Scores] = {
+            "query": Hello(name, 1, "ab" * 32, labelled, 9, 2, 4),
+            "train": Update(1, WEIGHTS, labelled, 0, 0.5, 1.0, Mined()),
+            "evaluate": Scores(1, 4, 2.0, 1.0, 9.0),
         }
-        content = wire.pack_reply(replies[message.metadata.message_type]())
+        content = wire.pack_reply(replies[message.metadata.message_type])
         return Message(content, reply_to=message)
 
     return answer
@@ -143,6 +143,7 @@ def test_a_second_node_of_one_name_is_refused():
     (_, hello), (name, error) = sites.greet()
     assert name == "lyon" and str(error) == "two nodes call themselves 'lyon': rename one"
     [(_, update)] = sites.train(train_tasks("lyon"))
+    assert isinstance(hello, Hello) and isinstance(update, Update)
     assert update.labelled == hello.labelled == 8
 
 
@@ -172,7 +173,7 @@ def test_a_site_that_fails_does_not_stop_the_others():
 def test_the_server_app_hands_over_its_sites():
     """Flower calls the app with a grid and a context."""
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    met = []
+    met: list[str] = []
     server_app(lambda sites: met.extend(dict(sites.greet())))(TinyGrid(a=site("lyon")), context)
     assert met == ["lyon"]
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,9 +35,9 @@ class Fake:
     labelled: int = 10
     pseudo: int = 0
     probe: int = 0
-    spoil: object = None
-    spoil_scores: object = None
-    hello: object = None
+    spoil: Callable[[int, Update], Update | Refused] | None = None
+    spoil_scores: Callable[[int, Scores], Scores] | None = None
+    hello: Hello | Refused | None = None
 
     def greet(self):
         return self.hello or Hello(self.name, PROTOCOL, DIGEST, self.labelled, 9, self.probe, 4)
@@ -43,7 +45,7 @@ class Fake:
     def improve(self, task):
         weights = {
             "w": task.weights["w"] + np.float32(self.step),
-            "bn.num_batches_tracked": task.weights["bn.num_batches_tracked"] + 40,
+            "bn.num_batches_tracked": np.array(task.weights["bn.num_batches_tracked"] + 40),
         }
         mined = Mined(kept=self.pseudo, dropped=2, gate="on" if self.pseudo else "unused")
         update = Update(task.round, weights, self.labelled, self.pseudo, 0.5, 1.0, mined)
@@ -64,6 +66,9 @@ class Federation:
     def greet(self):
         for fake in self.fakes.values():
             yield fake.name, fake.greet()
+
+    def hold(self, weights):
+        return weights
 
     def train(self, tasks):
         self.tasks.append(tasks)
@@ -180,21 +185,12 @@ def test_a_bad_reply_is_refused_by_name_and_the_round_goes_on(folder, case):
     weights, [record] = run(folder, Fake("a", 1), Fake("bad", 100, spoil=spoil), Fake("c", 3))
     assert weights["w"].tolist() == [2, 2] and record["sites"] == ["a", "c"]
     assert list(record["refused"]) == ["bad"]
-    assert pytest.raises(Refused, match=words, func=raised(record["refused"]["bad"]))
-
-
-def raised(text):
-    """A function that raises the text, to be matched by its words."""
-
-    def throw():
-        raise Refused(text)
-
-    return throw
+    assert re.search(words, record["refused"]["bad"])
 
 
 def test_a_refused_site_is_asked_again_next_round(folder):
     """One bad reply costs one round."""
-    first_only = lambda round_, update: Refused("power cut") if round_ == 1 else update  # noqa: E731
+    first_only = lambda round_, update: Refused("power cut") if round_ == 1 else update
     _, records = run(folder, Fake("a"), Fake("b", spoil=first_only), rounds=2)
     assert [record["sites"] for record in records] == [["a"], ["a", "b"]]
 
@@ -210,7 +206,7 @@ def test_a_refusal_is_logged(folder, tmp_path):
 
 def test_bad_scores_are_refused_and_the_training_counts(folder):
     """A site that lies about its Dice is left out of the mean of scores alone."""
-    boast = lambda round_, scores: dataclasses.replace(scores, dice=5.0)  # noqa: E731
+    boast = lambda round_, scores: dataclasses.replace(scores, dice=5.0)
     weights, [record] = run(folder, Fake("a", 1), Fake("b", 3, spoil_scores=boast))
     assert weights["w"].tolist() == [2, 2]
     assert list(record["per_site"]) == ["a"] and "sent dice as 5.0" in record["refused"]["b"]

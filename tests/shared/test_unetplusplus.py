@@ -73,6 +73,7 @@ def test_lite0_weights_are_timms_by_name(lite0):
 def test_lite0_is_normalised_as_timm_says():
     """The default configuration there: mean and deviation one half."""
     config = timm.get_pretrained_cfg("tf_efficientnet_lite0")
+    assert config is not None
     assert normalisation_of(LITE0) == (list(config.mean), list(config.std)) == ([0.5] * 3,) * 2
 
 
@@ -161,7 +162,7 @@ def test_weights_of_are_copies():
 def test_batch_counters_keep_their_shape(model):
     """A counter has the shape () and stays a whole number."""
     counter = weights_of(model)[COUNTER]
-    assert (counter.shape, counter.dtype) == ((), np.int64)
+    assert counter.shape == () and counter.dtype == np.int64
 
 
 def test_the_manifest_is_that_of_the_weights(model):

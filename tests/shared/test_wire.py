@@ -310,7 +310,7 @@ tensor = st.builds(
 )
 record = (
     st.dictionaries(names, numbers, max_size=4).map(MetricRecord)
-    | st.dictionaries(names, words, max_size=4).map(ConfigRecord)
+    | st.dictionaries(names, words, max_size=4).map(lambda given: ConfigRecord(given))
     | st.dictionaries(st.text(max_size=3), tensor, max_size=2).map(ArrayRecord)
 )
 
