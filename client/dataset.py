@@ -189,12 +189,13 @@ def _site(
         if (problem := header_problem(case, max_image_px))
     }
     refuse_many_bad(name, list(problems.values()), len(cases), max_bad_share)
-    # A test image without a mask can neither be scored nor, being a test image, be mined.
-    for case in test:
-        if case.mask is None:
-            problems.setdefault(case.stem, f"{case.stem}: is a test image and has no mask")
+    # A test image without a mask can neither be scored nor, being a test image, be mined. It is
+    # no bad image either: whole groups go to the test set, whatever part of them has masks.
+    idle = {case.stem for case in test if case.mask is None and case.stem not in problems}
+    if idle:
+        notes += (f"{len(idle)} test images have no mask and take no part",)
 
-    usable = [case for stem, case in cases.items() if stem not in problems]
+    usable = [case for stem, case in cases.items() if stem not in problems and stem not in idle]
     with_label = [case for case in usable if case.mask]
     probe = _draw_probe(with_label, probe_fraction, seed)
     if not probe and int(probe_fraction * len(with_label)) and len(with_label) > 1:

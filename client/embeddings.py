@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowmine.client.sam import EMBEDDING_SHAPE, Sam
-from knowmine.shared.errors import RunFailed
+from knowmine.shared.errors import CannotWrite
 from knowmine.shared.weights import write_atomically
 
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -42,7 +42,7 @@ class EmbeddingStore:
             image_digest: hex, of the image file's content.
             read: gives the image (H, W, 3), original frame; called only on a miss.
 
-        Raises `RunFailed` where the embedding cannot be written, for instance on a full disk.
+        Raises `CannotWrite` where the embedding cannot be written, for instance on a full disk.
         """
         path = self._path(image_digest)
         kept = _read(path)
@@ -65,7 +65,7 @@ class EmbeddingStore:
             write_atomically(own, _packed(half))
             own.replace(path)
         except OSError as error:
-            raise RunFailed(
+            raise CannotWrite(
                 f"cannot write an embedding of {half.nbytes // 1024} KiB to {self._folder} "
                 f"({error.strerror or error}); free space there or choose another folder, then "
                 "resume: embeddings already written are kept"

@@ -58,10 +58,10 @@ def save_gallery(
     write_atomically(folder / f"mined-{round_:04d}.npz", content.getvalue())
 
 
-def load_gallery(folder: Path) -> list[Kept]:
-    """All pseudo-labels kept in a site's folder, in the order of rounds."""
+def load_gallery(folder: Path, rounds: int) -> list[Kept]:
+    """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first."""
     found = []
-    for file in sorted(folder.glob("mined-*.npz")):
+    for file in sorted(folder.glob("mined-*.npz"))[-rounds:]:
         with np.load(file, allow_pickle=False) as arrays:
             content = dict(arrays)
         found += [

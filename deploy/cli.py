@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -188,11 +189,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("knowmine-simulate: interrupted before the run began", err=True)
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last resort gets its own exit code
         if isinstance(error, _usage_errors()):
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
-        raise
+        typer.echo("knowmine-simulate: a mistake of ours, please report it:", err=True)
+        traceback.print_exc()
+        sys.exit(KnowmineError.exit_code)
 
 
 def _usage_errors() -> type[Exception]:

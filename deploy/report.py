@@ -51,7 +51,7 @@ def write_report(run: Path, summary: Mapping[str, Any], gallery: Sequence[Galler
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = environment.from_string(source).render(**_content(summary, gallery))
     file = run / "report.html"
-    write_atomically(file, page.encode())
+    write_atomically(file, page.encode(errors="replace"))
     return file
 
 

@@ -1,18 +1,23 @@
 """All that a simulation needs to know, in one file."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from knowmine.client.settings import DataSettings, MachineSettings, SamSettings
 from knowmine.server.settings import RunSettings
 from knowmine.shared.settings import Plan, Settings
 
+SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
+# A run may be resumed from another folder, so paths are kept whole.
+FullPath = Annotated[Path, AfterValidator(Path.absolute)]
+
 
 class SitesSettings(Settings):
     """The simulated hospitals: one folder divided, or a folder for each."""
 
-    data: Path | None = Field(None, description="Folder that is divided into `count` sites.")
+    data: FullPath | None = Field(None, description="Folder that is divided into `count` sites.")
     count: int = Field(3, ge=1, le=10_000, description="Sites that `data` is divided into.")
     alpha: float | None = Field(
         None,
@@ -20,8 +25,9 @@ class SitesSettings(Settings):
         description="Dirichlet concentration of uneven sizes: 0.3 is very uneven, 10 nearly even. "
         "Not set: even.",
     )
-    folders: dict[str, Path] = Field(
-        default_factory=dict, description="Name of each site and its own data folder."
+    folders: dict[SiteName, FullPath] = Field(
+        default_factory=dict,
+        description="Name of each site (lower-case letters, digits, hyphens) and its own folder.",
     )
 
     @model_validator(mode="after")

@@ -27,11 +27,11 @@ from knowmine.client.site import Site
 from knowmine.deploy.report import GalleryItem, write_report
 from knowmine.deploy.settings import SimulationSettings
 from knowmine.server.app import server_app
-from knowmine.server.journal import Journal
+from knowmine.server.journal import Journal, refuse_used
 from knowmine.server.rounds import Sites, Watch, run_rounds
 from knowmine.server.summary import summarise
 from knowmine.shared import wire
-from knowmine.shared.errors import Interrupted, KnowmineError, RunFailed, UsageError
+from knowmine.shared.errors import CannotWrite, Interrupted, KnowmineError, RunFailed, UsageError
 from knowmine.shared.log import Progress, RunLog, open_log
 from knowmine.shared.metrics import dice
 from knowmine.shared.unetplusplus import build_model, weights_of
@@ -44,6 +44,7 @@ from flwr.supercore.run import Run  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
 RUN_ID = 1
+GALLERY_SITES, GALLERY_ROUNDS = 8, 4
 
 
 class Display(Progress, Watch, Protocol):
@@ -58,7 +59,7 @@ class LocalGrid(Grid):
 
     A node does its work when its reply is pulled. Pulled one at a time, as knowmine's server
     does, no more than one update is in memory. An exception in a node becomes an error reply,
-    as in Flower; Ctrl-C ends the run.
+    as in Flower; Ctrl-C and a full disk end the run.
     """
 
     def __init__(self, apps: Mapping[int, ClientApp], started: Callable[[int], None]) -> None:
@@ -123,6 +124,13 @@ class LocalGrid(Grid):
         arrived = wire.through_the_wire(message)
         try:
             reply = self._apps[node](message=arrived, context=self._contexts[node])
+        except CannotWrite:
+            raise  # this machine's disk is every site's disk: stop, and go on when there is room
+        except OSError as error:
+            raise CannotWrite(
+                f"cannot write {error.filename or 'a file'} ({error.strerror}): the finished "
+                "rounds are safe; make room and go on with --resume"
+            ) from error
         except KnowmineError as error:
             reply = Message(Error(code=2, reason=str(error)), reply_to=arrived)
         except Exception as error:  # noqa: BLE001 - as Flower: a node's bug is its error reply
@@ -140,15 +148,22 @@ def simulate(
 
     resume: go on after the last whole round in `run`.
     Raises `UsageError` for data, weights or settings that cannot be used, `RunFailed` when the
-    run cannot go on, `Interrupted` on Ctrl-C. The summary is written whatever happens.
+    run cannot go on, `Interrupted` on Ctrl-C. Once the run's folder is there, the summary is
+    written whatever happens.
     """
     settle(settings.machine.threads)
     compute = pick_compute(settings.machine.device)
+    if not resume:
+        refuse_used(run)
     weights = _sam_weights(settings, display)
-    folders = open_folders(settings)
     sam = _Once(weights, settings)
     if weights is not None:
         sam.open()  # a truncated file is found before the first round, not in the second
+    # All that can be wrong with data or settings shows before the run's folder is made.
+    sites = [
+        _open(data, hidden, settings, run, sam, compute, display)
+        for data, hidden in open_folders(settings).values()
+    ]
     dump = settings.model_dump(mode="json")
     with (
         Journal.open(run) if resume else Journal.create(run, dump) as journal,
@@ -156,10 +171,6 @@ def simulate(
     ):
         log.event("start", resume=resume, method=settings.plan.method, seed=settings.plan.seed)
         log.event("machine", compute=str(compute), threads=torch.get_num_threads())
-        sites = [
-            _open(data, hidden, settings, run, sam, compute, display)
-            for data, hidden in folders.values()
-        ]
         status, reason = "failed", ""
         try:
             _run(sites, journal, settings, log, display)
@@ -217,10 +228,13 @@ def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, Hidd
 
 
 def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
-    """The pseudo-labels that sites kept for people to see, with the truth where it is known."""
+    """Pseudo-labels that sites kept for people to see, with the truth where it is known.
+
+    Of a few sites and their last rounds, so that a large run's report stays as small as another's.
+    """
     items = []
-    for site in sites:
-        for kept in load_gallery(site.folder):
+    for site in itertools.islice(sites, GALLERY_SITES):
+        for kept in load_gallery(site.folder, GALLERY_ROUNDS):
             truth = site.scorer.truth(kept.stem, kept.image.shape[0])
             known = None if truth is None else dice(kept.label > 0.5, truth > 0)
             items.append(
@@ -269,6 +283,8 @@ def _run(
     sites: list[Site], journal: Journal, settings: SimulationSettings, log: RunLog, display: Display
 ) -> None:
     """Join sites and server by a local grid and run the ServerApp to its end."""
+    for site in sites:
+        site.folder.mkdir(parents=True, exist_ok=True)
     by_node = dict(enumerate(sites, start=RUN_ID + 1))
     app = client_app(lambda context: by_node[context.node_id])
     grid = LocalGrid(
@@ -336,7 +352,7 @@ class _Once:
         """What the summary says of SAM: its name, digest and the images it looked at."""
         if self.weights is None:
             return None
-        images = sum(site.encoded for site in sites)
+        images = sum(site.embedded for site in sites) if self.loaded else 0
         return {"name": self.weights.name, "sha256": self.weights.digest, "images": images}
 
 

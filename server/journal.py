@@ -69,11 +69,7 @@ class Journal:
             ) from error
         journal = cls(folder, plain(settings), FolderLock(folder))
         try:
-            if any((folder / name).exists() for name in _OURS):
-                raise UsageError(
-                    f"{folder} already holds a run: go on with it by `--resume {folder}`, "
-                    "or choose another folder"
-                )
+            refuse_used(folder)
             journal._write(folder / "settings.json", _save_json(journal.settings))
             journal._prepare()
         except BaseException:
@@ -239,6 +235,15 @@ class Journal:
                 f"cannot write {path} ({error.strerror or error}; {free:.0f} MB are free there): "
                 f"{kept}; make room and go on with `--resume {self.folder}`"
             ) from error
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise `UsageError` where `folder` holds a run already."""
+    if any((folder / name).exists() for name in _OURS):
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by `--resume {folder}`, "
+            "or choose another folder"
+        )
 
 
 def _save_json(value: Mapping[str, Any]) -> Callable[[Path], None]:

@@ -41,27 +41,26 @@ class ServerOptimiser:
         self,
         name: OptimiserName = "mean",
         *,
-        learning_rate: float = 1.0,
+        learning_rate: float | None = None,
         momentum: float = 0.9,
-        weight_decay: float = 0.0,
     ) -> None:
-        """`momentum` is SGD's, or beta 1 of Adam and AdamW; Adagrad has none."""
+        """`learning_rate` None is 1 for SGD and .01 for the adaptive ones, whose steps are as
+        long as their learning rate. `momentum` is SGD's, or beta 1 of Adam and AdamW.
+        """
         if name not in get_args(OptimiserName):
             known = ", ".join(get_args(OptimiserName))
             raise SettingsError(f"unknown server optimiser {name!r}; expected one of {known}")
+        if learning_rate is None:
+            learning_rate = 1.0 if name in ("mean", "sgd") else 0.01
         if not 0 < learning_rate < float("inf"):
             raise SettingsError(
                 f"server learning rate is {learning_rate}; expected a number above 0"
             )
-        if not 0 <= momentum < 1 or not 0 <= weight_decay <= 1:
-            raise SettingsError(
-                f"server momentum is {momentum} and weight decay {weight_decay}; "
-                "expected numbers from 0 to 1, momentum below 1"
-            )
+        if not 0 <= momentum < 1:
+            raise SettingsError(f"server momentum is {momentum}; expected a number from 0 to 1")
         self.name = name
         self._learning_rate = learning_rate
         self._momentum = momentum
-        self._weight_decay = weight_decay
         self._state: dict[str, dict[str, torch.Tensor]] = {}
 
     def step(self, global_weights: Weights, mean: Weights) -> dict[str, Array]:
@@ -114,7 +113,7 @@ class ServerOptimiser:
         return parameter.detach().numpy()
 
     def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-        common: dict[str, Any] = {"lr": self._learning_rate, "weight_decay": self._weight_decay}
+        common: dict[str, Any] = {"lr": self._learning_rate}
         if self.name == "sgd":
             return torch.optim.SGD([parameter], momentum=self._momentum, **common)
         if self.name == "adagrad":

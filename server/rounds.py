@@ -103,7 +103,7 @@ def run_rounds(
         mean, record = RunningMean(), RoundRecord(round_)
         for name, reply in sites.train(tasks):
             try:
-                update = _admitted(reply, name, round_, manifest)
+                update = _admitted(reply, roster[name], round_, manifest)
             except KnowmineError as refusal:
                 record.refused[name] = str(refusal)
                 log.event("refused", level="warning", round=round_, site=name, reason=str(refusal))
@@ -113,7 +113,8 @@ def run_rounds(
             log.event("update", round=round_, site=name, **record.updates[name])
             del reply, update  # one update in memory at a time, whatever the number of sites
         _check_quorum(record, roster, settings.quorum)
-        record.bytes_down = bytes_of(weights) * len(tasks)
+        # Every site gets the weights twice: to improve them, and to score what became of them.
+        record.bytes_down = bytes_of(weights) * (len(tasks) + len(roster))
         record.bytes_up = bytes_of(weights) * len(record.updates)
         if mean.sites:
             weights = sites.hold(optimiser.step(weights, mean.result()))
@@ -257,10 +258,14 @@ def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
     )
 
 
-def _admitted(reply: Update | KnowmineError, site: str, round_: int, manifest: Manifest) -> Update:
+def _admitted(
+    reply: Update | KnowmineError, site: Hello, round_: int, manifest: Manifest
+) -> Update:
+    """The update, if it can be averaged and claims no more images than the site said it has."""
     if isinstance(reply, KnowmineError):
         raise reply
-    return admit(reply, site=site, round=round_, manifest=manifest)
+    most = max(site.labelled, site.unlabelled)
+    return admit(reply, site=site.site, round=round_, manifest=manifest, max_images=most)
 
 
 def _believed(answer: Scores | KnowmineError, site: str, round_: int) -> Scores:

@@ -15,8 +15,14 @@ class ServerOptimiserSettings(Settings):
         description="mean: the average is the next model (FedAvg). Otherwise that torch.optim "
         "optimiser steps on the averaged change (FedOpt).",
     )
-    learning_rate: float = Field(1.0, gt=0, description="Step size; mean ignores it.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd; others ignore it.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Step size; mean ignores it. Not set: 1 for sgd, 0.01 for the adaptive ones.",
+    )
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="Momentum of sgd, beta 1 of adam and adamw; others ignore it."
+    )
 
 
 class RunSettings(Settings):

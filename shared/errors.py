@@ -7,6 +7,7 @@ KnowmineError
 │   ├── DataError             a data folder or a file in it
 │   └── WeightsError          weights missing, truncated or not what they claim to be
 ├── RunFailed            3    the run could not go on
+│   └── CannotWrite           a full disk, a missing permission
 ├── Refused              4    the other side did wrong, or a policy forbids it
 │   ├── UpdateRefused         a site's reply cannot be averaged
 │   └── EgressRefused         something that may not leave the site tried to
@@ -43,6 +44,10 @@ class WeightsError(UsageError):
 
 class RunFailed(KnowmineError):
     """The run could not go on; what was written before stays."""
+
+
+class CannotWrite(RunFailed):
+    """A full disk or a missing permission; what was written before stays."""
 
 
 class Refused(KnowmineError):

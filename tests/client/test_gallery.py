@@ -40,7 +40,7 @@ def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None):
         np.array(quality),
         np.ones(n, bool) if kept is None else np.array(kept),
     )
-    return load_gallery(folder)
+    return load_gallery(folder, 9)
 
 
 def test_what_was_kept_comes_back(tmp_path):
@@ -105,4 +105,4 @@ def test_a_round_done_again_replaces_itself(tmp_path):
 
 def test_a_site_that_mined_nothing_has_no_gallery(tmp_path):
     """Nor an error."""
-    assert load_gallery(tmp_path) == []
+    assert load_gallery(tmp_path, 9) == []

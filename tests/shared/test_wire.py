@@ -3,6 +3,7 @@
 import io
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,7 +293,9 @@ def test_a_message_is_taken_only_for_what_it_is(kind, unpack):
 
 scalar = st.integers(-(2**63), 2**63 - 1) | st.floats()
 numbers = scalar | st.lists(st.integers(-9, 9), max_size=3) | st.lists(st.floats(), max_size=3)
-words = numbers | st.text(max_size=4) | st.binary(max_size=4) | st.booleans()
+words: st.SearchStrategy[Any] = (
+    numbers | st.text(max_size=4) | st.binary(max_size=4) | st.booleans()
+)
 names = st.sampled_from(
     ["round", "rounds", "plan", "protocol", "site", "gate", "kept", "loss", "labelled", "images"]
 )
@@ -310,7 +313,7 @@ tensor = st.builds(
 )
 record = (
     st.dictionaries(names, numbers, max_size=4).map(MetricRecord)
-    | st.dictionaries(names, words, max_size=4).map(lambda given: ConfigRecord(given))
+    | st.dictionaries(names, words, max_size=4).map(ConfigRecord)
     | st.dictionaries(st.text(max_size=3), tensor, max_size=2).map(ArrayRecord)
 )
 
