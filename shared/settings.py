@@ -86,7 +86,7 @@ class MiningSettings(Settings):
     images: int = Field(
         160,
         ge=0,
-        description="Unlabelled images that a site mines a round, another draw each round; "
+        description="Unlabelled images that a site mines a round, each once before any comes twice; "
         "0 takes all.",
     )
     share: float = Field(0.5, gt=0, lt=1, description="Part of each batch that is pseudo-labelled.")

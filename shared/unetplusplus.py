@@ -14,8 +14,8 @@ from knowmine.shared.settings import ModelSettings
 from knowmine.shared.weights import Array, TensorSpec, Weights, manifest_of
 
 LITE0 = "tu-tf_efficientnet_lite0"
-# timm-tf_efficientnet_lite0 loads every key of the same weights and is silently wrong: another
-# batch-norm epsilon, another padding.
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -61,6 +61,11 @@ def normalisation_of(encoder: str) -> tuple[list[float], list[float]]:
     >>> normalisation_of("tu-tf_efficientnet_lite0")
     ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     """
+    if encoder.startswith("timm-tf_efficientnet_lite"):
+        raise SettingsError(
+            f"model.encoder {encoder!r} loads its weights and is silently wrong (batch-norm epsilon, "
+            f"padding); use tu-{encoder.removeprefix('timm-')}"
+        )
     if encoder.startswith("tu-"):
         import timm
 
@@ -82,10 +87,6 @@ def normalisation_of(encoder: str) -> tuple[list[float], list[float]]:
     for params in smp.encoders.encoders[encoder]["pretrained_settings"].values():
         return list(params.get("mean", IMAGENET_MEAN)), list(params.get("std", IMAGENET_STD))
     return IMAGENET_MEAN, IMAGENET_STD
-
-
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 def build_model(settings: ModelSettings, seed: int) -> UnetPlusPlus:

@@ -51,6 +51,7 @@ def never():
 def small_site(folder, home, *, sam=None, model=MODEL, max_bad_share=0.1, **split):
     """The site of a data folder, at home in another; without `sam` it must not be needed."""
     data, hidden = open_site("lyon", folder, max_bad_share=max_bad_share, **split)
+    (home / "site").mkdir(parents=True, exist_ok=True)
     return Site(
         data,
         Scorer(hidden, model.classes),

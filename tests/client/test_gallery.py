@@ -97,6 +97,13 @@ def test_rounds_come_in_order(tmp_path):
     assert [item.round for item in saved(tmp_path, [0.5], round_=2)] == [2, 10]
 
 
+def test_only_the_last_rounds_are_loaded(tmp_path):
+    """A long run's report stays small."""
+    for round_ in (2, 3, 4):
+        saved(tmp_path, [0.5], round_=round_)
+    assert [item.round for item in load_gallery(tmp_path, 2)] == [3, 4]
+
+
 def test_a_round_done_again_replaces_itself(tmp_path):
     """After a resume nothing is shown twice."""
     saved(tmp_path, [0.5])

@@ -229,6 +229,22 @@ def test_other_components_are_silent_in_a_mask_prompt():
     assert first.any() and second.any() and not (first & second).any()
 
 
+def test_what_is_not_asked_about_is_left_open():
+    """A speck, and the sixth of six components; not what was asked about, nor background."""
+    squares = [(2, 10 * i, 8 + i, 10 * i + 6) for i in range(6)]
+    seen = plane(*squares)
+    seen[60, 60] = 0.95
+    left = ask(seen[None], Frames(PX, PX, PX)).left_open(seen[None])
+    assert np.array_equal(left[0], plane(squares[0], (60, 60, 61, 61)) > 0.5)
+
+
+def test_a_class_without_a_component_is_left_open():
+    """Its specks are, while another class is asked about."""
+    seen = np.stack([plane((4, 4, 30, 30)), plane((50, 50, 51, 51))])
+    left = ask(seen, Frames(PX, PX, PX)).left_open(seen)
+    assert not left[0].any() and left[1].sum() == 1
+
+
 def test_classes_are_asked_about_one_by_one():
     """Two parts of the first class, one of the third."""
     planes = np.stack([plane((4, 4, 20, 20), (30, 30, 40, 40)), plane(), plane((50, 2, 60, 20))])

@@ -172,10 +172,33 @@ def test_a_moving_mask_is_asked_about_until_the_limit():
     assert len(sam.asked) == 3
 
 
-def test_the_last_answer_counts():
-    """Not the first."""
+def test_a_better_answer_replaces_the_first():
+    """The last agrees most with what the U-Net++ saw."""
     (answer,) = refined(FakeSam(*MOVING), asked_about(LESION), refinements=2)
     assert (answer.masks > 0.5).sum() == 16 * 16
+
+
+def test_a_worse_answer_does_not():
+    """Asked again, SAM runs off to the whole image, as sure as before."""
+    sam = FakeSam(says(RIGHT, iou=[0.9]), says(WHOLE, iou=[0.9]))
+    (answer,) = refined(sam, asked_about(LESION), refinements=1)
+    assert len(sam.asked) == 2 and (answer.masks > 0.5).sum() == 16 * 16
+
+
+def test_each_prompt_keeps_its_own_better_answer():
+    """The second time SAM finds the left lesion and loses the right one."""
+    left, right = (2, 2, 12, 28), (18, 2, 28, 28)
+    nothing = logits_of(rectangle(NOTHING))
+
+    def answering(*masks):
+        return lambda prompts: Decoded(torch.stack(masks)[:, None], torch.full((2, 1), 0.9))
+
+    sam = FakeSam(
+        answering(nothing, logits_of(rectangle(right))),
+        answering(logits_of(rectangle(left)), nothing),
+    )
+    (answer,) = refined(sam, asked_about(left, right), refinements=1)
+    assert torch.equal(answer.masks[0] > 0.5, rectangle(left) | rectangle(right))
 
 
 def test_sam_is_asked_again_with_its_own_logits():

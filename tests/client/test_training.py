@@ -153,14 +153,19 @@ def whites(model):
         (5, 5, 0.5, 4),
         (5, 5, 0.25, 2),
         (5, 5, 0.01, 1),
-        (5, 5, 0.99, 7),
+        (5, 5, 0.99, 4),
+        (1, 20, 0.99, 7),
+        (9, 1, 0.5, 1),
         (5, 0, 0.5, 0),
         (0, 5, 0.5, 8),
         (1, 1, 0.5, 4),
     ],
 )
 def test_a_batch_has_its_share_of_pseudo_labels(labelled, pseudo, share, white):
-    """Labelled images are black here, mined ones white; where both are, both are in each batch."""
+    """Labelled images are black here, mined ones white; where both are, both are in each batch.
+
+    Few mined images take no more than the part that they are of all.
+    """
     model, _ = trained(flat(labelled, 0), flat(pseudo, 255), share=share, batch=8)
     assert whites(model) == [white] * 3
 

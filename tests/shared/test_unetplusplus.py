@@ -200,3 +200,9 @@ def test_weights_of_another_model_are_refused_by_name(model, change, words):
     bent = {**weights_of(model), **change}
     with pytest.raises(WeightsError, match=words):
         put_weights(model, {name: array for name, array in bent.items() if array is not None})
+
+
+def test_the_silent_trap_is_refused():
+    """Another name of smp's for the same network loads its weights and computes something else."""
+    with pytest.raises(SettingsError, match="use tu-tf_efficientnet_lite0"):
+        normalisation_of("timm-tf_efficientnet_lite0")
