@@ -113,7 +113,8 @@ class ServerOptimiser:
         return parameter.detach().numpy()
 
     def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-        common: dict[str, Any] = {"lr": self._learning_rate}
+        # Decay would pull the model to zero, not to what the sites agree on.
+        common: dict[str, Any] = {"lr": self._learning_rate, "weight_decay": 0.0}
         if self.name == "sgd":
             return torch.optim.SGD([parameter], momentum=self._momentum, **common)
         if self.name == "adagrad":
