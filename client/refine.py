@@ -44,7 +44,7 @@ def refine(
     embeddings: (B, 256, 64, 64); asked, frames: one for each of the B images.
     by_agreement: choose among SAM's masks by agreement and stability too, not by SAM's word alone.
     refinements: times at most that SAM is prompted again with its own logits.
-    A mask that holds anything but numbers counts as empty: SAM has no opinion there.
+    Where SAM says NaN, it has no opinion and the pixel counts as background.
     """
     prompts = _joined(asked)
     if prompts is None:

@@ -38,7 +38,7 @@ from knowmine.client.pseudo_labels import (
     share_to_keep,
     sharpen,
 )
-from knowmine.client.refine import Refined, refine
+from knowmine.client.refine import refine
 from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples, train
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
@@ -56,7 +56,7 @@ def improve(site: Site, task: TrainTask) -> Update:
     plan = task.plan
     local = plan.training.batch_norm == "local"
     site.load_model(task.weights, plan.model, task.round, local)
-    labelled = labels_of(site, plan, last=task.round == task.rounds)
+    labelled = labels_of(site, plan, task.round, task.rounds)
     pseudo_labelled, mined = mine(site, task) if mines(plan, task.round) else (_none(site), Mined())
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
@@ -112,6 +112,9 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
         site.folder / f"scores-{task.round:04d}.json", json.dumps(scores, indent=1).encode()
     )
 
+    # Only what the model has not been trained on can judge it, and only mining rounds ask.
+    judged = probe_apart(plan, task.round, task.rounds) and mines(plan, task.round + 1)
+
     def total(key: str) -> float:
         return float(sum(score[key] for score in scores.values()))
 
@@ -121,7 +124,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
         dice=total("dice"),
         iou=total("iou"),
         hd95=total("hd95"),
-        calibration=probe(site, plan) if judges(plan, task.round + 1) else Calibration(),
+        calibration=probe(site, plan) if judged else Calibration(),
     )
 
 
@@ -162,42 +165,35 @@ def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
     unet = predict(site.model, kind.images, site.compute, site.progress.advance)
     site.progress.done()
     if plan.method == "self-training":
-        asked = np.ones(len(kind), bool)
-        return Opinions(unet, unet, asked, *np.ones((2, len(kind)), np.float32))
-    site.progress.start("asking SAM", len(kind))
-    frames = [site.frames(kind, row) for row in range(len(kind))]
+        ones = np.ones(len(kind), np.float32)
+        return Opinions(unet, unet, ones > 0, ones, ones)
     dense = plan.method == "knowmine"
-    answers: list[Refined] = []
-    prompted = np.zeros(len(kind), bool)
+    frames = [site.frames(kind, row) for row in range(len(kind))]
+    asked = [ask(unet[row], frames[row], dense=dense) for row in range(len(kind))]
+    prompted = np.array([question.prompts is not None for question in asked], bool)
     sam = np.zeros_like(unet)
-    for start in range(0, len(kind), SAM_BATCH):
-        rows = range(start, min(start + SAM_BATCH, len(kind)))
-        asked_of = [ask(unet[row], frames[row], dense=dense) for row in rows]
-        prompted[rows.start : rows.stop] = [a.prompts is not None for a in asked_of]
-        refined = refine(
+    iou, stability = np.zeros((2, len(kind)), np.float32)
+    rows = np.flatnonzero(prompted).tolist()
+    site.progress.start("asking SAM", len(rows))
+    for start in range(0, len(rows), SAM_BATCH):
+        batch = rows[start : start + SAM_BATCH]
+        answers = refine(
             site.sam,
-            torch.stack([site.embedding(kind, row) for row in rows]),
-            asked_of,
-            frames[rows.start : rows.stop],
+            torch.stack([site.embedding(kind, row) for row in batch]),
+            [asked[row] for row in batch],
+            [frames[row] for row in batch],
             classes=plan.model.classes,
             by_agreement=dense,
             refinements=plan.mining.refinements if dense else 0,
         )
-        for row, question, answer in zip(rows, asked_of, refined, strict=True):
-            sam[row] = answer.masks.numpy()
+        for row, answer in zip(batch, answers, strict=True):
+            sam[row], iou[row], stability[row] = answer.masks, answer.iou, answer.stability
             if dense:
-                unasked = question.left_open(unet[row])
+                unasked = asked[row].left_open(unet[row])
                 sam[row][unasked] = unet[row][unasked]
-        answers += refined
-        site.progress.advance(len(rows))
+        site.progress.advance(len(batch))
     site.progress.done()
-    return Opinions(
-        unet,
-        sam,
-        prompted,
-        np.array([answer.iou for answer in answers], np.float32),
-        np.array([answer.stability for answer in answers], np.float32),
-    )
+    return Opinions(unet, sam, prompted, iou, stability)
 
 
 def probe(site: Site, plan: Plan) -> Calibration:
@@ -207,14 +203,10 @@ def probe(site: Site, plan: Plan) -> Calibration:
     return calibrate(consult(site, site.probe, plan), site.probe.truth.numpy())
 
 
-def labels_of(site: Site, plan: Plan, last: bool) -> Examples:
-    """The labelled images to train on.
-
-    The probe set joins them where nothing is judged on it: in methods without a gate, and in
-    the last round, after which no pseudo-label is made.
-    """
+def labels_of(site: Site, plan: Plan, round_: int, rounds: int) -> Examples:
+    """The labelled images to train on, the probe set's among them unless it is kept apart."""
     kinds = [site.labelled]
-    if plan.method != "knowmine" or last:
+    if not probe_apart(plan, round_, rounds):
         kinds.append(site.probe)
     images = torch.cat([kind.images for kind in kinds])
     truth = torch.cat([kind.truth for kind in kinds])
@@ -226,9 +218,14 @@ def mines(plan: Plan, round_: int) -> bool:
     return plan.method != "supervised" and round_ > plan.mining.warmup_rounds
 
 
-def judges(plan: Plan, round_: int) -> bool:
-    """Whether round `round_` needs the probe set's word."""
-    return plan.method == "knowmine" and mines(plan, round_)
+def probe_apart(plan: Plan, round_: int, rounds: int) -> bool:
+    """Whether round `round_` of `rounds` leaves the probe images out of training.
+
+    Labels are few: once the probe set has judged, and at the latest in the last round, it is
+    worth more as labels. It judges at least the first pseudo-labels.
+    """
+    until = max(1, plan.mining.warmup_rounds, int(plan.mining.probe_until * rounds))
+    return plan.method == "knowmine" and round_ <= until and round_ < rounds
 
 
 def ramp(plan: Plan, round_: int) -> float:

@@ -26,7 +26,7 @@ class DataSettings(Settings):
         ge=0,
         lt=1,
         description="Share of the labelled images that judges pseudo-labels and is not trained "
-        "on until the last round.",
+        "on in the first half of the rounds.",
     )
     test: Path | None = Field(
         None,

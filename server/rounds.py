@@ -121,8 +121,7 @@ def run_rounds(
         del tasks, mean  # they hold the weights before, and these twice
 
         # ── evaluate ───────────────────────────────────────────────────────────────────────────
-        questions = {name: EvaluateTask(round_, plan, weights) for name in roster}
-        calibrations = {}
+        questions = {name: EvaluateTask(round_, settings.rounds, plan, weights) for name in roster}
         for name, answer in sites.evaluate(questions):
             try:
                 scores = _believed(answer, name, round_)
@@ -130,7 +129,8 @@ def run_rounds(
                 record.refused.setdefault(name, str(refusal))
                 log.event("refused", level="warning", round=round_, site=name, reason=str(refusal))
                 continue
-            calibrations[name] = scores.calibration
+            if scores.calibration.images:  # else the site goes on by what it last found
+                calibrations[name] = scores.calibration
             record.scores[name] = scores
 
         # ── record ─────────────────────────────────────────────────────────────────────────────

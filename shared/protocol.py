@@ -142,9 +142,12 @@ class Update:
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Score `weights`, the global model after round `round`, on the site's test and probe sets."""
+    """Score `weights`, the global model after round `round` of `rounds`, on the site's test set,
+    and pseudo-labels on its probe set.
+    """
 
     round: int
+    rounds: int
     plan: Plan
     weights: Weights
 

@@ -123,6 +123,13 @@ class MiningSettings(Settings):
         description="Probe images needed to judge SAM; with fewer, a site borrows the "
         "federation's sums.",
     )
+    probe_until: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the rounds that keep the probe images apart. After it they are "
+        "trained on, and the last sums go on judging.",
+    )
     refinements: int = Field(
         1, ge=0, le=2, description="Times SAM is prompted again with its own logits."
     )

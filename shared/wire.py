@@ -74,11 +74,15 @@ def pack_tasks(tasks: Mapping[str, Task]) -> dict[str, RecordDict]:
 
 def _pack_task(task: Task, weights: ArrayRecord) -> RecordDict:
     config = ConfigRecord(
-        {"protocol": PROTOCOL, "round": task.round, "plan": task.plan.model_dump_json()}
+        {
+            "protocol": PROTOCOL,
+            "round": task.round,
+            "rounds": task.rounds,
+            "plan": task.plan.model_dump_json(),
+        }
     )
     records: dict[str, Any] = {"task": config, "weights": weights}
     if isinstance(task, TrainTask):
-        config["rounds"] = task.rounds
         records["calibration"] = _pack_calibration(task.calibration)
     return RecordDict(records)
 
@@ -87,8 +91,7 @@ def unpack_train_task(records: RecordDict) -> TrainTask:
     """The training task in `records`; raise `Refused` for anything else."""
 
     def unpack() -> TrainTask:
-        round_, plan = _unpack_heading(records)
-        rounds = _whole(records.config_records["task"]["rounds"])
+        round_, rounds, plan = _unpack_heading(records)
         weights, sums = _unpack_weights(records), _unpack_calibration(records)
         return TrainTask(round_, rounds, plan, weights, sums)
 
@@ -99,8 +102,8 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
     """The scoring task in `records`; raise `Refused` for anything else."""
 
     def unpack() -> EvaluateTask:
-        round_, plan = _unpack_heading(records)
-        return EvaluateTask(round_, plan, _unpack_weights(records))
+        round_, rounds, plan = _unpack_heading(records)
+        return EvaluateTask(round_, rounds, plan, _unpack_weights(records))
 
     return _checked(unpack, "task")
 
@@ -177,7 +180,7 @@ def through_the_wire(message: Message) -> Message:
     return copy
 
 
-def _unpack_heading(records: RecordDict) -> tuple[int, Plan]:
+def _unpack_heading(records: RecordDict) -> tuple[int, int, Plan]:
     config = records.config_records["task"]
     if (seen := config["protocol"]) != PROTOCOL:
         raise Refused(
@@ -187,7 +190,7 @@ def _unpack_heading(records: RecordDict) -> tuple[int, Plan]:
     plan = config["plan"]
     if not isinstance(plan, str):
         raise TypeError("the plan is not text")
-    return _whole(config["round"]), Plan.model_validate_json(plan)
+    return _whole(config["round"]), _whole(config["rounds"]), Plan.model_validate_json(plan)
 
 
 def _whole(value: object) -> int:

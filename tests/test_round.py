@@ -58,7 +58,7 @@ def test_two_rounds_at_a_site(tmp_path):
     assert (first.labelled, first.pseudo_labelled, lyon.encoded) == (4, 0, 0)
 
     # Then it is scored on the test set; the probe set says what SAM adds to it.
-    scores = evaluate(lyon, EvaluateTask(1, PLAN, first.weights))
+    scores = evaluate(lyon, EvaluateTask(1, ROUNDS, PLAN, first.weights))
     assert (scores.test_images, scores.calibration.images) == (2, 2)
 
     # Round 2 mines two of the four unlabelled images.
@@ -74,4 +74,4 @@ def test_two_rounds_at_a_site(tmp_path):
     assert len(load_gallery(lyon.folder, rounds=1)) == 2
 
     # Weights, counts and means leave; nothing else can.
-    assert release(second, manifest=lyon.manifest).labelled == 4
+    assert release(second, manifest=lyon.manifest).labelled == 6

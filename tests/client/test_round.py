@@ -12,7 +12,7 @@ from knowmine.client.dataset import open_site
 from knowmine.client.inference import predict
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import sharpen
-from knowmine.client.round import consult, evaluate, improve, judges, mine, mines, ramp, todays
+from knowmine.client.round import consult, evaluate, improve, mine, mines, probe_apart, ramp, todays
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined
@@ -193,9 +193,9 @@ def test_warm_up_rounds_mine_nothing(open_lyon, weights):
     assert (update.labelled, update.pseudo_labelled, update.mined) == (2, 0, Mined())
 
 
-@pytest.mark.parametrize(("round_", "labelled"), [(3, 2), (4, 4)])
-def test_the_probe_set_is_learnt_from_in_the_last_round_alone(lyon, weights, round_, labelled):
-    """After it no pseudo-label is made that would need a judge."""
+@pytest.mark.parametrize(("round_", "labelled"), [(2, 2), (3, 4)])
+def test_the_probe_set_is_learnt_from_in_the_second_half(lyon, weights, round_, labelled):
+    """By then it has judged, and labels are few."""
     update = improve(lyon, task(weights, plan(), round_, rounds=4))
     assert update.labelled == labelled
 
@@ -217,19 +217,19 @@ def test_pseudo_labels_gain_weight_in_even_steps():
 
 
 @pytest.mark.parametrize(
-    ("method", "mined", "judged"),
+    ("method", "mined", "apart"),
     [
         ("supervised", [], []),
         ("self-training", [2, 3], []),
         ("paper", [2, 3], []),
-        ("knowmine", [2, 3], [2, 3]),
+        ("knowmine", [2, 3], [1]),
     ],
 )
-def test_which_rounds_mine_and_which_are_judged(method, mined, judged):
+def test_which_rounds_mine_and_which_leave_the_probe_set_apart(method, mined, apart):
     """Of three, the first warms up."""
     its = plan(method, warmup_rounds=1)
     assert [round_ for round_ in (1, 2, 3) if mines(its, round_)] == mined
-    assert [round_ for round_ in (1, 2, 3) if judges(its, round_)] == judged
+    assert [round_ for round_ in (1, 2, 3) if probe_apart(its, round_, 3)] == apart
 
 
 def stems(kind):
@@ -308,7 +308,7 @@ def test_the_second_round_never_runs_the_encoder(open_lyon, weights):
     site = open_lyon(FakeSam())
     for round_ in (1, 2):
         improve(site, task(weights, plan(), round_))
-        evaluate(site, EvaluateTask(round_, plan(), weights))
+        evaluate(site, EvaluateTask(round_, 9, plan(), weights))
         assert (site.encoded, len(site.sam.embedded)) == (6, 6)
 
 
@@ -377,7 +377,7 @@ def test_only_the_last_two_rounds_own_layers_are_kept(open_lyon, weights):
 
 def test_scores_are_sums_over_test_images(lyon, weights):
     """Two images: no sum passes two."""
-    scores = evaluate(lyon, EvaluateTask(1, plan("supervised"), weights))
+    scores = evaluate(lyon, EvaluateTask(1, 9, plan("supervised"), weights))
     assert (scores.round, scores.test_images) == (1, 2)
     assert 0 <= scores.iou <= scores.dice <= 2 and scores.hd95 > 0
     assert scores.calibration == Calibration()
@@ -385,15 +385,26 @@ def test_scores_are_sums_over_test_images(lyon, weights):
 
 def test_the_probe_set_judges_for_the_next_round(lyon, weights):
     """Its two images, unless the next round mines nothing."""
-    before_mining = evaluate(lyon, EvaluateTask(1, plan(warmup_rounds=1), weights))
-    warming_up = evaluate(lyon, EvaluateTask(1, plan(warmup_rounds=2), weights))
+    before_mining = evaluate(lyon, EvaluateTask(1, 9, plan(warmup_rounds=1), weights))
+    warming_up = evaluate(lyon, EvaluateTask(1, 9, plan(warmup_rounds=2), weights))
     assert (before_mining.calibration.images, warming_up.calibration.images) == (2, 0)
+
+
+def test_images_that_were_trained_on_judge_nothing(lyon, weights):
+    """Once the probe set is learnt from, it has no more to say."""
+    scores = evaluate(lyon, EvaluateTask(5, 9, plan(), weights))
+    assert scores.calibration == Calibration()
+
+
+def test_the_probe_set_judges_even_a_run_without_warm_up():
+    """Round 1 leaves it apart, so that round 2 has a judge."""
+    assert probe_apart(plan(warmup_rounds=0, probe_until=0.0), 1, 5)
 
 
 def test_a_site_without_test_images_has_no_scores(open_lyon, weights):
     """Nor an error; its probe set is heard all the same."""
     site = open_lyon(FakeSam(), test_fraction=0.0)
-    scores = evaluate(site, EvaluateTask(1, plan(), weights))
+    scores = evaluate(site, EvaluateTask(1, 9, plan(), weights))
     assert (scores.test_images, scores.dice, scores.calibration.images) == (0, 0.0, 2)
 
 
@@ -424,7 +435,7 @@ def test_hidden_and_test_masks_leave_no_trace_in_an_update(phantoms, tmp_path, w
 
     def a_round(folder, home):
         site = small_site(folder, home, sam=FakeSam(), **SPLIT)
-        sums = evaluate(site, EvaluateTask(1, plan(), weights)).calibration
+        sums = evaluate(site, EvaluateTask(1, 9, plan(), weights)).calibration
         chosen = plan(min_probe_images=2, training={"steps": 2})
         update = improve(site, task(weights, chosen, 2, calibration=sums))
         return sums, digest_of(update.weights), update.loss, update.mined
@@ -449,6 +460,6 @@ def test_evaluation_opens_test_masks_and_no_others(open_lyon, phantoms, weights)
     site = open_lyon(FakeSam())
     _, hidden = open_site("lyon", phantoms, **SPLIT)
     with opened_files() as opened:
-        evaluate(site, EvaluateTask(1, plan(), weights))
+        evaluate(site, EvaluateTask(1, 9, plan(), weights))
     tested = {str(hidden.paths[case.stem]) for case in site.test.cases}
     assert opened & {str(path) for path in hidden.paths.values()} == tested

@@ -351,5 +351,5 @@ def test_the_grid_answers_a_scoring_task_too():
     """Both kinds of question take the same way."""
     sites = GridSites(grid_of(a=one_more), 60.0)
     list(sites.greet())
-    [(name, scores)] = sites.evaluate({"a": EvaluateTask(4, Plan(), WEIGHTS)})
+    [(name, scores)] = sites.evaluate({"a": EvaluateTask(4, 9, Plan(), WEIGHTS)})
     assert name == "a" and isinstance(scores, Scores) and scores.round == 4

@@ -114,7 +114,7 @@ def test_sites_are_known_by_the_names_they_give():
 def test_scores_come_back_by_name():
     """As updates do."""
     sites, _ = greeted(TinyGrid(a=site("lyon")))
-    [(name, scores)] = sites.evaluate({"lyon": EvaluateTask(1, Plan(), WEIGHTS)})
+    [(name, scores)] = sites.evaluate({"lyon": EvaluateTask(1, 9, Plan(), WEIGHTS)})
     assert (name, scores.dice) == ("lyon", 2.0)
 
 

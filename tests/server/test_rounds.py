@@ -365,3 +365,15 @@ def test_one_update_at_a_time_is_held(folder):
     sites = Counting(*(Fake(f"site-{n}") for n in range(5)))
     run(folder, sites=sites)
     assert sites.held == 0
+
+
+def test_a_site_that_judges_no_more_goes_on_by_its_last_sums(folder):
+    """Its probe images are trained on by then."""
+
+    def once(round_, scores):
+        kept = scores.calibration if round_ == 1 else Calibration()
+        return dataclasses.replace(scores, calibration=kept)
+
+    sites = Federation(Fake("a", probe=9, spoil_scores=once))
+    run(folder, sites=sites, rounds=3)
+    assert sites.tasks[2]["a"].calibration == probed(9)

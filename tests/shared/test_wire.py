@@ -89,7 +89,7 @@ MESSAGES = {
     "scores of nothing": (Scores(3, 0, 0.0, 0.0, 0.0), wire.pack_reply, wire.unpack_scores),
     "train": (TrainTask(3, 5, PLAN, WEIGHTS, PROBED), task, wire.unpack_train_task),
     "first train": (TrainTask(1, 5, Plan(), WEIGHTS), task, wire.unpack_train_task),
-    "evaluate": (EvaluateTask(3, PLAN, WEIGHTS), task, wire.unpack_evaluate_task),
+    "evaluate": (EvaluateTask(3, 9, PLAN, WEIGHTS), task, wire.unpack_evaluate_task),
 }
 
 
@@ -152,14 +152,14 @@ def test_packed_weights_are_a_copy():
 
 def test_weights_for_several_sites_are_packed_once():
     """A hundred tasks with one model hold it once."""
-    tasks = {name: EvaluateTask(1, PLAN, WEIGHTS) for name in ("lyon", "porto")}
+    tasks = {name: EvaluateTask(1, 9, PLAN, WEIGHTS) for name in ("lyon", "porto")}
     packed = wire.pack_tasks(tasks)
     assert packed["lyon"]["weights"] is packed["porto"]["weights"]
 
 
 def test_tasks_with_weights_of_their_own_keep_them():
     """Sharing goes by identity, not by name."""
-    tasks = {str(n): EvaluateTask(n, PLAN, {"w": np.array(n)}) for n in (1, 2)}
+    tasks = {str(n): EvaluateTask(n, 9, PLAN, {"w": np.array(n)}) for n in (1, 2)}
     packed = wire.pack_tasks(tasks)
     assert [int(wire.unpack_evaluate_task(packed[n]).weights["w"]) for n in "12"] == [1, 2]
 
