@@ -15,16 +15,14 @@ from knowmine.shared.settings import MiningSettings
 Floats = NDArray[np.float32]
 
 PRIOR = np.array([0.0, 0.7, 0.1, 0.1, 0.0, 0.1])
-"""The judge before it has seen a probe image: mostly agreement, which alone correlates .7 with
-the true Dice (docs/results.md)."""
+"""The judge before it has seen a probe image: mostly agreement, the strongest single sign."""
 PRIOR_STRENGTH = 4.0
 """Ridge penalty of leaving the prior; some four probe images outweigh it."""
 
 
 PRIOR_IMAGES, PRIOR_HARM = 16, 0.02
-"""The gate's prior: as if SAM alone had cost .02 Dice on 16 images, its fusion in proportion.
-Zero-shot SAM fused evenly cost .006 to .010 with a well-trained U-Net++, and one image's gain
-scatters by some .1, so that eight images cannot tell a harm of .01 from a gain."""
+"""The gate's prior: as if SAM alone had cost .02 Dice on 16 images, its fusion in proportion. One
+image's gain scatters far more than a harm of that size, so a handful cannot rule it out."""
 
 
 @dataclass(frozen=True)
