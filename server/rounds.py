@@ -135,9 +135,10 @@ def run_rounds(
 
         # ── record ─────────────────────────────────────────────────────────────────────────────
         record.seconds = time.monotonic() - started
-        journal.commit_round(record.as_json(calibrations), weights, optimiser.state())
-        log.event("round", **{k: v for k, v in record.as_json({}).items() if k != "calibration"})
-        watch.round_done(record.as_json({}))
+        written = record.as_json(calibrations)
+        journal.commit_round(written, weights, optimiser.state())
+        log.event("round", **{k: v for k, v in written.items() if k != "calibration"})
+        watch.round_done(written)
     journal.finish(weights)
     return weights
 
