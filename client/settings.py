@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from knowmine.shared.settings import Settings
+from knowmine.shared.settings import FilePath, ModelSettings, Settings, SiteName
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -71,3 +71,50 @@ class MachineSettings(Settings):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine has.")
+
+
+class NetworkSettings(Settings):
+    """The way out of the hospital. HTTPS_PROXY and NO_PROXY of the environment are honoured."""
+
+    server: str = Field(
+        pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}$|^\[[0-9a-fA-F:]+\]:[0-9]{1,5}$",
+        description="The coordinator's host:port.",
+    )
+    ca: FilePath = Field(
+        Path("ca.crt"), description="The coordinator's certificate authority, from the kit."
+    )
+    proxy_ca: FilePath | None = Field(
+        None, description="Certificates to trust for a proxy that itself speaks TLS."
+    )
+    timeout_s: float = Field(60, gt=0, description="Seconds that one request may take.")
+    poll_s: float = Field(1, gt=0, le=60, description="Seconds between two looks for a task.")
+    retry_s: float = Field(
+        60, gt=0, description="Longest pause between attempts to reach the server again."
+    )
+
+
+class ClientSettings(Settings):
+    """One hospital's side of a federation."""
+
+    federation: SiteName = Field(description="The federation's name, as in the kit.")
+    site: SiteName = Field(description="This site's name in the federation.")
+    network: NetworkSettings = Field(description="The way to the coordinator.")
+    keys: FilePath = Field(Path("keys"), description="Folder of this site's private keys.")
+    state: FilePath = Field(
+        Path("state"), description="Folder of logs and of what a restart needs."
+    )
+    data: FilePath = Field(description="Folder of images/ and masks/; it is only read.")
+    model: ModelSettings = Field(
+        default_factory=ModelSettings, description="The network that this site agreed to train."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Draws the probe and test images.")
+    split: DataSettings = Field(
+        default_factory=DataSettings, description="How the folder is divided."
+    )
+    sam: SamSettings = Field(default_factory=SamSettings, description="The model that is mined.")
+    machine: MachineSettings = Field(
+        default_factory=MachineSettings, description="What of this machine is used."
+    )
+    stop_s: float = Field(
+        30, ge=0, description="Seconds that a task may go on after the site was told to stop."
+    )

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from knowmine.client.settings import DataSettings, MachineSettings, SamSettings
 from knowmine.server.settings import RunSettings
-from knowmine.shared.settings import Plan, Settings
+from knowmine.shared.settings import Plan, Settings, SiteName
 
-SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 # A run may be resumed from another folder, so paths are kept whole.
 FullPath = Annotated[Path, AfterValidator(Path.absolute)]
 

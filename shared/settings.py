@@ -8,15 +8,34 @@ one role or one machine stands in `server/settings.py`, `client/settings.py` and
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from knowmine.shared.errors import SettingsError
 
 S = TypeVar("S", bound="Settings")
 Method = Literal["supervised", "self-training", "paper", "knowmine"]
+SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
+
+
+def _from_file(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder", Path())
+    return Path.absolute(folder / path.expanduser())
+
+
+FilePath = Annotated[Path, AfterValidator(_from_file)]
+"""A path in a settings file, relative to that file's folder."""
 
 
 class Settings(BaseModel):
@@ -166,14 +185,16 @@ def read_settings(kind: type[S], file: Path | None, flags: Mapping[str, Any]) ->
     """Settings of `kind` from a YAML file, overridden by `flags` that are not None.
 
     A flag's name is the dotted key: `{"plan.seed": 3}`.
+    A `FilePath` in the file is relative to the file's folder, in a flag to the current one.
     Raises `SettingsError` with file, key and repair.
     """
     values = _read_yaml(file) if file else {}
     for dotted, value in flags.items():
         if value is not None:
-            _put(values, dotted.split("."), value)
+            put = value.absolute() if isinstance(value, Path) else value
+            _put(values, dotted.split("."), put)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={"folder": file.parent} if file else None)
     except ValidationError as error:
         raise SettingsError(_explain(kind, error, file)) from None
 
