@@ -41,7 +41,9 @@ FilePath = Annotated[Path, AfterValidator(_from_file)]
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is a mistake rather than a comment."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
 
 class ModelSettings(Settings):
