@@ -15,7 +15,7 @@ from knowmine.client.kit import Kit, open_kit
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site_keys import SiteKeys
 from knowmine.shared.certificates import to_pem
-from knowmine.shared.enrolment import RequestBody, make_request
+from knowmine.shared.enrolment import PrivateKey, RequestBody, make_request
 from knowmine.shared.errors import CannotWrite, UsageError
 from knowmine.shared.keys import audit_line, make_private_folder, node_line
 from knowmine.shared.settings import read_settings
@@ -55,7 +55,7 @@ def enrol(kit: Path, home: Path, data: Path, now: datetime | None = None) -> Pat
         audit_key=audit_line(keys.audit),
         created_at=now.replace(microsecond=0),
     )
-    private = {"tls": keys.tls, "node": keys.node, "audit": keys.audit}
+    private: dict[str, PrivateKey] = {"tls": keys.tls, "node": keys.node, "audit": keys.audit}
     request = home / f"{site}.request"
     try:
         write_atomically(home / "ca.crt", to_pem(opened.authority))

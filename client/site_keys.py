@@ -83,7 +83,7 @@ def renew_certificate(folder: Path, site: str, now: datetime | None = None) -> s
 def adopt_renewal(folder: Path, site: str) -> None:
     """Use tls-next.* from now on; the server pinned it. Without one, nothing happens."""
     settle_renewal(folder)
-    if not (folder / "tls-next.crt").exists():
+    if not (folder / "tls-next.crt").exists() or not (folder / "tls-next.key").exists():
         return
     _pair(folder, "tls-next", site)
     # The key goes first: tls-next.crt without tls-next.key then says that we were at it.
@@ -93,7 +93,10 @@ def adopt_renewal(folder: Path, site: str) -> None:
 
 def settle_renewal(folder: Path) -> None:
     """Finish a switch that a crash cut between its two files; harmless at any time."""
-    if (folder / "tls-next.crt").exists() and not (folder / "tls-next.key").exists():
+    certificate = folder / "tls-next.crt"
+    if not certificate.exists() or (folder / "tls-next.key").exists():
+        return
+    if load_certificate(certificate).public_key() == load_ec_key(folder / "tls.key").public_key():
         _move(folder, "tls-next.crt", "tls.crt")
 
 
