@@ -23,9 +23,9 @@ MAX_REQUEST_BYTES = 64_000
 # What is signed can then never be taken for a message of another kind.
 _CONTEXT = b"knowmine enrolment request 1\n"
 
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\Z")]
-KitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}\Z")]
-SignatureHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2,400}\Z")]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+KitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+SignatureHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2,400}$")]
 PublicLine = Annotated[str, StringConstraints(max_length=400)]
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
