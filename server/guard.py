@@ -1,9 +1,9 @@
 """The door of the closed federation: what every request has to show before Flower sees it.
 
- 1. the connection's certificate is pinned for a site that is welcome now
- 2. the body is not larger than allowed
- 3. the Flower node key is that site's own
- 4. the process is the one that speaks for the site
+1. the connection's certificate is pinned for a site that is welcome now
+2. the body is not larger than allowed
+3. the Flower node key is that site's own
+4. the process is the one that speaks for the site
 """
 
 import base64
