@@ -156,9 +156,10 @@ def answer(message: Message, context: Context) -> Message:
 @cache
 def _site_app() -> ClientApp:
     from knowmine.client.app import client_app
+    from knowmine.client.worker import SiteWorker
 
     return client_app(
-        lambda context: _site(_items(context.node_config), _items(context.run_config))
+        lambda context: SiteWorker(_site(_items(context.node_config), _items(context.run_config)))
     )
 
 

@@ -22,6 +22,7 @@ from knowmine.client.opening import cache_of, opened
 from knowmine.client.sam import Sam, load_sam
 from knowmine.client.sam_weights import SamWeights, find_weights
 from knowmine.client.site import Site
+from knowmine.client.worker import SiteWorker
 from knowmine.deploy.report import GalleryItem, write_report
 from knowmine.deploy.settings import SimulationSettings
 from knowmine.server.app import server_app
@@ -271,7 +272,7 @@ def _run(
     for site in sites:
         site.folder.mkdir(parents=True, exist_ok=True)
     by_node = dict(enumerate(sites, start=RUN_ID + 1))
-    app = client_app(lambda context: by_node[context.node_id])
+    app = client_app(lambda context: SiteWorker(by_node[context.node_id]))
     grid = LocalGrid(
         dict.fromkeys(by_node, app), lambda node: display.site_started(by_node[node].name)
     )

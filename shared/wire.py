@@ -176,6 +176,16 @@ def unpack_scores(records: RecordDict) -> Scores:
     return _checked(unpack, "scores")
 
 
+def pack_goodbye() -> RecordDict:
+    """The server's last word: the run is over, and the sites may go."""
+    return RecordDict({"goodbye": ConfigRecord({"protocol": PROTOCOL})})
+
+
+def is_goodbye(records: RecordDict) -> bool:
+    """Whether these records are the server's last word."""
+    return set(records) == {"goodbye"}
+
+
 def through_the_wire(message: Message) -> Message:
     """Serialise and parse a message as the network does: chunks, digests, no shared memory."""
     content = {key: thing.deflate() for key, thing in get_all_nested_objects(message).items()}
