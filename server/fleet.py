@@ -90,7 +90,7 @@ class Fleet:
         self.uploads, self._doorbell, self.news = Uploads(), Doorbell(), threading.Event()
         self._nodes: dict[str, int] = {}
         self._changing = threading.Lock()
-        self._over = threading.Event()
+        self._over, self._task_id = threading.Event(), None
         app = FastAPI(
             docs_url=None,
             redoc_url=None,
@@ -143,12 +143,13 @@ class Fleet:
 
     def close(self) -> None:
         """End the run and stop listening; doing it twice is harmless."""
-        if not self._over.is_set():
-            self._over.set()
+        if self._task_id is not None and not self._over.is_set():
             self.state.finish_task(self._task_id, SubStatus.COMPLETED, "")
-        self._doorbell.ring()
+        self._over.set()
         self._server.should_exit = True
-        self._thread.join(10)
+        self._doorbell.ring()
+        if self._thread.is_alive():
+            self._thread.join(10)
         self._socket.close()
 
     def ring(self) -> None:
