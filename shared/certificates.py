@@ -45,8 +45,6 @@ def make_certificate(
     if hosts:
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         builder = builder.add_extension(names, False)
-    # OpenSSL looks pinned certificates up by name and these identifiers. Without them it takes
-    # any one of two that bear the same name, and a renewal would lock its site out.
     signer = issuer[1] if issuer else key
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())

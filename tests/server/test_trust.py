@@ -12,7 +12,13 @@ from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
 from knowmine.server.authority import Authority
 from knowmine.server.enrolments import admit_request
 from knowmine.server.trust import Trust
-from knowmine.shared.certificates import load_certificate, to_der
+from knowmine.shared.certificates import (
+    CLIENT,
+    load_certificate,
+    make_certificate,
+    to_der,
+    to_pem,
+)
 
 from ..federation import Federation
 
@@ -109,6 +115,17 @@ def test_a_certificate_of_the_same_name_is_refused(server, host, federation, tmp
     """The key is pinned, not the name."""
     shutil.rmtree(federation.home("oslo"))
     SiteKeys.open(federation.home("oslo") / "keys", "lyon")
+    assert is_refused(server, host, context_of(federation, "oslo"))
+
+
+def test_an_admitted_site_cannot_vouch_for_others(server, host, federation):
+    """A certificate that lyon's key signed is a stranger's."""
+    lyon = SiteKeys.load(federation.home("lyon") / "keys", "lyon")
+    keys = federation.home("oslo") / "keys"
+    oslo = SiteKeys.load(keys, "oslo")
+    by_lyon = (lyon.certificate, lyon.tls)
+    vouched = make_certificate("oslo", oslo.tls, CLIENT, issuer=by_lyon)
+    (keys / "tls.crt").write_bytes(to_pem(vouched) + to_pem(lyon.certificate))
     assert is_refused(server, host, context_of(federation, "oslo"))
 
 
