@@ -1,4 +1,4 @@
-"""What one file says of a simulation, and one of a federation that is to be provisioned."""
+"""What one file says of a simulation, of a federation to be provisioned, of a stock SuperNode."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from knowmine.client.settings import DataSettings, MachineSettings, SamSettings
 from knowmine.server.settings import AttendanceSettings, DeadlineSettings, RunSettings
 from knowmine.shared.certificates import checked_host
-from knowmine.shared.settings import Plan, Settings, SiteName
+from knowmine.shared.settings import FilePath, ModelSettings, Plan, Settings, SiteName
 
 # A run may be resumed from another folder, so paths are kept whole.
 FullPath = Annotated[Path, AfterValidator(Path.absolute)]
@@ -110,3 +110,24 @@ class FederationSettings(Settings):
                 f"{len(self.sites)}: name more, or lower the minimum"
             )
         return self
+
+
+class NodeSettings(Settings):
+    """One hospital on a stock SuperNode: what stands in `--node-config` or a file it names."""
+
+    site: SiteName = Field(description="This site's name in the federation.")
+    data: FilePath = Field(description="Folder of images/ and masks/; it is only read.")
+    state: FilePath = Field(
+        Path("knowmine-state"), description="Folder of what the site keeps between messages."
+    )
+    model: ModelSettings = Field(
+        default_factory=ModelSettings, description="The network that this site agreed to train."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Draws the probe and test images.")
+    split: DataSettings = Field(
+        default_factory=DataSettings, description="How the folder is divided."
+    )
+    sam: SamSettings = Field(default_factory=SamSettings, description="The model that is mined.")
+    machine: MachineSettings = Field(
+        default_factory=MachineSettings, description="What of this machine is used."
+    )
