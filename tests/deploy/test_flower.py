@@ -154,3 +154,21 @@ def test_a_stock_superlink_and_two_supernodes_do_a_round(
     assert (out / "summary.json").is_file(), said
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["status"], summary["sites"]) == ("done", ["bergen", "lyon"]), said
+
+
+def test_flowers_simulation_engine_does_a_round(tmp_path, environment, settings):
+    """With Ray, the run's data folder is divided into as many sites as there are nodes."""
+    drawn = yaml.safe_load(settings.read_text())
+    drawn["sites"]["data"] = str(draw_data(tmp_path / "data", 20))
+    settings.write_text(yaml.safe_dump(drawn))
+    out, port = tmp_path / "run", free_port()
+    nodes = "num-supernodes=2 init-args-num-cpus=2 client-resources-num-cpus=1"
+    with superlink(environment, tmp_path, port, "--simulation"):
+        said = flwr_run(
+            *(tmp_path, environment, f"127.0.0.1:{port}", out, settings),
+            *("--federation-config", nodes),
+        )
+
+    assert (out / "summary.json").is_file(), said
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["status"], summary["sites"]) == ("done", ["site-1", "site-2"]), said
