@@ -158,7 +158,7 @@ def _site_app() -> ClientApp:
     from knowmine.client.app import client_app
 
     return client_app(
-        lambda context: _site(_items(context.node_config), _items(context.run_config))
+        lambda context: open_site_of(_items(context.node_config), _items(context.run_config))
     )
 
 
@@ -167,7 +167,7 @@ def _items(config: Config) -> tuple[tuple[str, Any], ...]:
 
 
 @lru_cache(maxsize=1)
-def _site(
+def open_site_of(
     node_items: tuple[tuple[str, Any], ...], run_items: tuple[tuple[str, Any], ...]
 ) -> "Site":
     """The node's site, opened once for as long as the process lives."""

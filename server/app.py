@@ -110,7 +110,7 @@ class GridSites:
         if reply is None:
             return SiteFailed(f"no answer within {self._timeout_s:.0f} s")
         if reply.has_error():
-            reason = reply.error.reason
+            reason = reply.error.reason or ""
             return SiteFailed(REASONS.get(reason, reason) or f"error {reply.error.code}")
         try:
             return unpack(reply.content)

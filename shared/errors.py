@@ -97,6 +97,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (RunFailed, "failed"),
     (Refused, "refused"),
     (Interrupted, "interrupted"),
+    (KnowmineError, "failed"),
     (OSError, "cannot-write"),
 )
 
