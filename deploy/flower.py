@@ -49,9 +49,9 @@ client = ClientApp()
 def serve(grid: Grid, context: Context) -> None:
     """Do the rounds of the run in folder `out`, or those that an unfinished run there lacks."""
     from knowmine.client.compute import settle
-    from knowmine.deploy.ending import ending, versions
     from knowmine.deploy.progress import make_display
     from knowmine.server.app import server_app
+    from knowmine.server.ending import ending, versions
     from knowmine.server.rounds import run_rounds
     from knowmine.server.summary import summarise
     from knowmine.shared.log import open_log
@@ -156,9 +156,12 @@ def answer(message: Message, context: Context) -> Message:
 @cache
 def _site_app() -> ClientApp:
     from knowmine.client.app import client_app
+    from knowmine.client.worker import SiteWorker
 
     return client_app(
-        lambda context: open_site_of(_items(context.node_config), _items(context.run_config))
+        lambda context: SiteWorker(
+            open_site_of(_items(context.node_config), _items(context.run_config))
+        )
     )
 
 
@@ -172,9 +175,9 @@ def open_site_of(
 ) -> "Site":
     """The node's site, opened once for as long as the process lives."""
     from knowmine.client.compute import pick_compute, settle
+    from knowmine.client.opening import cache_of, opened
     from knowmine.client.sam import Sam, load_sam
     from knowmine.client.sam_weights import find_weights
-    from knowmine.deploy.opening import cache_of, opened
 
     config, run_config = dict(node_items), dict(run_items)
     settings: NodeSettings | SimulationSettings

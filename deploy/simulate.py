@@ -18,14 +18,15 @@ from knowmine.client.app import client_app
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
 from knowmine.client.gallery import load_gallery
+from knowmine.client.opening import cache_of, opened
 from knowmine.client.sam import Sam, load_sam
 from knowmine.client.sam_weights import SamWeights, find_weights
 from knowmine.client.site import Site
-from knowmine.deploy.ending import ending, versions
-from knowmine.deploy.opening import cache_of, opened
+from knowmine.client.worker import SiteWorker
 from knowmine.deploy.report import GalleryItem, write_report
 from knowmine.deploy.settings import SimulationSettings
 from knowmine.server.app import server_app
+from knowmine.server.ending import ending, versions
 from knowmine.server.journal import Journal, refuse_used
 from knowmine.server.rounds import Sites, Watch, run_rounds
 from knowmine.server.summary import summarise
@@ -271,7 +272,7 @@ def _run(
     for site in sites:
         site.folder.mkdir(parents=True, exist_ok=True)
     by_node = dict(enumerate(sites, start=RUN_ID + 1))
-    app = client_app(lambda context: by_node[context.node_id])
+    app = client_app(lambda context: SiteWorker(by_node[context.node_id]))
     grid = LocalGrid(
         dict.fromkeys(by_node, app), lambda node: display.site_started(by_node[node].name)
     )
