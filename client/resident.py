@@ -1,6 +1,7 @@
 """The process that stays at a site: it keeps the models loaded and answers the server."""
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 
 from knowmine.client.app import client_app
@@ -17,12 +18,15 @@ from knowmine.shared.log import RunLog, open_log
 class Resident:
     """One site's process, from its settings.
 
-    The site is opened when the server first asks, so that the connection is up at once.
+    open_worker: opens the site when the server first asks, so that the connection is up at once.
     """
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(
+        self, settings: ClientSettings, open_worker: Callable[[], Worker] | None = None
+    ) -> None:
         """Check what can be checked without the network; raise `UsageError` where it fails."""
         self._settings = settings
+        self._open_worker = open_worker or self._open_site
         self._keys = SiteKeys.load(settings.keys, settings.site)
         self.working = False
 
@@ -56,8 +60,10 @@ class Resident:
 
     @cached_property
     def _worker(self) -> Worker:
+        return Remembering(self._open_worker(), self._settings.state / "answers")
+
+    def _open_site(self) -> Worker:
         # Imported late: torch takes seconds, and the connection should not wait for it.
         from knowmine.client.opening import open_site_of
 
-        site = SiteWorker(open_site_of(self._settings))
-        return Remembering(site, self._settings.state / "answers")
+        return SiteWorker(open_site_of(self._settings))

@@ -1,7 +1,7 @@
 """One run of the closed federation, from the open port to the finished model."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,12 @@ from knowmine.shared.log import open_log, plain
 from knowmine.shared.weights import Weights
 
 
-def run_federation(settings: ServerSettings, watch: Watch) -> dict[str, Any]:
+def run_federation(
+    settings: ServerSettings, watch: Watch, initial: Callable[[], Weights] | None = None
+) -> dict[str, Any]:
     """Begin the run in `settings.out`, or go on with it, and return its summary.
 
+    initial: makes the weights of a fresh run; by default those of `plan.model`.
     Raises `UsageError` before the first site is asked where something will not do, `RunFailed`
     or `Paused` when the run cannot go on, `Interrupted` on Ctrl-C or SIGTERM. The summary is
     written whatever happens.
@@ -85,7 +88,7 @@ def run_federation(settings: ServerSettings, watch: Watch) -> dict[str, Any]:
                     journal,
                     settings.plan,
                     settings.run,
-                    lambda: _initial(settings),
+                    initial or (lambda: _initial(settings)),
                     log=log,
                     watch=board,
                     attendance=settings.attendance.model_copy(update={"expected": expected}),

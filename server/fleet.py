@@ -129,7 +129,7 @@ class Fleet:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
         # Flower writes addresses and keys at levels below this.
-        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        logging.getLogger("flwr").setLevel(logging.DEBUG)
 
     def start(self) -> "FleetGrid":
         """Listen and open a run; raise `RunFailed` where the listener does not come up."""

@@ -102,6 +102,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (RunFailed, "failed"),
     (Refused, "refused"),
     (Interrupted, "interrupted"),
+    (KnowmineError, "failed"),
     (OSError, "cannot-write"),
 )
 
