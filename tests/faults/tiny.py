@@ -1,7 +1,7 @@
 """Server and sites as processes of their own, with a model of a few numbers in place of torch.
 
-    python -m tests.federation.tiny server FED/server.yaml [--numbers N]
-    python -m tests.federation.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--do FAULT]
+    python -m tests.faults.tiny server FED/server.yaml [--numbers N]
+    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--do FAULT]
 
 All but the arithmetic is the real thing: TLS, keys, Flower's messages, journal and locks.
 """
@@ -83,7 +83,7 @@ def serve(options):
 def take_part(options):
     """A site's process."""
     if options.fault:  # what must never leave: the guard is taken away to see the server's
-        import knowmine.client.app as app
+        from knowmine.client import app
 
         app.release = lambda reply, manifest: reply
     from knowmine.client.resident import Resident
