@@ -23,7 +23,7 @@ from tests.deploy.small_runs import SMALL, draw_data, merged
 from flwr.app import Context, RecordDict  # isort: skip
 
 BIN = Path(sys.executable).parent
-PATIENCE_S = 240
+PATIENCE_S = 450
 
 
 @pytest.fixture
