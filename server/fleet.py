@@ -1,7 +1,7 @@
 """The closed federation: Flower's Fleet API for admitted sites, and nothing else of its server.
 
 All Flower internals of the server side are in this file. A site may ask the nine questions of
-`_routes`: there is no Control API, no Runtime API, no way to start a run or to hand out code.
+`_routes`, and renew its certificate: there is no Control API, no Runtime API, no way to start a run or to hand out code.
 Before a request comes here it has passed TLS 1.3 (`trust.py`) and `guard.py`; Flower then
 checks that its node key signed the time of day.
 
@@ -30,7 +30,7 @@ from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
 from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
-from knowmine.shared.wire import RUN_NAME
+from knowmine.shared.wire import CERTIFICATE_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Message  # isort: skip
@@ -90,6 +90,7 @@ class Fleet:
     ) -> None:
         """Take the address; raise `UsageError` where that is impossible."""
         self._log = log
+        self._allow_list = allow_list
         self.presence = Presence(listen.silent_s)
         self._members = Members(allow_list, public_key_to_bytes)
         objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
@@ -119,6 +120,7 @@ class Fleet:
         )
         app.state.linkstate_factory = factory
         app.include_router(self._routes())
+        app.post(CERTIFICATE_PATH)(self._renew)
         self._socket = _bound(listen.host, listen.port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -181,6 +183,19 @@ class Fleet:
             for site in set(self._nodes) - set(welcome):
                 self._remove(site)
 
+    async def _renew(self, request: Request, speaker: From) -> dict[str, str]:
+        """A site sends its next certificate over the connection of the present one."""
+        pem = (await request.body()).decode("ascii", "replace")
+        try:
+            in_use = request.state.certificate
+            renewed = await run_in_threadpool(
+                self._allow_list.renew, speaker.site, pem, in_use=in_use
+            )
+        except Refused as error:
+            raise HTTPException(403, str(error)) from error
+        self._log.event("renewed", site=speaker.site, until=renewed.expires())
+        return {"until": renewed.expires().isoformat()}
+
     def _remove(self, site: str) -> None:
         if (node := self._nodes.pop(site, None)) is not None:
             self.state.delete_node(NOOP_FLWR_AID, node)
@@ -209,7 +224,7 @@ class Fleet:
         self._server.run(sockets=[self._socket])
 
     def _routes(self) -> APIRouter:
-        """The nine questions that a site may ask."""
+        """The nine questions of Flower's that a site may ask."""
         state, uploads, bell = self.state, self.uploads, self._doorbell
         router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
         body: Any = PROTOBUF_REQUEST_DEPENDENCY
