@@ -17,18 +17,18 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from knowmine.server.allow_list import AllowList
-from knowmine.server.guard import Guard, Members, SeesCertificate
+from knowmine.server.guard import Guard, Members, SeesCertificate, Speaker, status_of
 from knowmine.server.mailbox import Doorbell, Uploads
 from knowmine.server.presence import Presence
 from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
-from knowmine.shared.errors import RunFailed, UsageError
+from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
 from knowmine.shared.wire import RUN_NAME
 
@@ -71,6 +71,14 @@ connections that are silent for a minute."""
 TASK_BEAT_S = 10.0
 
 
+def _speaker(request: Request) -> Speaker:
+    speaker: Speaker = request.state.speaker
+    return speaker
+
+
+From = Annotated[Speaker, Depends(_speaker)]
+
+
 class Fleet:
     """Listens for the sites on a thread of its own, from `start` to `close`.
 
@@ -90,7 +98,7 @@ class Fleet:
         self.uploads, self._doorbell, self.news = Uploads(), Doorbell(), threading.Event()
         self._nodes: dict[str, int] = {}
         self._changing = threading.Lock()
-        self._over = threading.Event()
+        self._over, self._task_id = threading.Event(), None
         app = FastAPI(
             docs_url=None,
             redoc_url=None,
@@ -100,7 +108,6 @@ class Fleet:
                     Guard,
                     members=self._members,
                     presence=self.presence,
-                    joins=self._join,
                     join_path="/v1/fleet/activate-node",
                     key_header=FLEET_HTTP_PUBLIC_KEY_HEADER,
                     max_bytes=int(listen.max_body_mb * 1e6),
@@ -143,12 +150,13 @@ class Fleet:
 
     def close(self) -> None:
         """End the run and stop listening; doing it twice is harmless."""
-        if not self._over.is_set():
-            self._over.set()
+        if self._task_id is not None and not self._over.is_set():
             self.state.finish_task(self._task_id, SubStatus.COMPLETED, "")
-        self._doorbell.ring()
+        self._over.set()
         self._server.should_exit = True
-        self._thread.join(10)
+        self._doorbell.ring()
+        if self._thread.is_alive():
+            self._thread.join(10)
         self._socket.close()
 
     def ring(self) -> None:
@@ -158,14 +166,6 @@ class Fleet:
     def node_of(self, site: str) -> int | None:
         """Flower's number of a site."""
         return self._nodes.get(site)
-
-    def _join(self, site: str, instance: str, replaces: str, version: str) -> None:
-        self._follow_allow_list()
-        self.presence.arrive(site, instance, replaces=replaces, version=version)
-        # Flower lets nobody join who is there already by its own clock; here Presence decides.
-        self.state.deactivate_node(self._nodes[site])
-        self._log.event("joined", site=site, version=version)
-        self.news.set()
 
     def _follow_allow_list(self) -> None:
         """Give every welcome site a node, and take it from those that are not."""
@@ -216,16 +216,27 @@ class Fleet:
 
         @router.post("/activate-node")
         def join(
-            request: Annotated[fleet_pb2.ActivateNodeRequest, body],
+            request: Annotated[fleet_pb2.ActivateNodeRequest, body], speaker: From
         ) -> fleet_pb2.ActivateNodeResponse:
-            return fleet_handlers.activate_node(request, state)
+            self._follow_allow_list()
+            try:
+                self.presence.check(speaker.site, speaker.instance, speaker.replaces)
+            except Refused as error:
+                raise HTTPException(status_of(error), str(error)) from error
+            # Flower lets nobody join who is there already by its own clock; here Presence decides.
+            state.deactivate_node(self._nodes[speaker.site])
+            reply = fleet_handlers.activate_node(request, state)
+            self.presence.arrive(speaker.site, speaker.instance, speaker.version)
+            self._log.event("joined", site=speaker.site, version=speaker.version)
+            self.news.set()
+            return reply
 
         @router.post("/deactivate-node")
         def leave(
-            http: Request, request: Annotated[fleet_pb2.DeactivateNodeRequest, body]
+            request: Annotated[fleet_pb2.DeactivateNodeRequest, body], speaker: From
         ) -> fleet_pb2.DeactivateNodeResponse:
-            self.presence.leave(http.state.site, http.state.instance)
-            self._log.event("left", site=http.state.site)
+            self.presence.leave(speaker.site, speaker.instance)
+            self._log.event("left", site=speaker.site)
             self.news.set()
             return fleet_pb2.DeactivateNodeResponse()
 
@@ -256,11 +267,11 @@ class Fleet:
 
         @router.post("/push-messages")
         def push_messages(
-            http: Request, request: Annotated[fleet_pb2.PushMessagesRequest, body]
+            request: Annotated[fleet_pb2.PushMessagesRequest, body], speaker: From
         ) -> fleet_pb2.PushMessagesResponse:
             question = request.messages_list[0].metadata.reply_to_message_id
             reply = fleet_handlers.push_messages(request, state)
-            uploads.began(question, http.state.site, reply.objects_to_push)
+            uploads.began(question, speaker.site, reply.objects_to_push)
             self.news.set()
             return reply
 
