@@ -11,7 +11,7 @@ from knowmine.server.enrolments import admit_request
 from knowmine.shared import keys
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import read_settings
-from tests.federation import Federation
+from tests.provisioned import Federation
 
 
 @pytest.fixture

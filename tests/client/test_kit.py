@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from knowmine.client.kit import open_kit
 from knowmine.shared.errors import KnowmineError, UsageError
-from tests.federation import NOW, Federation
+from tests.provisioned import NOW, Federation
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from knowmine.server.settings import ServerSettings
 from knowmine.shared.certificates import hosts_of, load_certificate
 from knowmine.shared.errors import SettingsError, UsageError
 from knowmine.shared.settings import read_settings
-from tests.federation import NOW, YAML, Federation
+from tests.provisioned import NOW, YAML, Federation
 
 WITH_ROME = YAML.replace("oslo", "oslo, rome")
 WITHOUT_OSLO = YAML.replace(", oslo", "")

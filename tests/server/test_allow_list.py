@@ -1,11 +1,12 @@
 """The allow-list: revocation, renewal, and files that are damaged or changed meanwhile."""
 
+import json
 from datetime import timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from knowmine.server.allow_list import AdmittedSite, AllowList
@@ -18,7 +19,8 @@ from knowmine.shared.certificates import (
     to_pem,
 )
 from knowmine.shared.errors import Refused, UsageError
-from tests.federation import NOW
+from knowmine.shared.keys import audit_line, node_line
+from tests.provisioned import NOW
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 
@@ -32,7 +34,8 @@ def pem(site="lyon", key=None, usage=CLIENT, **more):
 def sites(tmp_path):
     """Lyon, with one certificate."""
     listed = AllowList(tmp_path / "sites")
-    listed.put(AdmittedSite("lyon", "node", (pem(now=NOW),), "audit", "2026-01-01T00:00:00+00:00"))
+    node, audit = node_line(KEY), audit_line(ed25519.Ed25519PrivateKey.generate())
+    listed.put(AdmittedSite("lyon", node, (pem(now=NOW),), audit, "2026-01-01T00:00:00+00:00"))
     return listed
 
 
@@ -145,6 +148,15 @@ def test_a_file_under_another_name_admits_nobody(sites):
     """A copy is no second site."""
     (sites.folder / "oslo.json").write_bytes((sites.folder / "lyon.json").read_bytes())
     assert (list(sites.sites()), sites.damaged) == (["lyon"], {"oslo.json": "names site 'lyon'"})
+
+
+@pytest.mark.parametrize("field", ["node_key", "audit_key", "certificates"])
+def test_a_damaged_key_is_named_too(sites, field):
+    """A server that reads the list can rely on every key in it."""
+    values = json.loads((sites.folder / "lyon.json").read_text()) | {"site": "oslo"}
+    values[field] = ["nothing"] if field == "certificates" else "nothing"
+    (sites.folder / "oslo.json").write_text(json.dumps(values))
+    assert (list(sites.sites()), list(sites.damaged)) == (["lyon"], ["oslo.json"])
 
 
 def test_every_change_shows_in_the_version(sites):

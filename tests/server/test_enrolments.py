@@ -15,7 +15,7 @@ from knowmine.shared.certificates import to_pem
 from knowmine.shared.enrolment import PrivateKey, code_of, read_request, signed_bytes
 from knowmine.shared.errors import KnowmineError, Refused, UsageError
 from knowmine.shared.keys import node_line, sign
-from tests.federation import NOW, Federation
+from tests.provisioned import NOW, Federation
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from knowmine.shared.certificates import (
     to_der,
     to_pem,
 )
-from tests.federation import Federation
+from tests.provisioned import Federation
 
 
 @pytest.fixture(params=["127.0.0.1", "localhost"])
