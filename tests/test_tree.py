@@ -37,7 +37,7 @@ WITHOUT_TORCH = (
     "server/trust.py",
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-MAY_PRINT = ("*/cli.py", "deploy/simulate.py", "deploy/provision.py", "deploy/phantom.py")
+MAY_PRINT = ("*/cli.py", "shared/command.py", "deploy/commands.py", "deploy/phantom.py")
 
 
 def module_name(path: Path) -> str:
