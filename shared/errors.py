@@ -10,7 +10,8 @@ KnowmineError
 │   └── CannotWrite           a full disk, a missing permission
 ├── Refused              4    the other side did wrong, or a policy forbids it
 │   ├── UpdateRefused         a site's reply cannot be averaged
-│   └── EgressRefused         something that may not leave the site tried to
+│   ├── EgressRefused         something that may not leave the site tried to
+│   └── PackageRefused        an exported model that is not what was signed
 └── Interrupted        130    stopped by a person, with the state saved
 ```
 
@@ -62,6 +63,10 @@ class UpdateRefused(Refused):
 
 class EgressRefused(Refused):
     """Something that may not leave the site."""
+
+
+class PackageRefused(Refused):
+    """An exported model whose files are not those that were listed and signed."""
 
 
 class Interrupted(KnowmineError):
