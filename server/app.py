@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from knowmine.server.rounds import Sites
 from knowmine.shared import wire
-from knowmine.shared.errors import KnowmineError, Refused
+from knowmine.shared.errors import REASONS, KnowmineError, Refused
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.weights import Weights
 
@@ -110,7 +110,8 @@ class GridSites:
         if reply is None:
             return SiteFailed(f"no answer within {self._timeout_s:.0f} s")
         if reply.has_error():
-            return SiteFailed(reply.error.reason or f"error {reply.error.code}")
+            reason = reply.error.reason
+            return SiteFailed(REASONS.get(reason, reason) or f"error {reply.error.code}")
         try:
             return unpack(reply.content)
         except KnowmineError as error:

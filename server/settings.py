@@ -45,9 +45,12 @@ class ListenSettings(Settings):
     """Where sites reach this server."""
 
     host: str = Field("0.0.0.0", description="Address of this machine to listen on.")  # noqa: S104
-    port: int = Field(9443, ge=1, le=65535, description="Port to listen on.")
+    port: int = Field(9443, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     max_body_mb: float = Field(
-        8, gt=0, le=1000, description="Largest request; a model travels in parts of 5 MB."
+        8, ge=6, le=1000, description="Largest request; a model travels in parts of 5 MB."
+    )
+    silent_s: float = Field(
+        45, gt=0, description="Seconds of silence after which a site counts as gone."
     )
 
 

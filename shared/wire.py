@@ -40,6 +40,12 @@ from knowmine.shared.weights import Weights
 
 R = TypeVar("R")
 
+RUN_NAME = "knowmine/federation"
+"""What Flower calls a run of ours; a site works for no other."""
+INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
+"""The random name of a site's process, and of the one before it on the same machine."""
+VERSION_HEADER = "knowmine-version"
+
 
 class PackedWeights(Mapping[str, NDArray[Any]]):
     """Weights kept as the bytes that are sent; its arrays are read-only views of them.
@@ -168,6 +174,16 @@ def unpack_scores(records: RecordDict) -> Scores:
         return Scores(calibration=_unpack_calibration(records), **numbers)
 
     return _checked(unpack, "scores")
+
+
+def pack_goodbye() -> RecordDict:
+    """The server's last word: the run is over, and the sites may go."""
+    return RecordDict({"goodbye": ConfigRecord({"protocol": PROTOCOL})})
+
+
+def is_goodbye(records: RecordDict) -> bool:
+    """Whether these records are the server's last word."""
+    return set(records) == {"goodbye"}
 
 
 def through_the_wire(message: Message) -> Message:
