@@ -11,9 +11,9 @@ from pathlib import Path
 import highdicom
 import numpy as np
 from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
     Segmentation,
     SegmentationTypeValues,
-    SegmentAlgorithmTypeValues,
     SegmentDescription,
 )
 from highdicom.sr import CodedConcept

@@ -43,9 +43,7 @@ def _onnx(content: bytes, card: ModelCard, threads: int) -> Network:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime has its own exception for each kind of damage, under no common base.
     except Exception as error:
         raise WeightsError(

@@ -24,7 +24,7 @@ def open_nifti(path: Path, max_image_px: int) -> Opened:
     """
     image: Any = nibabel.load(path)
     shape = [int(n) for n in image.shape]
-    if len(shape) > 3 and max(shape[3:]) > 1 or not 2 <= len(shape) <= 4:
+    if (len(shape) > 3 and max(shape[3:]) > 1) or not 2 <= len(shape) <= 4:
         raise DataError(
             f"is a NIfTI of shape {tuple(shape)}, expected two or three dimensions: split a time "
             "series into volumes"

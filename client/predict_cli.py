@@ -36,9 +36,7 @@ def predict(
         raise UsageError(f"--format {format_!r} is not known; use text or json")
     console = Console(stderr=True)
     with _Shown(console) as shown:
-        outcome = predict_files(
-            model, inputs, out, public_key=key, threads=threads, progress=shown
-        )
+        outcome = predict_files(model, inputs, out, public_key=key, threads=threads, progress=shown)
     if format_ == "json":
         typer.echo(json.dumps(report_of(outcome), indent=2))
     else:

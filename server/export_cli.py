@@ -53,6 +53,8 @@ def export(
         return
     typer.echo(f"{card.name} as {card.model_format} in {out}; read MODEL_CARD.md there")
     if key is None:
-        typer.echo("Not signed: give --key, so that sites can tell that it comes from you", err=True)
+        typer.echo(
+            "Not signed: give --key, so that sites can tell that it comes from you", err=True
+        )
     else:
         typer.echo("Signed: give sites the file signing_key.pub by another way than the model")

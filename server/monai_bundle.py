@@ -156,8 +156,7 @@ def inference_of(settings: ModelSettings) -> dict[str, Any]:
             "postprocessing": "@postprocessing",
         },
         "initialize": [
-            "$@network_def.load_state_dict(load_file("
-            f"os.path.join(@bundle_root, '{MODEL_FILE}')))"
+            f"$@network_def.load_state_dict(load_file(os.path.join(@bundle_root, '{MODEL_FILE}')))"
         ],
         "run": ["$@evaluator.run()"],
     }

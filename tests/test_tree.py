@@ -22,7 +22,7 @@ SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*
 ONLY_IN = {
     "flwr": ("*/app.py", "*/fleet.py", "shared/wire.py", "deploy/simulate.py", "deploy/flower.py"),
     "segment_anything": ("client/sam.py",),
-    "onnxruntime": ("client/sam.py",),
+    "onnxruntime": ("client/sam.py", "client/networks.py", "server/formats.py"),
 }
 # The trust boundary is testable without torch.
 WITHOUT_TORCH = (
@@ -33,7 +33,13 @@ WITHOUT_TORCH = (
     "client/audit.py",
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-MAY_PRINT = ("*/cli.py", "deploy/simulate.py", "deploy/provision.py", "deploy/phantom.py")
+MAY_PRINT = (
+    "*/cli.py",
+    "*/*_cli.py",
+    "deploy/simulate.py",
+    "deploy/provision.py",
+    "deploy/phantom.py",
+)
 
 
 def module_name(path: Path) -> str:
