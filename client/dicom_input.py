@@ -20,7 +20,24 @@ from knowmine.shared.images import refuse_huge
 
 # DICOM objects of these modalities carry plans, reports or masks, even where they have pixels.
 _NOT_IMAGES = frozenset(
-    ["SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "DOC", "PLAN", "FID", "ECG", "HD", "AU", "STAIN"]
+    [
+        "SEG",
+        "RTSTRUCT",
+        "RTPLAN",
+        "RTDOSE",
+        "RTRECORD",
+        "SR",
+        "PR",
+        "KO",
+        "REG",
+        "DOC",
+        "PLAN",
+        "FID",
+        "ECG",
+        "HD",
+        "AU",
+        "STAIN",
+    ]
 )
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CENTIMETRES = 3  # PS3.3, C.8.5.5.1.15

@@ -29,6 +29,19 @@ from knowmine.shared.model_card import ModelCard
 _CATEGORY = CodedConcept("309825002", "SCT", "Spatial and Relational Concept")
 _TYPE = CodedConcept("111030", "DCM", "Image Region")
 
+# Type 2 of the patient and study modules (PS3.3, C.7.1.1 and C.7.2.1): there, but maybe empty.
+_MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+
 
 def write_seg(
     file: Path, source: Dataset, masks: Sequence[NDArray[np.uint8]], card: ModelCard
@@ -36,7 +49,8 @@ def write_seg(
     """Write the masks of a file's frames, (H, W) uint8 each, as a binary Segmentation.
 
     source: header of the DICOM file. Raises `DataError` for a header without what the standard
-    requires of a source.
+    requires of a source; loops of frames without positions in space (ultrasound, endoscopy) are
+    among them, because highdicom writes none for them.
     """
     stack = np.stack(masks)
     classes = range(1, card.plan.model.classes + 1)
@@ -58,7 +72,7 @@ def write_seg(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header's values
             segmentation = Segmentation(
-                source_images=[source],
+                source_images=[_completed(source)],
                 pixel_array=np.stack([stack == value for value in classes], axis=-1),
                 segmentation_type=SegmentationTypeValues.BINARY,
                 segment_descriptions=segments,
@@ -77,7 +91,23 @@ def write_seg(
             segmentation.save_as(file)
     # highdicom raises AttributeError, KeyError, ValueError or TypeError for what a header lacks.
     except (AttributeError, KeyError, ValueError, TypeError) as error:
-        lacks = getattr(error, "name", None)
-        what = f"it lacks {lacks}" if isinstance(lacks, str) and lacks[:1].isupper() else "it lacks"
-        what += "" if what.endswith(str(lacks)) else " something that the standard requires"
-        raise DataError(f"no DICOM SEG could be made from its header ({what})") from error
+        lacks = getattr(error, "name", None) or "something that the standard requires"
+        if len(masks) > 1 and not _has_positions(source):
+            lacks = "positions in space for its frames"
+        raise DataError(f"no DICOM SEG: its header lacks {lacks}") from error
+
+
+def _completed(source: Dataset) -> Dataset:
+    """The header with those attributes empty that it lacks and the standard lets be empty."""
+    complete = Dataset()
+    complete.file_meta = source.file_meta
+    complete.update(source)
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in complete:
+            setattr(complete, keyword, None)
+    return complete
+
+
+def _has_positions(source: Dataset) -> bool:
+    frames = source.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
+    return "PlanePositionSequence" in frames[0]

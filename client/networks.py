@@ -45,7 +45,7 @@ def _onnx(content: bytes, card: ModelCard, threads: int) -> Network:
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime has its own exception for each kind of damage, under no common base.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as said
         raise WeightsError(
             f"{card.model_file} is not a model that ONNX Runtime {onnxruntime.__version__} can "
             f"load ({type(error).__name__}): get the export again, or update onnxruntime"

@@ -4,7 +4,7 @@
 OUT/areas.csv             a line for each image and class, and for each file that failed
 OUT/masks/NAME.png        0 and 255, or the class's value where there are several; original size
 OUT/overlays/NAME.jpg     the image with the mask drawn on it, to look at
-OUT/seg/NAME.dcm          for DICOM: the same masks as a DICOM Segmentation
+OUT/seg/NAME.dcm          for DICOM: the same masks as a DICOM Segmentation, where it can be made
 ```
 A bad file costs itself: it gets its line in areas.csv and the others go on.
 """
@@ -47,13 +47,18 @@ OVERLAY_PX = 4096
 
 @dataclass
 class Outcome:
-    """What came of it. images: frames with a mask; doubted, failed: names, and why."""
+    """What came of it.
+
+    images: frames with a mask. doubted: their names. failed: files without a mask, with the
+    reason; without_seg: DICOM files with masks but no DICOM SEG, with the reason.
+    """
 
     package: Package
     out: Path
     images: int = 0
     doubted: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    without_seg: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -129,8 +134,12 @@ def _rows_of(
             outcome.images += 1
             if found.doubt:
                 outcome.doubted.append(name)
-        if opened.header is not None:
-            _write_seg(outcome.out, file, opened, masks, card)
+        if opened.header is not None and (
+            problem := _write_seg(outcome.out, file, opened, masks, card)
+        ):
+            outcome.without_seg[str(file.path)] = problem
+            for row in rows:
+                row["note"] = "; ".join(filter(None, (row["note"], problem)))
     except DataError as error:
         outcome.failed[str(file.path)] = str(error)
         rows.append({"file": file.path, "error": str(error)})
@@ -175,7 +184,8 @@ def _save_overlay(out: Path, name: str, overlay: NDArray[np.uint8]) -> None:
 
 def _write_seg(
     out: Path, file: Input, opened: Opened, masks: list[NDArray[np.uint8]], card: ModelCard
-) -> None:
+) -> str:
+    """Write the DICOM SEG, or say why there is none; the masks are there as PNG either way."""
     from knowmine.client.dicom_seg import write_seg
 
     assert opened.header is not None
@@ -183,7 +193,8 @@ def _write_seg(
     try:
         _save(out / "seg" / f"{file.name}.dcm", lambda path: write_seg(path, header, masks, card))
     except DataError as error:
-        raise DataError(f"{file.path}: {error}; its masks are written as PNG") from error
+        return str(error)
+    return ""
 
 
 def _save(path: Path, save: Callable[[Path], None]) -> None:

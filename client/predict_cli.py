@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -52,6 +52,7 @@ def report_of(outcome: Outcome) -> dict[str, Any]:
         "images": outcome.images,
         "doubted": outcome.doubted,
         "failed": outcome.failed,
+        "without_seg": outcome.without_seg,
         "out": str(outcome.out),
         "model": package.card.name,
         "weights_sha256": package.card.weights_sha256,
@@ -73,6 +74,8 @@ def _say(outcome: Outcome, console: Console) -> None:
         line(f"Model {package.card.name} is not signed: nobody vouches for it", "yellow")
     for error in outcome.failed.values():
         line(error, "red")
+    for file, reason in outcome.without_seg.items():
+        line(f"{file}: {reason}; its masks are written as PNG", "yellow")
     line(f"{outcome.images} masks in {outcome.out}, areas in {outcome.out / 'areas.csv'}")
     if outcome.doubted:
         first = ", ".join(outcome.doubted[:5]) + (", ..." if len(outcome.doubted) > 5 else "")
@@ -103,7 +106,7 @@ class _Shown:
     def done(self) -> None:
         """The bar goes when its context is left."""
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

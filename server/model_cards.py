@@ -7,16 +7,16 @@ from knowmine.shared.model_card import SMALL_COUNT, ModelCard, SiteCard
 from knowmine.shared.settings import Plan
 
 LIMITS = (
-    "Research software, not a medical device. A person must look at every mask before anyone acts "
-    "on it.",
-    "Scores were measured on images of the sites that trained it. Other scanners, patients and "
-    "tasks were not tested: measure it on your own labelled images first.",
-    "An image is shrunk to a square of {px} x {px} pixels before the model sees it: structures "
-    "finer than about a {px}th of the image's side are lost.",
-    "It always looks for what it was trained on and cannot tell that an image shows something "
-    "else. A high agreement of mirrored views is not proof of a right mask.",
-    "Weights carry traces of their training images. Share them no more widely than the sites "
-    "agreed.",
+    """Research software, not a medical device. A person must look at every mask before anyone
+    acts on it.""",
+    """Scores were measured on images of the sites that trained it. Other scanners, patients and
+    tasks were not tested: measure it on your own labelled images first.""",
+    """An image is shrunk to a square of {px} x {px} pixels before the model sees it: structures
+    finer than about a {px}th of the image's side are lost.""",
+    """It always looks for what it was trained on and cannot tell that an image shows something
+    else. A high agreement of mirrored views is not proof of a right mask.""",
+    """Weights carry traces of their training images. Share them no more widely than the sites
+    agreed.""",
 )
 
 
@@ -70,7 +70,7 @@ def overall(sites: Sequence[SiteCard]) -> dict[str, Any]:
 
 def limits_of(summary: Mapping[str, Any], plan: Plan, sites: Sequence[SiteCard]) -> tuple[str, ...]:
     """The standing limits, and those that this run adds."""
-    limits = [limit.format(px=plan.model.image_px) for limit in LIMITS]
+    limits = [" ".join(limit.format(px=plan.model.image_px).split()) for limit in LIMITS]
     shown = sum(site.test_images or 0 for site in sites)
     if shown < 100:
         limits.append(f"Scores rest on {shown} test images: too few to trust their decimals.")

@@ -3,7 +3,7 @@
 The configs name MONAI's transforms and segmentation-models-pytorch's network, so nothing of
 knowmine is needed to use them, and weights are safetensors, so nothing is unpickled:
 
-    python -m monai.bundle run --bundle_root MODEL --config_file MODEL/configs/inference.json \\
+    python -m monai.bundle run --bundle_root MODEL --config_file MODEL/configs/inference.json
         --meta_file MODEL/configs/metadata.json --dataset_dir IMAGES --output_dir MASKS
 """
 

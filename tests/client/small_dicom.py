@@ -9,6 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 PATIENT = "Unmistakable^Name"
 CT = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 US_MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.3.1"
 
 

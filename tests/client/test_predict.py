@@ -21,7 +21,14 @@ from knowmine.server.release import export
 from knowmine.shared.errors import DataError, PackageRefused, UsageError, WeightsError
 from knowmine.shared.metrics import dice
 from knowmine.shared.package import open_package, write_package
-from tests.client.small_dicom import PATIENT, US_MULTI_FRAME, disc, hounsfield, write_dicom
+from tests.client.small_dicom import (
+    ENHANCED_CT,
+    PATIENT,
+    US_MULTI_FRAME,
+    disc,
+    hounsfield,
+    write_dicom,
+)
 from tests.conftest import make_key
 from tests.deploy.small_runs import draw_data
 
@@ -112,10 +119,11 @@ def test_monochrome1_is_the_same_picture(onnx_export, tmp_path):
 
 
 def test_each_frame_of_a_loop_gets_its_mask(onnx_export, tmp_path):
-    """Frames are numbered from 1; the SEG holds those with a mask."""
+    """Frames are numbered from 1; their line says that a loop in no space has no SEG."""
     frames = np.stack([np.where(disc(15, 15 + 8 * i), 200, 60) for i in range(3)]).astype(np.uint8)
     file = write_dicom(tmp_path / "loop.dcm", frames, US_MULTI_FRAME, "US")
     rows = predicted(onnx_export, file, tmp_path)
+    assert all("lacks positions in space" in row["note"] for row in rows)
     assert [row["mask"] for row in rows] == [f"masks/loop-000{n}.png" for n in (1, 2, 3)]
     for index in range(3):
         assert (
@@ -134,6 +142,45 @@ def test_the_dicom_seg_holds_the_mask_and_points_to_its_source(onnx_export, tmp_
     assert seg.StudyInstanceUID == source.StudyInstanceUID
     assert seg.get_segment_description(1).SegmentLabel == "disc"
     assert seg.get_segment_description(1).SegmentAlgorithmType == "AUTOMATIC"
+
+
+def test_a_header_may_lack_what_may_be_empty(onnx_export, tmp_path):
+    """An anonymised image without a birth date gets its SEG, with an empty one."""
+    file = write_dicom(tmp_path / "a.dcm", hounsfield(), PixelSpacing=[1, 1])
+    dataset = pydicom.dcmread(file)
+    del dataset.PatientBirthDate, dataset.AccessionNumber
+    dataset.save_as(file)
+    predicted(onnx_export, file, tmp_path)
+    assert pydicom.dcmread(tmp_path / "out/seg/a.dcm").PatientBirthDate == ""
+
+
+def test_frames_in_space_share_one_seg(onnx_export, tmp_path):
+    """A multi-frame CT of three positions: each frame's mask at its own frame."""
+    item = pydicom.Dataset
+    shared, frames = item(), []
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [item()], [item()]
+    shared.PixelMeasuresSequence[0].PixelSpacing = [0.5, 0.4]
+    shared.PixelMeasuresSequence[0].SliceThickness = 2
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    for z in range(3):
+        frame = item()
+        frame.PlanePositionSequence = [item()]
+        frame.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 2 * z]
+        frames.append(frame)
+    pixels = np.stack([hounsfield()] * 3)
+    file = write_dicom(
+        tmp_path / "a.dcm",
+        pixels,
+        ENHANCED_CT,
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=frames,
+    )
+    rows = predicted(onnx_export, file, tmp_path)
+    seg = highdicom.seg.segread(tmp_path / "out/seg/a.dcm")
+    source = pydicom.dcmread(file).SOPInstanceUID
+    held = seg.get_pixels_by_source_frame(source, [1, 2, 3])
+    assert [int(n) for n in held.sum((1, 2, 3))] == [int(row["area_px"]) for row in rows]
+    assert float(rows[0]["area_mm2"]) == pytest.approx(int(rows[0]["area_px"]) * 0.2)
 
 
 def test_an_empty_mask_still_has_a_seg(onnx_export, tmp_path):
@@ -395,9 +442,11 @@ def test_the_command_says_what_scripts_need(onnx_export, signing_key, pictures, 
     (tmp_path / "bad.png").write_bytes(b"")
     done = CliRunner().invoke(
         app,
-        [str(onnx_export), str(pictures / "images"), str(tmp_path / "bad.png")]
-        + ["--out", str(tmp_path / "out"), "--format", "json"]
-        + ["--key", str(signing_key.with_suffix(".pub"))],
+        [
+            *(str(onnx_export), str(pictures / "images"), str(tmp_path / "bad.png")),
+            *("--out", str(tmp_path / "out"), "--format", "json"),
+            *("--key", str(signing_key.with_suffix(".pub"))),
+        ],
     )
     said = json.loads(done.stdout)
     assert done.exit_code == 3 and said["images"] == 6 and said["trusted"]
