@@ -51,11 +51,11 @@ def _canonical(
 ) -> tuple[NDArray[np.uint8], tuple[float, float]]:
     """The volume in RAS+ order as (X, Y, Z) uint8, and a slice pixel's height and width in mm."""
     data: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape)  # type: ignore[attr-defined]  # of every spatial image
-    volume = nibabel.Nifti1Image(
+    volume: Any = nibabel.Nifti1Image(  # type: ignore[no-untyped-call]  # nibabel types few
         data if data.dtype == np.uint8 else to_8_bit(data),
         image.affine,  # type: ignore[attr-defined]  # of every spatial image
     )
-    turned: Any = nibabel.as_closest_canonical(volume)
+    turned: Any = nibabel.as_closest_canonical(volume)  # type: ignore[no-untyped-call]  # as above
     unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[attr-defined]  # NIfTI's
     width, height = (float(zoom) * unit for zoom in turned.header.get_zooms()[:2])
     return np.asarray(turned.dataobj, np.uint8), (height, width)

@@ -6,14 +6,14 @@ counts, never images; counts so small that they could point at people are left o
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
 from knowmine.shared.errors import WeightsError
 from knowmine.shared.settings import Plan, Settings
 
-CARD_FORMAT = 1
+CARD_FORMAT: Final = 1
 """Grows when a card changes so that older readers would misread it."""
 
 SMALL_COUNT = 5

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 PATIENT = "Unmistakable^Name"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -16,7 +16,8 @@ US_MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.3.1"
 def disc(row: int = 20, column: int = 24) -> np.ndarray:
     """(40, 48) bool: the disc that the small run learned to find."""
     rows, columns = np.mgrid[:40, :48]
-    return (rows - row) ** 2 + (columns - column) ** 2 < 80
+    inside: np.ndarray = (rows - row) ** 2 + (columns - column) ** 2 < 80
+    return inside
 
 
 def write_dicom(
@@ -25,10 +26,10 @@ def write_dicom(
     """Write (H, W) or (F, H, W) integers as an uncompressed DICOM file with the given tags."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPClassUID = UID(sop_class)
     meta.MediaStorageSOPInstanceUID = generate_uid()
     dataset = FileDataset(str(file), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID = sop_class
+    dataset.SOPClassUID = UID(sop_class)
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
     dataset.FrameOfReferenceUID = generate_uid()
