@@ -1,16 +1,17 @@
 """`knowmine-client predict`: arguments to `predict_files`, its outcome to words or JSON."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from knowmine.client.predict import Outcome, predict_files
-from knowmine.shared.errors import UsageError
+from knowmine.shared.command import checked_format, say_json
+
+if TYPE_CHECKING:
+    from knowmine.client.predict import Outcome
 
 
 def predict(
@@ -32,20 +33,22 @@ def predict(
     Nothing is sent anywhere. Example:
     knowmine-client predict polyps-model case.dcm more/ --out masks --key coordinator.pub
     """
-    if format_ not in ("text", "json"):
-        raise UsageError(f"--format {format_!r} is not known; use text or json")
+    # Imported late: decoders take half a second, and --help should not.
+    from knowmine.client.predict import predict_files
+
+    checked_format(format_)
     console = Console(stderr=True)
     with _Shown(console) as shown:
         outcome = predict_files(model, inputs, out, public_key=key, threads=threads, progress=shown)
     if format_ == "json":
-        typer.echo(json.dumps(report_of(outcome), indent=2))
+        say_json(report_of(outcome))
     else:
         _say(outcome, Console())
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
 
-def report_of(outcome: Outcome) -> dict[str, Any]:
+def report_of(outcome: "Outcome") -> dict[str, Any]:
     """The outcome as `--format json` prints it."""
     package = outcome.package
     return {
@@ -61,7 +64,7 @@ def report_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _say(outcome: Outcome, console: Console) -> None:
+def _say(outcome: "Outcome", console: Console) -> None:
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 

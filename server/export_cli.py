@@ -1,13 +1,11 @@
 """`knowmine-server export`: arguments to `release.export`, its card to words."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from knowmine.server.release import export as export_run
-from knowmine.shared.errors import UsageError
+from knowmine.shared.command import checked_format, say_json
 from knowmine.shared.model_card import ModelFormat
 
 
@@ -36,8 +34,10 @@ def export(
 
     Example: knowmine-server export run --to onnx --out polyps-model --key signing.pem --class polyp
     """
-    if format_ not in ("text", "json"):
-        raise UsageError(f"--format {format_!r} is not known; use text or json")
+    # Imported late: it takes a moment, and --help should not.
+    from knowmine.server.release import export as export_run
+
+    checked_format(format_)
     card = export_run(
         run,
         to,
@@ -49,7 +49,7 @@ def export(
         licence=licence,
     )
     if format_ == "json":
-        typer.echo(json.dumps(card.model_dump(mode="json"), indent=2))
+        say_json(card.model_dump(mode="json"))
         return
     typer.echo(f"{card.name} as {card.model_format} in {out}; read MODEL_CARD.md there")
     if key is None:

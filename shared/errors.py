@@ -7,7 +7,8 @@ KnowmineError
 │   ├── DataError             a data folder or a file in it
 │   └── WeightsError          weights missing, truncated or not what they claim to be
 ├── RunFailed            3    the run could not go on
-│   └── CannotWrite           a full disk, a missing permission
+│   ├── CannotWrite           a full disk, a missing permission
+│   └── Paused                too few sites are here; it can go on later
 ├── Refused              4    the other side did wrong, or a policy forbids it
 │   ├── UpdateRefused         a site's reply cannot be averaged
 │   ├── EgressRefused         something that may not leave the site tried to
@@ -52,6 +53,10 @@ class RunFailed(KnowmineError):
 
 class CannotWrite(RunFailed):
     """A full disk or a missing permission; what was written before stays."""
+
+
+class Paused(RunFailed):
+    """Too few sites are here; the run can go on later."""
 
 
 class Refused(KnowmineError):
@@ -102,6 +107,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (RunFailed, "failed"),
     (Refused, "refused"),
     (Interrupted, "interrupted"),
+    (KnowmineError, "failed"),
     (OSError, "cannot-write"),
 )
 

@@ -31,6 +31,10 @@ WITHOUT_TORCH = (
     "server/aggregation.py",
     "client/egress.py",
     "client/audit.py",
+    "client/enrolment.py",
+    "client/site_keys.py",
+    "server/enrolments.py",
+    "server/trust.py",
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MAY_PRINT = (

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import highdicom
 import nibabel
@@ -10,13 +12,10 @@ import numpy as np
 import onnx
 import pydicom
 import pytest
-import typer
 from PIL import Image
 from pydicom.uid import HTJ2KLossless
-from typer.testing import CliRunner
 
 from knowmine.client.predict import predict_files
-from knowmine.client.predict_cli import predict
 from knowmine.server.release import export
 from knowmine.shared.errors import DataError, PackageRefused, UsageError, WeightsError
 from knowmine.shared.metrics import dice
@@ -437,17 +436,34 @@ def test_what_is_no_export_is_said(pictures, tmp_path):
 
 def test_the_command_says_what_scripts_need(onnx_export, signing_key, pictures, tmp_path):
     """`--format json`, with the signature checked, and exit code 3 for a file that failed."""
-    app = typer.Typer()
-    app.command()(predict)
     (tmp_path / "bad.png").write_bytes(b"")
-    done = CliRunner().invoke(
-        app,
+    done = subprocess.run(
         [
-            *(str(onnx_export), str(pictures / "images"), str(tmp_path / "bad.png")),
-            *("--out", str(tmp_path / "out"), "--format", "json"),
-            *("--key", str(signing_key.with_suffix(".pub"))),
+            *(sys.executable, "-c", "from knowmine.client.cli import main; main()", "predict"),
+            *(onnx_export, pictures / "images", tmp_path / "bad.png", "--out", tmp_path / "out"),
+            *("--format", "json", "--key", signing_key.with_suffix(".pub")),
         ],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     said = json.loads(done.stdout)
-    assert done.exit_code == 3 and said["images"] == 6 and said["trusted"]
+    assert done.returncode == 3 and said["images"] == 6 and said["trusted"]
     assert list(said["failed"]) == [str(tmp_path / "bad.png")]
+
+
+def test_onnx_needs_no_pytorch(onnx_export, pictures, tmp_path):
+    """PyTorch takes seconds to come; a hospital PC need not wait for it."""
+    code = (
+        "import sys; from pathlib import Path; from knowmine.client.predict import predict_files\n"
+        "predict_files(*map(Path, sys.argv[1:2]), [Path(sys.argv[2])], Path(sys.argv[3]))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    file = pictures / "images" / "case-00.png"
+    done = subprocess.run(
+        [sys.executable, "-c", code, onnx_export, file, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -119,16 +119,21 @@ def test_monai_runs_the_bundle_to_the_same_masks(finished_run, bundle, tmp_path)
     assert np.any(expected) and iou(np.stack(seen), np.stack(expected)) > 0.97
 
 
-def test_monai_finds_the_network_as_the_metadata_says(bundle, caplog):
-    """MONAI's own check of channels, sizes and types."""
+def test_monai_finds_the_network_as_the_metadata_says(bundle):
+    """MONAI's own check of channels, sizes and types; it would not find a second class."""
     from monai.bundle import verify_net_in_out
 
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(bundle / "configs/metadata.json"),
-        config_file=str(bundle / "configs/inference.json"),
-    )
-    assert "data shape of network is verified with no error" in caplog.text
+    def verify(**changes):
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(bundle / "configs/metadata.json"),
+            config_file=str(bundle / "configs/inference.json"),
+            **changes,
+        )
+
+    verify()
+    with pytest.raises(ValueError, match="doesn't match"):
+        verify(**{"_meta_#network_data_format#outputs#pred#num_channels": 2})
 
 
 def test_monai_misses_no_property_of_the_bundle(bundle):
