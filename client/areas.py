@@ -44,7 +44,7 @@ def segment(network: Network, image: NDArray[np.uint8], px: int) -> Segmented:
     """
     seen = resize_image(image, px).transpose(2, 0, 1).astype(np.float32) / 255
     logits = network(np.stack([seen, seen[:, :, ::-1]]))
-    views = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    views = (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
     plain, mirrored = views[0], views[1, :, :, ::-1]
     agreement = mean_over_classes(dice, label_map(plain), label_map(mirrored), len(plain))
     mask = label_map(resize_probabilities((plain + mirrored) / 2, *image.shape[:2]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.pixels.decoders import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
 from knowmine.client.inputs import Opened, Spacing

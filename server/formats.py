@@ -38,8 +38,8 @@ def write_torchscript(folder: Path, model: UnetPlusPlus, settings: ModelSettings
     with warnings.catch_warnings(), torch.inference_mode():
         # PyTorch 2.9 and later call TorchScript deprecated; those who ask for it know.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(model, _example(settings))
-        torch.jit.save(traced, str(folder / "model.pt"))  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(model, _example(settings))  # type: ignore[no-untyped-call]  # it has no types
+        torch.jit.save(traced, str(folder / "model.pt"))
     return "model.pt"
 
 

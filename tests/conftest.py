@@ -15,7 +15,7 @@ from tests.deploy.small_runs import draw_data, small
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """A finished run on bright discs, trained long enough to find them."""
-    folder = tmp_path_factory.mktemp("finished")
+    folder: Path = tmp_path_factory.mktemp("finished")
     settings = small(
         {
             "plan": {"training": {"steps": 15, "batch": 4, "learning_rate": 0.005}},
@@ -35,7 +35,7 @@ def signing_key(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def onnx_export(finished_run, signing_key, tmp_path_factory) -> Path:
     """The run's model as signed ONNX; never write into it."""
-    out = tmp_path_factory.mktemp("exported") / "onnx"
+    out: Path = tmp_path_factory.mktemp("exported") / "onnx"
     export(finished_run, "onnx", out, signing_key, class_names=["disc"])
     return out
 

@@ -40,8 +40,8 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 MAY_PRINT = (
     "*/cli.py",
     "*/*_cli.py",
-    "deploy/simulate.py",
-    "deploy/provision.py",
+    "shared/command.py",
+    "deploy/commands.py",
     "deploy/phantom.py",
 )
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import highdicom
 import nibabel
@@ -107,7 +108,7 @@ def test_a_signed_ct_is_windowed_and_measured_in_mm2(onnx_export, tmp_path):
 def test_monochrome1_is_the_same_picture(onnx_export, tmp_path):
     """White-is-zero with inverted numbers gives the very mask."""
     grey = np.where(disc(), 200, 60).astype(np.uint8)
-    window = {"WindowCenter": 128, "WindowWidth": 256}
+    window: dict[str, Any] = {"WindowCenter": 128, "WindowWidth": 256}
     plain = write_dicom(tmp_path / "plain.dcm", grey, **window)
     inverted = write_dicom(
         tmp_path / "inverted.dcm", 255 - grey, PhotometricInterpretation="MONOCHROME1", **window
@@ -396,7 +397,7 @@ def test_an_unsigned_model_is_refused_where_a_key_is_given(model, signing_key, p
 
 def test_an_onnx_file_of_another_model_is_refused(model, pictures, tmp_path):
     """Right digests, wrong network: it takes and gives other shapes than the card says."""
-    shape = ["n", 1, 8, 8]
+    shape: list[str | int | None] = ["n", 1, 8, 8]
     port = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["x"], ["y"])],

@@ -121,7 +121,7 @@ def test_monai_runs_the_bundle_to_the_same_masks(finished_run, bundle, tmp_path)
 
 def test_monai_finds_the_network_as_the_metadata_says(bundle):
     """MONAI's own check of channels, sizes and types; it would not find a second class."""
-    from monai.bundle import verify_net_in_out
+    from monai.bundle.scripts import verify_net_in_out
 
     def verify(**changes):
         verify_net_in_out(
@@ -138,7 +138,7 @@ def test_monai_finds_the_network_as_the_metadata_says(bundle):
 
 def test_monai_misses_no_property_of_the_bundle(bundle):
     """MONAI's own list of what a bundle for inference has."""
-    from monai.bundle import ConfigWorkflow
+    from monai.bundle.workflows import ConfigWorkflow
 
     workflow = ConfigWorkflow(
         workflow_type="infer",
