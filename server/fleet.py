@@ -99,7 +99,8 @@ class Fleet:
         self.uploads, self._doorbell, self.news = Uploads(), Doorbell(), threading.Event()
         self._nodes: dict[str, int] = {}
         self._changing = threading.Lock()
-        self._over, self._task_id = threading.Event(), None
+        self._over = threading.Event()
+        self._task_id: int | None = None
         app = FastAPI(
             docs_url=None,
             redoc_url=None,
@@ -206,19 +207,20 @@ class Fleet:
             RUN_NAME, "1", None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
         )
         (run,) = self.state.get_run_info(run_ids=[number])
-        self._task_id = run.primary_task_id
-        token = self.state.claim_task(self._task_id)
-        if not token or not self.state.activate_task(self._task_id):
+        task = run.primary_task_id
+        token = None if task is None else self.state.claim_task(task)
+        if task is None or token is None or not self.state.activate_task(task):
             raise RunFailed("Flower did not open a run; is another version of flwr installed?")
         # Message() reads the identity of its run from the process.
-        TaskIdentity.task_id, TaskIdentity.run_id = self._task_id, number
+        self._task_id = TaskIdentity.task_id = task
+        TaskIdentity.run_id = number
         TaskIdentity.node_id = SUPERLINK_NODE_ID
-        threading.Thread(target=self._beat, name="task-heartbeat", daemon=True).start()
+        threading.Thread(target=self._beat, args=(task,), name="beat", daemon=True).start()
         return self.state.get_task_by_token(token), run
 
-    def _beat(self) -> None:
+    def _beat(self, task: int) -> None:
         while not self._over.wait(TASK_BEAT_S):
-            self.state.acknowledge_task_heartbeat(self._task_id)
+            self.state.acknowledge_task_heartbeat(task)
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])

@@ -109,5 +109,5 @@ def test_a_site_renews_its_certificate_by_itself(running, federation):
 
 def test_a_server_that_admitted_nobody_says_what_to_do(federation):
     """It would wait in vain."""
-    with pytest.raises(UsageError, match="no site is admitted .*`knowmine-server admit`"):
+    with pytest.raises(UsageError, match=r"no site is admitted .*`knowmine-server admit`"):
         run_federation(settings_of(federation), Watch())
