@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from knowmine.server.export_cli import export
 from knowmine.shared.command import checked_format, run_command, say_json, say_version
 from knowmine.shared.settings import read_settings
 
@@ -163,6 +164,9 @@ def _table(status: Mapping[str, Any]) -> Table:
             site["error"],
         )
     return table
+
+
+app.command()(export)
 
 
 def main() -> None:

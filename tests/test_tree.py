@@ -22,7 +22,7 @@ SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*
 ONLY_IN = {
     "flwr": ("*/app.py", "*/fleet.py", "shared/wire.py", "deploy/simulate.py", "deploy/flower.py"),
     "segment_anything": ("client/sam.py",),
-    "onnxruntime": ("client/sam.py",),
+    "onnxruntime": ("client/sam.py", "client/networks.py", "server/formats.py"),
 }
 # The trust boundary is testable without torch.
 WITHOUT_TORCH = (
@@ -37,7 +37,13 @@ WITHOUT_TORCH = (
     "server/trust.py",
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-MAY_PRINT = ("*/cli.py", "shared/command.py", "deploy/commands.py", "deploy/phantom.py")
+MAY_PRINT = (
+    "*/cli.py",
+    "*/*_cli.py",
+    "shared/command.py",
+    "deploy/commands.py",
+    "deploy/phantom.py",
+)
 
 
 def module_name(path: Path) -> str:
