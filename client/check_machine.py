@@ -54,10 +54,13 @@ def check_machine(settings: ClientSettings) -> list[Finding]:
     found = [Finding("machine", "good", f"trains on {compute}, {threads} threads")]
     if compute.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(compute.device)
-        level = "good" if free > 4e9 else "warning"
-        found.append(Finding("machine", level, f"GPU memory: {free / 1e9:.1f} of {total / 1e9:.1f}"
-            " GB free", "" if level == "good" else "SAM and the training batch need about 4 GB",
-            "" if level == "good" else "stop other programs, or choose a smaller training.batch"))  # fmt: skip
+        what = f"GPU memory: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        if free < 4e9:
+            why = "SAM and a training batch need about 4 GB"
+            mend = "stop other programs, or ask for a smaller training.batch"
+            found.append(Finding("machine", "warning", what, why, mend))
+        else:
+            found.append(Finding("machine", "good", what))
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     if available < 4:
         why = "a site of 1000 images needs about 3 GB; the system ends programs that take more"
