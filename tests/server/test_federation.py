@@ -16,7 +16,7 @@ from knowmine.server.settings import ServerSettings
 from knowmine.shared.certificates import expires, load_certificate
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import read_settings
-from knowmine.shared.weights import load_weights
+from knowmine.shared.weights import load_notes, load_weights
 from tests.faults.tiny import TinyWorker, initial
 from tests.provisioned import NOW, Federation
 
@@ -111,3 +111,10 @@ def test_a_server_that_admitted_nobody_says_what_to_do(federation):
     """It would wait in vain."""
     with pytest.raises(UsageError, match=r"no site is admitted .*`knowmine-server admit`"):
         run_federation(settings_of(federation), Watch())
+
+
+def test_the_model_says_which_sites_are_in_it(running):
+    """And in which rounds, in the file itself."""
+    settings, _ = running(timedelta(0))
+    notes = load_notes(settings.out / "model.safetensors")
+    assert json.loads(notes["roster"]) == {"lyon": [1, 2]}
