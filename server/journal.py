@@ -252,7 +252,7 @@ def roster_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     """
     roster: dict[str, list[int]] = {}
     for record in records:
-        for site in record["sites"]:
+        for site in record.get("sites", ()):
             roster.setdefault(site, []).append(record["round"])
     return dict(sorted(roster.items()))
 
