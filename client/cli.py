@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from knowmine.client.check_cli import check
 from knowmine.client.predict_cli import predict
 from knowmine.shared.command import run_command, say_version
 from knowmine.shared.settings import read_settings
@@ -81,6 +82,7 @@ def run(
 
 
 app.command()(predict)
+app.command("check")(check)
 
 
 def main() -> None:

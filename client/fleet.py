@@ -145,6 +145,26 @@ class Link:
             pause = min(2 * pause, self._settings.retry_s)
         return "stopped"
 
+    def probe(self, payload: bytes) -> tuple[dict[str, Any], float, datetime | None]:
+        """Ask the server who it is, sending `payload` along: its answer, seconds, its clock.
+
+        Does not join. Raises `Refused` with what a person can do where it does not answer so.
+        """
+        address = f"https://{self._settings.server}{wire.CHECK_PATH}"
+        request = self._client._client.build_request("POST", address, content=payload)
+        self._identity.sign(request)
+        started = time.monotonic()
+        try:
+            reply = self._client._client.send(request)
+            seconds = time.monotonic() - started
+            if reply.is_error:
+                raise Refused(_detail(reply))
+            answer: dict[str, Any] = reply.json()
+        except (httpx.HTTPError, ssl.SSLError, ValueError) as error:
+            raise Refused(self._explained(error)) from error
+        there = reply.headers.get("date")
+        return answer, seconds, parsedate_to_datetime(there) if there else None
+
     def close(self) -> None:
         """Say goodbye where that is possible, and end all connections."""
         if self._joined:

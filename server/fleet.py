@@ -1,7 +1,7 @@
 """The closed federation: Flower's Fleet API for admitted sites, and nothing else of its server.
 
 All Flower internals of the server side are in this file. A site may ask the nine questions of
-`_routes`, and renew its certificate: there is no Control API, no Runtime API, no way to start a run or to hand out code.
+`_routes`, renew its certificate and ask whether it is welcome: there is no Control API, no Runtime API, no way to start a run or to hand out code.
 Before a request comes here it has passed TLS 1.3 (`trust.py`) and `guard.py`; Flower then
 checks that its node key signed the time of day.
 
@@ -14,6 +14,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import uvicorn
@@ -30,7 +31,8 @@ from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
 from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
-from knowmine.shared.wire import CERTIFICATE_PATH, RUN_NAME
+from knowmine.shared.protocol import PROTOCOL
+from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Message  # isort: skip
@@ -79,6 +81,17 @@ def _speaker(request: Request) -> Speaker:
 From = Annotated[Speaker, Depends(_speaker)]
 
 
+async def _check(request: Request, speaker: From) -> dict[str, Any]:
+    """Say who we are to a site that wants to know whether it is welcome."""
+    received = len(await request.body())
+    return {
+        "site": speaker.site,
+        "version": version("knowmine"),
+        "protocol": PROTOCOL,
+        "received": received,
+    }
+
+
 class Fleet:
     """Listens for the sites on a thread of its own, from `start` to `close`.
 
@@ -110,7 +123,7 @@ class Fleet:
                     Guard,
                     members=self._members,
                     presence=self.presence,
-                    join_path="/v1/fleet/activate-node",
+                    before_joining=frozenset(("/v1/fleet/activate-node", CHECK_PATH)),
                     key_header=FLEET_HTTP_PUBLIC_KEY_HEADER,
                     max_bytes=int(listen.max_body_mb * 1e6),
                 ),
@@ -122,6 +135,7 @@ class Fleet:
         app.state.linkstate_factory = factory
         app.include_router(self._routes())
         app.post(CERTIFICATE_PATH)(self._renew)
+        app.post(CHECK_PATH)(_check)
         self._socket = _bound(listen.host, listen.port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(

@@ -47,6 +47,8 @@ INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 VERSION_HEADER = "knowmine-version"
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
 """Where a site sends its next certificate."""
+CHECK_PATH = "/v1/knowmine/check"
+"""Where a site asks whether it is welcome, before it joins."""
 
 
 class PackedWeights(Mapping[str, NDArray[Any]]):
