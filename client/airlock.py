@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
@@ -61,7 +60,7 @@ def strictly(kind: type[M]) -> Callable[[bytes], M]:
             message.ParseFromString(content)
         except DecodeError:
             raise Refused(f"not a message of the airlock: expected {kind.__name__}") from None
-        message.DiscardUnknownFields()  # type: ignore[no-untyped-call]
+        message.DiscardUnknownFields()
         # 1: a field that is unknown, repeated or written in a roundabout way costs bytes.
         if message.ByteSize() != len(content):
             raise Refused(f"a {kind.__name__} that holds more than airlock.proto lists")
@@ -265,7 +264,7 @@ def _values(message: Message, door: Door) -> dict[str, Any]:
     return values
 
 
-def _words(enum: EnumDescriptor) -> list[str]:
+def _words(enum: Any) -> list[str]:
     """The words of a list as settings write them: METHOD_SELF_TRAINING is self-training."""
     prefix = enum.values[0].name.removesuffix("UNSET")
     names = [value.name.removeprefix(prefix) for value in enum.values]

@@ -10,23 +10,30 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from knowmine.client import airlock
 from knowmine.client import airlock_pb2 as pb
 from knowmine.client.isolation import Isolation
-from knowmine.client.site import Site
-from knowmine.client.worker import SiteWorker, Worker
 from knowmine.shared.errors import Interrupted, KnowmineError, Refused, RunFailed, reason_of
 from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.settings import ModelSettings
 
+if TYPE_CHECKING:  # torch comes with it, and is loaded only when the vault is shut
+    from knowmine.client.worker import Worker
+
 T = TypeVar("T")
 
+NEWS_S = 1.0
+"""How long a question waits for the site to open before it hears that it should ask again."""
 TURN_S = 60.0
 """How long a task waits for the one before, which its courier has given up."""
+
+
+class _NotYet(Exception):
+    """The site is not open."""
 
 
 class Answers:
@@ -40,16 +47,16 @@ class Answers:
         self._isolation = Isolation(False, False, False)
         self._awaited: Callable[[], bool] = lambda: True
 
-    def open(self, site: Site, isolation: Isolation) -> None:
-        """Answer for this site from now on."""
-        self._worker, self._isolation = SiteWorker(site), isolation
+    def open(self, worker: "Worker", isolation: Isolation) -> None:
+        """Answer for this worker's site from now on."""
+        self._worker, self._isolation = worker, isolation
         self._opened.set()
 
     def introduce(self, question: pb.Question, context: grpc.ServicerContext) -> pb.Introduction:
         """How many images there are, and how the vault is shut in."""
         with _reasons_only(context):
             airlock.check_protocol(question.protocol)
-            worker = self._ready(context)
+            worker = self._ready()
             hello = worker.hello()
             return pb.Introduction(
                 protocol=PROTOCOL,
@@ -66,7 +73,7 @@ class Answers:
     ) -> Iterator[pb.UpdatePart]:
         """The task to improve: read whole, checked, worked out, given back in chunks."""
         with _reasons_only(context):
-            worker = self._ready(context)
+            worker = self._ready()
             task = airlock.unpack_train_task(_until_cut(parts), self._model, worker.manifest)
             with self._my_turn(context):
                 update = worker.improve(task)
@@ -76,7 +83,7 @@ class Answers:
     def evaluate(self, parts: Iterator[pb.TaskPart], context: grpc.ServicerContext) -> pb.Scores:
         """The task to score."""
         with _reasons_only(context):
-            worker = self._ready(context)
+            worker = self._ready()
             task = airlock.unpack_evaluate_task(_until_cut(parts), self._model, worker.manifest)
             with self._my_turn(context):
                 return airlock.pack_scores(worker.evaluate(task))
@@ -97,10 +104,9 @@ class Answers:
 
     # ------------------------------------------------------------ helpers
 
-    def _ready(self, context: grpc.ServicerContext) -> Worker:
-        while not self._opened.wait(0.2):
-            if not context.is_active():
-                raise Interrupted("the courier awaits the site no longer")
+    def _ready(self) -> "Worker":
+        if not self._opened.wait(NEWS_S):
+            raise _NotYet
         assert self._worker is not None
         return self._worker
 
@@ -153,6 +159,8 @@ def _reasons_only(context: grpc.ServicerContext) -> Iterator[None]:
         yield
     except GeneratorExit:
         raise
+    except _NotYet:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "")
     except BaseException as error:  # noqa: BLE001 - a text of any error could tell of a patient
         if isinstance(error, KnowmineError):
             story = f"{type(error).__name__}: {error}"

@@ -121,12 +121,9 @@ def refuse_sockets() -> str | None:
 def hide_folders(folders: Iterable[Path]) -> str | None:
     """Make the kernel refuse us, for good, to read anything in `folders`; say why if not.
 
-    Before any thread is started, for it holds for this thread and those that it starts. Rules
-    can only allow, so all else that exists beside the way to the folders is allowed.
+    It holds for this thread and those that it starts; see `older_threads`. Rules can only allow,
+    so all else that exists beside the way to the folders is allowed.
     """
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is asked
-    if threads > 1:
-        return f"folders not hidden ({threads} threads run already)"
     wanted = struct.pack("Q", _READ_FILE | _READ_DIR)
     rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, wanted, len(wanted), 0)
     if rules < 0:
@@ -141,6 +138,11 @@ def hide_folders(folders: Iterable[Path]) -> str | None:
     finally:
         os.close(rules)
     return None
+
+
+def older_threads() -> int:
+    """Threads of this process beside the one that asks, whom `hide_folders` does not hold."""
+    return len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - names are all that is asked
 
 
 def die_with_parent() -> None:

@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(ClientSettings, given.settings, {})
         if given.worker:
-            return _work(settings, given.socket)
+            return work(settings, given.socket)
         command = [sys.executable, "-m", "knowmine.client.vault", "--worker"]
         command += ["--settings", str(given.settings), "--socket", str(given.socket)]
-        return _keep(command, settings)
+        return keep(command, settings)
     except KnowmineError as error:
         _say(str(error))
         return error.exit_code
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # ------------------------------------------------------------------------------ the keeper
 
 
-def _keep(command: list[str], settings: ClientSettings) -> int:
+def keep(command: list[str], settings: ClientSettings) -> int:
     """Shut ourselves in, then keep a worker running until the courier goes."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -109,15 +109,12 @@ def _courier_left(patience_s: float) -> bool:
 # ------------------------------------------------------------------------------ the worker
 
 
-def _work(settings: ClientSettings, socket: Path) -> int:
+def work(settings: ClientSettings, socket: Path) -> int:
     """Listen, shut the last door, open the site, answer until told to stop."""
     die_with_parent()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Imported here: the keeper must stay without threads, which these start.
     from knowmine.client.answering import Answers, listen
-    from knowmine.client.opening import open_site_of
 
     answers = Answers(settings.model)
     server = listen(answers, socket)
@@ -130,7 +127,14 @@ def _work(settings: ClientSettings, socket: Path) -> int:
                 f"isolation is required, and the vault is not shut in: {'; '.join(missing)}. Let "
                 "the system give it user namespaces and Landlock, or set isolation: auto"
             )
-        answers.open(open_site_of(settings, answers), isolation)
+        # What is loaded and read from here on finds the door shut.
+        from knowmine.client.opening import open_site_of
+        from knowmine.client.worker import SiteWorker
+
+        answers.open(SiteWorker(open_site_of(settings, answers)), isolation)
+        # Until here SIGTERM ends us at once; a task may go on for stop_s.
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
         stop.wait()
         server.stop(settings.stop_s).wait()
     finally:
