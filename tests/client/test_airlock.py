@@ -248,14 +248,14 @@ def test_sums_of_another_length_are_refused():
     """A list of numbers is as long as it must be."""
     parts = parts_of()
     parts[0].task.calibration.gram.append(1.0)
-    with pytest.raises(Refused, match="calibration.gram as 37 numbers"):
+    with pytest.raises(Refused, match=r"calibration\.gram as 37 numbers"):
         arrive(parts)
 
 
 @pytest.mark.parametrize("value", ["../../etc/cron.d/x", "7", None, 1.5, -1, 2**40])
 def test_a_number_is_a_number_before_it_is_packed(value):
     """Neither text nor a number too large has a place in a task."""
-    with pytest.raises(Refused, match="a round that airlock.proto has no place for"):
+    with pytest.raises(Refused, match="a round that airlock"):
         airlock.pack_task(replace(TASK, round=value), MANIFEST)
 
 

@@ -58,29 +58,32 @@ def settings_file(folder, isolation):
 def attacked_from_the_vault(folder, isolation):
     """What a hostile reader of images could reach of listeners that really listen."""
     file = settings_file(folder, isolation)
-    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as abstract:
-        with socket.socket(socket.AF_UNIX) as path:
-            tcp.bind(("127.0.0.1", 0))
-            abstract.bind(f"\0{folder.name}-{os.getpid()}")
-            path.bind(str(folder / "other"))
-            for listener in (tcp, abstract, path):
-                listener.listen()
-            targets = {
-                "tcp": tcp.getsockname()[1],
-                "abstract": f"{folder.name}-{os.getpid()}",
-                "path": str(folder / "other"),
-                "pid": os.getpid(),
-                "fd": tcp.fileno(),
-            }
-            (folder / "state" / "targets.json").write_text(json.dumps(targets))
-            command = [sys.executable, str(HERE / "hostile_vault.py"), "--settings", str(file)]
-            command += ["--socket", str(folder / "airlock")]
-            # An open standard input stands for a courier that lives.
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            ) as keeper:
-                said = keeper.stderr.read()
-                code = keeper.wait(60)
+    with (
+        socket.socket() as tcp,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as path,
+    ):
+        tcp.bind(("127.0.0.1", 0))
+        abstract.bind(f"\0{folder.name}-{os.getpid()}")
+        path.bind(str(folder / "other"))
+        for listener in (tcp, abstract, path):
+            listener.listen()
+        targets = {
+            "tcp": tcp.getsockname()[1],
+            "abstract": f"{folder.name}-{os.getpid()}",
+            "path": str(folder / "other"),
+            "pid": os.getpid(),
+            "fd": tcp.fileno(),
+        }
+        (folder / "state" / "targets.json").write_text(json.dumps(targets))
+        command = [sys.executable, str(HERE / "hostile_vault.py"), "--settings", str(file)]
+        command += ["--socket", str(folder / "airlock")]
+        # An open standard input stands for a courier that lives.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as keeper:
+            said = keeper.stderr.read()
+            code = keeper.wait(60)
     assert code == 2, said  # the DataError that ends the attack
     found = json.loads((folder / "state" / "escapes.json").read_text())
     return found["ways"], Isolation(**found["shut"]), said
