@@ -32,7 +32,6 @@ def start_vault(settings: ClientSettings) -> "Vault":
 
     Raises `Refused` where `isolation: required` cannot be had.
     """
-    settings.state.mkdir(parents=True, exist_ok=True)  # what is made later beside it stays hidden
     vault = Vault(settings)
     try:
         vault.give_up_images()
@@ -53,6 +52,7 @@ class Vault:
         """Start the process."""
         self.missing: list[str] = []
         self._settings = settings
+        settings.state.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix="knowmine-"))  # only its owner may enter
         self.socket, file = self._folder / "airlock", self._folder / "settings.yaml"
         file.write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")

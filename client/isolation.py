@@ -122,7 +122,9 @@ def hide_folders(folders: Iterable[Path]) -> str | None:
     """Make the kernel refuse us, for good, to read anything in `folders`; say why if not.
 
     It holds for this thread and those that it starts; see `older_threads`. Rules can only allow,
-    so all else that exists beside the way to the folders is allowed.
+    so all else that exists beside the way to the folders is allowed, and what is made there later
+    (a new folder next to the hidden one) can be written but not read. Files no longer move from
+    one folder to another, and nothing can be mounted.
     """
     wanted = struct.pack("Q", _READ_FILE | _READ_DIR)
     rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, wanted, len(wanted), 0)

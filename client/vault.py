@@ -2,10 +2,11 @@
 
     python -m knowmine.client.vault --settings client.yaml --socket FOLDER/airlock
 
-Two processes, one inside the other. The keeper loads nothing: it leaves the network, gives up
-the private keys, starts the worker and starts it again when it dies. The worker listens on the
-socket, lets the kernel refuse it any other, and only then opens the first image. Both end with
-the courier, whose end of the keeper's standard input closes when it dies, by whatever means.
+Two processes, one inside the other. The keeper loads nothing: it has SAM's weights fetched while
+there is a network, leaves the network, gives up the private keys, starts the worker and starts it
+again when it dies. The worker listens on the socket, lets the kernel refuse it any other, and
+only then opens the first image. Both end with the courier, whose end of the keeper's standard
+input closes when it dies, by whatever means.
 """
 
 import argparse
@@ -41,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="the site's process that sees the images")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("keep", "fetch", "work"), default="keep")
     given = parser.parse_args(arguments)
     try:
         settings = read_settings(ClientSettings, given.settings, {})
-        if given.worker:
+        if given.part == "work":
             return work(settings, given.socket)
-        command = [sys.executable, "-m", "knowmine.client.vault", "--worker"]
+        if given.part == "fetch":
+            return fetch(settings)
+        command = [sys.executable, "-m", "knowmine.client.vault"]
         command += ["--settings", str(given.settings), "--socket", str(given.socket)]
         return keep(command, settings)
     except KnowmineError as error:
@@ -59,10 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keep(command: list[str], settings: ClientSettings) -> int:
-    """Shut ourselves in, then keep a worker running until the courier goes."""
+    """Shut ourselves in, then keep a worker running until the courier goes.
+
+    command: runs this module; a part is added to it.
+    """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the courier's to answer
+    subprocess.run([*command, "--part", "fetch"], stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - ours
     if settings.isolation != "off":
         # Before the first thread, and before anything is read that could be hostile.
         for why_not in (leave_network(), hide_folders([settings.keys])):
@@ -71,7 +78,7 @@ def keep(command: list[str], settings: ClientSettings) -> int:
     pause = FIRST_PAUSE_S
     while True:
         started = time.monotonic()
-        worker = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - ours
+        worker = subprocess.Popen([*command, "--part", "work"], stdin=subprocess.DEVNULL)  # noqa: S603 - ours
         code = _watch(worker, stop, settings.stop_s)
         if code is None:
             return 0
@@ -104,6 +111,23 @@ def _courier_left(patience_s: float) -> bool:
     """Whether standard input, whose other end the courier holds, was closed."""
     ready, _, _ = select.select([0], [], [], patience_s)
     return bool(ready) and not os.read(0, 4096)
+
+
+# ------------------------------------------------------------------------------ before
+
+
+def fetch(settings: ClientSettings) -> int:
+    """Have SAM's weights on disk; a method that needs none goes on without.
+
+    It makes the cache's folder too: a folder made later, beside one that is hidden, could not be
+    read.
+    """
+    from knowmine.client.sam_weights import default_cache, find_weights
+
+    cache = settings.sam.cache or default_cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    find_weights(settings.sam.weights, cache)
+    return 0
 
 
 # ------------------------------------------------------------------------------ the worker

@@ -90,7 +90,7 @@ if __name__ == "__main__":
     worker = types.ModuleType("knowmine.client.worker")
     worker.SiteWorker = None
     sys.modules |= {opening.__name__: opening, worker.__name__: worker}
-    if "--worker" in sys.argv:
+    if "--part" in sys.argv:
         sys.exit(vault.main(sys.argv[1:]))
     settings = read_settings(ClientSettings, Path(sys.argv[2]), {})
-    sys.exit(vault.keep([sys.executable, __file__, "--worker", *sys.argv[1:]], settings))
+    sys.exit(vault.keep([sys.executable, __file__, *sys.argv[1:]], settings))
