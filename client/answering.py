@@ -142,7 +142,7 @@ def listen(answers: Answers, socket: Path) -> grpc.Server:
         ThreadPoolExecutor(4, "airlock"),
         maximum_concurrent_rpcs=4,
         options=[
-            ("grpc.max_receive_message_length", airlock.MESSAGE_BYTES),
+            *airlock.CHANNEL,
             ("grpc.max_metadata_size", 4096),
         ],
     )

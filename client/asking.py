@@ -75,7 +75,7 @@ class AirlockWorker:
         self._channel = grpc.insecure_channel(
             f"unix:{socket}",
             options=[
-                ("grpc.max_receive_message_length", airlock.MESSAGE_BYTES),
+                *airlock.CHANNEL,
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),

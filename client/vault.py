@@ -28,7 +28,7 @@ from knowmine.client.isolation import (
     refuse_sockets,
 )
 from knowmine.client.settings import ClientSettings
-from knowmine.shared.errors import KnowmineError, Refused
+from knowmine.shared.errors import DataError, KnowmineError, Refused
 from knowmine.shared.settings import read_settings
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
@@ -69,6 +69,8 @@ def keep(command: list[str], settings: ClientSettings) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the courier's to answer
+    if not settings.data.is_dir():
+        raise DataError(f"no data folder at {settings.data}: correct `data` in the settings")
     subprocess.run([*command, "--part", "fetch"], stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - ours
     if settings.isolation != "off":
         # Before the first thread, and before anything is read that could be hostile.

@@ -38,17 +38,21 @@ if __name__ == "__main__":
             raise OSError(ctypes.get_errno(), "mount")
         return (elsewhere / image.name).read_bytes()
 
+    def through_vault():
+        return Path(f"/proc/{vault.pid}/root{image}").read_bytes()
+
     ways = {
         "open": image.read_bytes,
         "list": lambda: os.listdir(image.parent),  # noqa: PTH208
         "through /proc": lambda: Path(f"/proc/self/root{image}").read_bytes(),
-        "through the vault": lambda: Path(f"/proc/{vault.pid}/root{image}").read_bytes(),
+        "through the vault": through_vault,
         "link": through_link,
         "hard link": through_hard_link,
         "mount": through_mount,
     }
     before = len(image.read_bytes())
-    with start_vault(settings) as vault:
+    vault = start_vault(settings)
+    with vault:
         got = {}
         for name, way in ways.items():
             try:

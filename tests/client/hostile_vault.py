@@ -86,9 +86,9 @@ def attack(settings, progress):
 
 if __name__ == "__main__":
     opening = types.ModuleType("knowmine.client.opening")
-    opening.open_site_of = attack
+    setattr(opening, "open_site_of", attack)  # noqa: B010 - a module made here
     worker = types.ModuleType("knowmine.client.worker")
-    worker.SiteWorker = None
+    setattr(worker, "SiteWorker", None)  # noqa: B010
     sys.modules |= {opening.__name__: opening, worker.__name__: worker}
     if "--part" in sys.argv:
         sys.exit(vault.main(sys.argv[1:]))

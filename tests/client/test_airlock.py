@@ -7,6 +7,7 @@ import time
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from knowmine.shared.weights import digest_of, manifest_of
 
 ROOT = Path(__file__).parents[2]
 MODEL = ModelSettings()
-WEIGHTS = {
+WEIGHTS: dict[str, Any] = {
     "stem.weight": np.linspace(-1, 1, 300_000, dtype=np.float32).reshape(3, 100_000),
     "norm.running_var": np.ones(4, np.float32),
     "norm.num_batches_tracked": np.array(7, np.int64),

@@ -15,6 +15,7 @@ from knowmine.client.asking import AirlockWorker
 from knowmine.client.isolation import Isolation
 from knowmine.client.settings import ClientSettings
 from knowmine.shared.errors import DataError, Interrupted, KnowmineError, Refused, RunFailed
+from knowmine.shared.log import Progress, Silent
 from knowmine.shared.protocol import PROTOCOL, EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import ModelSettings, Plan
 from knowmine.shared.weights import manifest_of
@@ -42,7 +43,7 @@ class Echo:
     def __init__(self):
         self.error, self.rounds = None, []
         self.hold, self.begun, self.stopped = None, threading.Event(), threading.Event()
-        self.progress = None
+        self.progress: Progress = Silent()
 
     def hello(self):
         return Hello("lyon", PROTOCOL, "0" * 64, 10, 20, 2, 5)

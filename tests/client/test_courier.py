@@ -111,6 +111,7 @@ def test_nothing_is_left_when_the_courier_is_killed(hospital, tmp_path):
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as courier:
+        assert courier.stdout is not None
         keeper = int(courier.stdout.readline())
         assert runs(keeper)
         courier.kill()

@@ -82,6 +82,7 @@ def attacked_from_the_vault(folder, isolation):
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as keeper:
+            assert keeper.stderr is not None
             said = keeper.stderr.read()
             code = keeper.wait(60)
     assert code == 2, said  # the DataError that ends the attack
