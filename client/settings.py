@@ -86,7 +86,10 @@ class NetworkSettings(Settings):
     proxy_ca: FilePath | None = Field(
         None, description="Certificates to trust for a proxy that itself speaks TLS."
     )
-    timeout_s: float = Field(60, gt=0, description="Seconds that one request may take.")
+    timeout_s: float = Field(60, ge=25, description="Seconds that one request may take.")
+    heartbeat_s: float = Field(
+        10, gt=0, description="Seconds between two signs of life while the site works."
+    )
     poll_s: float = Field(1, gt=0, le=60, description="Seconds between two looks for a task.")
     retry_s: float = Field(
         60, gt=0, description="Longest pause between attempts to reach the server again."

@@ -4,10 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from knowmine.client.round import evaluate, improve
-from knowmine.client.site import Site
 from knowmine.shared.errors import WeightsError
 from knowmine.shared.protocol import (
     Calibration,
@@ -26,6 +24,9 @@ from knowmine.shared.weights import (
     load_weights,
     save_weights,
 )
+
+if TYPE_CHECKING:  # torch takes seconds, and a process behind the airlock does without
+    from knowmine.client.site import Site
 
 
 class Worker(Protocol):
@@ -48,7 +49,7 @@ class Worker(Protocol):
 class SiteWorker:
     """A `Worker` in this process."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: "Site") -> None:
         self._site = site
 
     @property
@@ -62,10 +63,14 @@ class SiteWorker:
 
     def improve(self, task: TrainTask) -> Update:
         """One round: see `client.round`."""
+        from knowmine.client.round import improve
+
         return improve(self._site, task)
 
     def evaluate(self, task: EvaluateTask) -> Scores:
         """Score on the site's test and probe images."""
+        from knowmine.client.round import evaluate
+
         return evaluate(self._site, task)
 
 

@@ -159,7 +159,9 @@ def _site_app() -> ClientApp:
     from knowmine.client.worker import SiteWorker
 
     return client_app(
-        lambda context: SiteWorker(_site(_items(context.node_config), _items(context.run_config)))
+        lambda context: SiteWorker(
+            open_site_of(_items(context.node_config), _items(context.run_config))
+        )
     )
 
 
@@ -168,7 +170,7 @@ def _items(config: Config) -> tuple[tuple[str, Any], ...]:
 
 
 @lru_cache(maxsize=1)
-def _site(
+def open_site_of(
     node_items: tuple[tuple[str, Any], ...], run_items: tuple[tuple[str, Any], ...]
 ) -> "Site":
     """The node's site, opened once for as long as the process lives."""

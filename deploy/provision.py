@@ -197,7 +197,7 @@ This kit serves once, until {kit.expires_at:%Y-%m-%d %H:%M} UTC. Whoever has it 
 
 1. Ask the coordinator, by telephone, for the authority's fingerprint, and compare:
      openssl x509 -in {site}/ca.crt -noout -fingerprint -sha256
-     {authority.fingerprint}
+     {_as_openssl_shows(authority.fingerprint)}
 
 2. Make this site's keys; they never leave this machine. DATA holds images/ and masks/:
      knowmine-client enrol {site}.tar.gz --home knowmine-{site} --data DATA
@@ -213,6 +213,15 @@ This kit serves once, until {kit.expires_at:%Y-%m-%d %H:%M} UTC. Whoever has it 
 
 The server is {settings.server.first}; only an outgoing connection to it is needed.
 """
+
+
+def _as_openssl_shows(fingerprint: str) -> str:
+    """Pairs of capitals between colons.
+
+    >>> _as_openssl_shows("00fe")
+    '00:FE'
+    """
+    return ":".join(fingerprint[i : i + 2] for i in range(0, len(fingerprint), 2)).upper()
 
 
 def _plain(settings: Settings) -> Any:

@@ -39,6 +39,7 @@ from knowmine.shared.unetplusplus import build_model, weights_of
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Context, Error, Message, RecordDict  # isort: skip
 from flwr.clientapp import ClientApp  # isort: skip
+from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 from flwr.serverapp import Grid  # isort: skip
 from flwr.supercore.run import Run  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
@@ -97,6 +98,10 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """All nodes; none ever leaves."""
         return list(self._apps)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All nodes; their sites name themselves."""
+        return [NodeInfo(node_id=node) for node in self._apps]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages and return their ids."""

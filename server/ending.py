@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from knowmine.shared.errors import Interrupted, KnowmineError
+from knowmine.shared.errors import Interrupted, KnowmineError, Paused
 from knowmine.shared.log import RunLog
 
 
@@ -23,6 +23,9 @@ def ending(run: Path, log: RunLog, end: Callable[[str, str], None], go_on: str) 
     except KeyboardInterrupt:
         status, reason = "paused", "interrupted"
         raise Interrupted(f"interrupted; finished rounds are safe in {run}: {go_on}") from None
+    except Paused as error:
+        status, reason = "paused", str(error)
+        raise
     except KnowmineError as error:
         reason = str(error)
         raise

@@ -1,7 +1,7 @@
 """The closed federation: Flower's Fleet API for admitted sites, and nothing else of its server.
 
 All Flower internals of the server side are in this file. A site may ask the nine questions of
-`_routes`: there is no Control API, no Runtime API, no way to start a run or to hand out code.
+`_routes`, renew its certificate and ask whether it is welcome: there is no Control API, no Runtime API, no way to start a run or to hand out code.
 Before a request comes here it has passed TLS 1.3 (`trust.py`) and `guard.py`; Flower then
 checks that its node key signed the time of day.
 
@@ -14,23 +14,25 @@ import logging
 import socket
 import threading
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from knowmine.server.allow_list import AllowList
-from knowmine.server.guard import Guard, Members, SeesCertificate
+from knowmine.server.guard import Guard, Members, SeesCertificate, Speaker, status_of
 from knowmine.server.mailbox import Doorbell, Uploads
 from knowmine.server.presence import Presence
 from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
-from knowmine.shared.errors import RunFailed, UsageError
+from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
-from knowmine.shared.wire import RUN_NAME
+from knowmine.shared.protocol import PROTOCOL
+from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Message  # isort: skip
@@ -71,6 +73,25 @@ connections that are silent for a minute."""
 TASK_BEAT_S = 10.0
 
 
+def _speaker(request: Request) -> Speaker:
+    speaker: Speaker = request.state.speaker
+    return speaker
+
+
+From = Annotated[Speaker, Depends(_speaker)]
+
+
+async def _check(request: Request, speaker: From) -> dict[str, Any]:
+    """Say who we are to a site that wants to know whether it is welcome."""
+    received = len(await request.body())
+    return {
+        "site": speaker.site,
+        "version": version("knowmine"),
+        "protocol": PROTOCOL,
+        "received": received,
+    }
+
+
 class Fleet:
     """Listens for the sites on a thread of its own, from `start` to `close`.
 
@@ -82,6 +103,7 @@ class Fleet:
     ) -> None:
         """Take the address; raise `UsageError` where that is impossible."""
         self._log = log
+        self._allow_list = allow_list
         self.presence = Presence(listen.silent_s)
         self._members = Members(allow_list, public_key_to_bytes)
         objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
@@ -91,6 +113,7 @@ class Fleet:
         self._nodes: dict[str, int] = {}
         self._changing = threading.Lock()
         self._over = threading.Event()
+        self._task_id: int | None = None
         app = FastAPI(
             docs_url=None,
             redoc_url=None,
@@ -100,8 +123,7 @@ class Fleet:
                     Guard,
                     members=self._members,
                     presence=self.presence,
-                    joins=self._join,
-                    join_path="/v1/fleet/activate-node",
+                    before_joining=frozenset(("/v1/fleet/activate-node", CHECK_PATH)),
                     key_header=FLEET_HTTP_PUBLIC_KEY_HEADER,
                     max_bytes=int(listen.max_body_mb * 1e6),
                 ),
@@ -112,6 +134,8 @@ class Fleet:
         )
         app.state.linkstate_factory = factory
         app.include_router(self._routes())
+        app.post(CERTIFICATE_PATH)(self._renew)
+        app.post(CHECK_PATH)(_check)
         self._socket = _bound(listen.host, listen.port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -143,12 +167,13 @@ class Fleet:
 
     def close(self) -> None:
         """End the run and stop listening; doing it twice is harmless."""
-        if not self._over.is_set():
-            self._over.set()
+        if self._task_id is not None and not self._over.is_set():
             self.state.finish_task(self._task_id, SubStatus.COMPLETED, "")
-        self._doorbell.ring()
+        self._over.set()
         self._server.should_exit = True
-        self._thread.join(10)
+        self._doorbell.ring()
+        if self._thread.is_alive():
+            self._thread.join(10)
         self._socket.close()
 
     def ring(self) -> None:
@@ -158,14 +183,6 @@ class Fleet:
     def node_of(self, site: str) -> int | None:
         """Flower's number of a site."""
         return self._nodes.get(site)
-
-    def _join(self, site: str, instance: str, replaces: str, version: str) -> None:
-        self._follow_allow_list()
-        self.presence.arrive(site, instance, replaces=replaces, version=version)
-        # Flower lets nobody join who is there already by its own clock; here Presence decides.
-        self.state.deactivate_node(self._nodes[site])
-        self._log.event("joined", site=site, version=version)
-        self.news.set()
 
     def _follow_allow_list(self) -> None:
         """Give every welcome site a node, and take it from those that are not."""
@@ -181,6 +198,19 @@ class Fleet:
             for site in set(self._nodes) - set(welcome):
                 self._remove(site)
 
+    async def _renew(self, request: Request, speaker: From) -> dict[str, str]:
+        """A site sends its next certificate over the connection of the present one."""
+        pem = (await request.body()).decode("ascii", "replace")
+        try:
+            in_use = request.state.certificate
+            renewed = await run_in_threadpool(
+                self._allow_list.renew, speaker.site, pem, in_use=in_use
+            )
+        except Refused as error:
+            raise HTTPException(403, str(error)) from error
+        self._log.event("renewed", site=speaker.site, until=renewed.expires())
+        return {"until": renewed.expires().isoformat()}
+
     def _remove(self, site: str) -> None:
         if (node := self._nodes.pop(site, None)) is not None:
             self.state.delete_node(NOOP_FLWR_AID, node)
@@ -191,41 +221,53 @@ class Fleet:
             RUN_NAME, "1", None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
         )
         (run,) = self.state.get_run_info(run_ids=[number])
-        self._task_id = run.primary_task_id
-        token = self.state.claim_task(self._task_id)
-        if not token or not self.state.activate_task(self._task_id):
+        task = run.primary_task_id
+        token = None if task is None else self.state.claim_task(task)
+        if task is None or token is None or not self.state.activate_task(task):
             raise RunFailed("Flower did not open a run; is another version of flwr installed?")
         # Message() reads the identity of its run from the process.
-        TaskIdentity.task_id, TaskIdentity.run_id = self._task_id, number
+        self._task_id = TaskIdentity.task_id = task
+        TaskIdentity.run_id = number
         TaskIdentity.node_id = SUPERLINK_NODE_ID
-        threading.Thread(target=self._beat, name="task-heartbeat", daemon=True).start()
+        threading.Thread(target=self._beat, args=(task,), name="beat", daemon=True).start()
         return self.state.get_task_by_token(token), run
 
-    def _beat(self) -> None:
+    def _beat(self, task: int) -> None:
         while not self._over.wait(TASK_BEAT_S):
-            self.state.acknowledge_task_heartbeat(self._task_id)
+            self.state.acknowledge_task_heartbeat(task)
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
 
     def _routes(self) -> APIRouter:
-        """The nine questions that a site may ask."""
+        """The nine questions of Flower's that a site may ask."""
         state, uploads, bell = self.state, self.uploads, self._doorbell
         router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
         body: Any = PROTOBUF_REQUEST_DEPENDENCY
 
         @router.post("/activate-node")
         def join(
-            request: Annotated[fleet_pb2.ActivateNodeRequest, body],
+            request: Annotated[fleet_pb2.ActivateNodeRequest, body], speaker: From
         ) -> fleet_pb2.ActivateNodeResponse:
-            return fleet_handlers.activate_node(request, state)
+            self._follow_allow_list()
+            try:
+                self.presence.check(speaker.site, speaker.instance, speaker.replaces)
+            except Refused as error:
+                raise HTTPException(status_of(error), str(error)) from error
+            # Flower lets nobody join who is there already by its own clock; here Presence decides.
+            state.deactivate_node(self._nodes[speaker.site])
+            reply = fleet_handlers.activate_node(request, state)
+            self.presence.arrive(speaker.site, speaker.instance, speaker.version)
+            self._log.event("joined", site=speaker.site, version=speaker.version)
+            self.news.set()
+            return reply
 
         @router.post("/deactivate-node")
         def leave(
-            http: Request, request: Annotated[fleet_pb2.DeactivateNodeRequest, body]
+            request: Annotated[fleet_pb2.DeactivateNodeRequest, body], speaker: From
         ) -> fleet_pb2.DeactivateNodeResponse:
-            self.presence.leave(http.state.site, http.state.instance)
-            self._log.event("left", site=http.state.site)
+            self.presence.leave(speaker.site, speaker.instance)
+            self._log.event("left", site=speaker.site)
             self.news.set()
             return fleet_pb2.DeactivateNodeResponse()
 
@@ -256,11 +298,11 @@ class Fleet:
 
         @router.post("/push-messages")
         def push_messages(
-            http: Request, request: Annotated[fleet_pb2.PushMessagesRequest, body]
+            request: Annotated[fleet_pb2.PushMessagesRequest, body], speaker: From
         ) -> fleet_pb2.PushMessagesResponse:
             question = request.messages_list[0].metadata.reply_to_message_id
             reply = fleet_handlers.push_messages(request, state)
-            uploads.began(question, http.state.site, reply.objects_to_push)
+            uploads.began(question, speaker.site, reply.objects_to_push)
             self.news.set()
             return reply
 

@@ -10,6 +10,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from knowmine.server.allow_list import AllowList
 from knowmine.server.presence import AnotherIsHere, NotHere, Presence
 from knowmine.shared.certificates import to_der
-from knowmine.shared.errors import KnowmineError
+from knowmine.shared.errors import Refused
 from knowmine.shared.wire import INSTANCE_HEADER, REPLACES_HEADER, VERSION_HEADER
 
 LOOK_S = 1.0
@@ -88,11 +89,20 @@ class SeesCertificate(HttpToolsProtocol):
         self.app_state = {**self.app_state, "certificate": certificate}
 
 
-class Guard:
-    """ASGI middleware with the checks above.
+@dataclass(frozen=True)
+class Speaker:
+    """Who a request is from, as `request.state.speaker`; the last two only where it joins."""
 
-    joins: called with site, instance, the instance it replaces and its version when a process
-    asks to join; it raises `AnotherIsHere` where it may not.
+    site: str
+    instance: str
+    replaces: str
+    version: str
+
+
+class Guard:
+    """ASGI middleware with the checks above; the fourth is the route's own where a process joins.
+
+    before_joining: paths that a process may ask for before it speaks for its site.
     """
 
     def __init__(
@@ -101,13 +111,12 @@ class Guard:
         *,
         members: Members,
         presence: Presence,
-        joins: Callable[[str, str, str, str], None],
-        join_path: str,
+        before_joining: frozenset[str],
         key_header: str,
         max_bytes: int,
     ) -> None:
         self._app, self._members, self._presence = app, members, presence
-        self._joins, self._join_path, self._key_header = joins, join_path, key_header
+        self._before_joining, self._key_header = before_joining, key_header
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,21 +157,26 @@ class Guard:
             shown = b""
         if shown != self._members.node_keys().get(site):  # 3
             return 403, f"this node key is not that of site {site!r}"
-        instance = headers.get(INSTANCE_HEADER, "")[:64]
+        speaker = Speaker(
+            site,
+            headers.get(INSTANCE_HEADER, "")[:64],
+            headers.get(REPLACES_HEADER, "")[:64],
+            headers.get(VERSION_HEADER, "")[:32],
+        )
+        scope["state"]["speaker"] = speaker
         try:  # 4
-            if scope["path"] == self._join_path:
-                replaces = headers.get(REPLACES_HEADER, "")[:64]
-                self._joins(site, instance, replaces, headers.get(VERSION_HEADER, "")[:32])
-            else:
-                self._presence.speak(site, instance)
-        except NotHere as error:
-            return 401, str(error)
-        except AnotherIsHere as error:
-            return 409, str(error)
-        except KnowmineError as error:
-            return 403, str(error)
-        scope["state"]["site"], scope["state"]["instance"] = site, instance
+            if scope["path"] not in self._before_joining:
+                self._presence.speak(site, speaker.instance)
+        except Refused as error:
+            return status_of(error), str(error)
         return 0, ""
 
     def _too_large(self) -> str:
         return f"a request may hold {self._max_bytes} bytes"
+
+
+def status_of(error: Refused) -> int:
+    """The HTTP status that a refusal travels as."""
+    if isinstance(error, NotHere):
+        return 401
+    return 409 if isinstance(error, AnotherIsHere) else 403

@@ -168,6 +168,10 @@ class Journal:
         """Write `RUN/summary.json`."""
         self._write(self.folder / "summary.json", _save_json(summary))
 
+    def read_summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote last; empty before that."""
+        return _load_json(self.folder / "summary.json") or {}
+
     def finish(self, weights: Weights) -> None:
         """Write the finished model to `RUN/model.safetensors`."""
         self._write(self.folder / "model.safetensors", lambda path: save_weights(path, weights))

@@ -46,8 +46,8 @@ class Presence:
         self._lock = threading.Lock()
         self._arrivals: dict[str, Arrival] = {}
 
-    def arrive(self, site: str, instance: str, *, replaces: str = "", version: str = "") -> Arrival:
-        """A process joins for `site`; raise `AnotherIsHere` while another one speaks for it."""
+    def check(self, site: str, instance: str, replaces: str) -> None:
+        """Raise `AnotherIsHere` where another process speaks for the site."""
         with self._lock:
             before = self._arrivals.get(site)
             if before and self._is_here(before) and before.instance not in (instance, replaces):
@@ -55,6 +55,10 @@ class Presence:
                     f"another client of site {site!r} is connected since {before.since}: stop it, "
                     "or wait until it has been silent for a while"
                 )
+
+    def arrive(self, site: str, instance: str, version: str = "") -> Arrival:
+        """From now on this process speaks for the site."""
+        with self._lock:
             now = datetime.now(UTC).isoformat(timespec="microseconds")
             arrival = Arrival(site, instance, version, now, self._clock())
             self._arrivals[site] = arrival

@@ -82,6 +82,9 @@ class Trust:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
+        # A pinned certificate is trusted as itself. Without this flag OpenSSL looks for its
+        # issuer by name, takes the other of two during a renewal, and locks the site out.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         # A resumed session is not verified again: with tickets, a revoked site could come back.
         context.num_tickets = 0
         key, certificate = self._keys / "server.key", self._keys / "server.crt"

@@ -7,10 +7,12 @@ KnowmineError
 │   ├── DataError             a data folder or a file in it
 │   └── WeightsError          weights missing, truncated or not what they claim to be
 ├── RunFailed            3    the run could not go on
-│   └── CannotWrite           a full disk, a missing permission
+│   ├── CannotWrite           a full disk, a missing permission
+│   └── Paused                too few sites are here; it can go on later
 ├── Refused              4    the other side did wrong, or a policy forbids it
 │   ├── UpdateRefused         a site's reply cannot be averaged
-│   └── EgressRefused         something that may not leave the site tried to
+│   ├── EgressRefused         something that may not leave the site tried to
+│   └── PackageRefused        an exported model that is not what was signed
 └── Interrupted        130    stopped by a person, with the state saved
 ```
 
@@ -53,6 +55,10 @@ class CannotWrite(RunFailed):
     """A full disk or a missing permission; what was written before stays."""
 
 
+class Paused(RunFailed):
+    """Too few sites are here; the run can go on later."""
+
+
 class Refused(KnowmineError):
     """The other side did wrong, or a policy forbids it."""
 
@@ -65,6 +71,10 @@ class UpdateRefused(Refused):
 
 class EgressRefused(Refused):
     """Something that may not leave the site."""
+
+
+class PackageRefused(Refused):
+    """An exported model whose files are not those that were listed and signed."""
 
 
 class Interrupted(KnowmineError):
@@ -97,6 +107,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (RunFailed, "failed"),
     (Refused, "refused"),
     (Interrupted, "interrupted"),
+    (KnowmineError, "failed"),
     (OSError, "cannot-write"),
 )
 

@@ -45,6 +45,10 @@ RUN_NAME = "knowmine/federation"
 INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 """The random name of a site's process, and of the one before it on the same machine."""
 VERSION_HEADER = "knowmine-version"
+CERTIFICATE_PATH = "/v1/knowmine/certificate"
+"""Where a site sends its next certificate."""
+CHECK_PATH = "/v1/knowmine/check"
+"""Where a site asks whether it is welcome, before it joins."""
 
 
 class PackedWeights(Mapping[str, NDArray[Any]]):
