@@ -314,7 +314,7 @@ def fuzzed(check, examples):
 
     with pytest.raises(Over):
         run()
-    assert runs > 50
+    assert runs, "the time was over before anything was tried"
 
 
 def refused_or_whole(content):
