@@ -48,3 +48,4 @@ bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
 	[ $${#scripts[@]} -gt 0 ] || { echo "no benchmarks/$(BENCH).py" >&2; exit 2; }; \
 	printf '%s\n' "$${scripts[@]}"; \
 	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
