@@ -161,6 +161,7 @@ def take_turns(files: list[Path], numbers: int) -> None:
     from knowmine.client.fleet import Link
     from knowmine.client.settings import ClientSettings
     from knowmine.client.site_keys import SiteKeys
+    from knowmine.client.worker import Worker
     from knowmine.shared.log import silent
     from knowmine.shared.settings import read_settings
     from tests.faults.tiny import TinyWorker
@@ -183,7 +184,8 @@ def take_turns(files: list[Path], numbers: int) -> None:
     def one(file: Path) -> None:
         settings = read_settings(ClientSettings, file, {})
         keys = SiteKeys.load(settings.keys, settings.site)
-        worker = TinyWorker(settings.site, numbers, 0, "", settings.state / "diary")
+        diary = settings.state / "diary"
+        worker: Worker = TinyWorker(settings.site, numbers, 0, "", diary)  # type: ignore[no-untyped-call] # a test's
         link = Patient(
             settings.network, settings.site, keys, settings.keys, settings.state, silent()
         )

@@ -1,7 +1,7 @@
 """The rounds of a run. START HERE: ask, admit, aggregate, evaluate, record.
 
 ```
-journal.last() ── weights ──> sites improve them ──> admission ──> RunningMean ──> optimiser
+journal.last() ── weights ──> sites improve them ──> admission ──> aggregate ───> optimiser
       ^                                                                               │
       └────────── journal.commit_round <── sites score them <── next global weights <─┘
 ```
@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from knowmine.server.admission import admit, admit_hello, admit_scores
-from knowmine.server.aggregation import RunningMean, update_weight
+from knowmine.server.aggregation import update_weight
 from knowmine.server.journal import Journal
 from knowmine.server.optimiser import ServerOptimiser
+from knowmine.server.robust import aggregate_by
 from knowmine.server.settings import AttendanceSettings, RunSettings
 from knowmine.shared.errors import KnowmineError, Paused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
@@ -118,7 +119,8 @@ def run_rounds(
             name: TrainTask(round_, settings.rounds, plan, weights, lent)
             for name, lent in borrow(calibrations, roster, plan).items()
         }
-        mean, record = RunningMean(), RoundRecord(round_)
+        mean = aggregate_by(settings.aggregation, weights, journal.folder)
+        record = RoundRecord(round_)
         for name, reply in sites.train(tasks):
             try:
                 update = _admitted(reply, roster[name], round_, manifest)
