@@ -51,7 +51,11 @@ class Resident:
             log.event("expiry", level="warning", reason=warning)
         link = Link(settings.network, settings.site, self._keys, settings.keys, settings.state, log)
         try:
-            how = link.serve(client_app(lambda _: self._worker), stop, settings.stop_s)
+            how = link.serve(
+                client_app(lambda _: self._worker, settings.state / "feedback"),
+                stop,
+                settings.stop_s,
+            )
             log.event("end", reason=how)
             return how
         finally:

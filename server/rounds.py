@@ -35,7 +35,14 @@ from knowmine.shared.protocol import (
     calibration_of,
 )
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest, manifest_of
+from knowmine.shared.weights import (
+    Manifest,
+    Weights,
+    bytes_of,
+    digest_of_manifest,
+    manifest_of,
+    sent_bytes_of,
+)
 
 ANYONE = AttendanceSettings()
 """One site is enough, and nobody is waited for: a simulation's sites are all there."""
@@ -123,6 +130,8 @@ def run_rounds(
         record = RoundRecord(round_)
         for name, reply in sites.train(tasks):
             try:
+                if isinstance(reply, KnowmineError):
+                    raise reply
                 update = _admitted(reply, roster[name], round_, manifest)
             except KnowmineError as refusal:
                 record.refused[name] = str(refusal)
@@ -130,6 +139,7 @@ def run_rounds(
                 continue
             mean.add(update.weights, update_weight(update, plan.mining.count_weight))
             record.take(name, update)
+            record.bytes_up += sent_bytes_of(reply.weights)
             log.event("update", round=round_, site=name, **record.updates[name])
             del reply, update  # one update in memory at a time, whatever the number of sites
         if lack := _lacking(record, roster, settings.quorum, attendance.minimum):
@@ -141,7 +151,6 @@ def run_rounds(
         attempt = 0
         # Every site gets the weights twice: to improve them, and to score what became of them.
         record.bytes_down = bytes_of(weights) * (len(tasks) + len(roster))
-        record.bytes_up = bytes_of(weights) * len(record.updates)
         if mean.sites:
             weights = sites.hold(optimiser.step(weights, mean.result()))
         del tasks, mean  # they hold the weights before, and these twice
@@ -319,12 +328,8 @@ def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
     )
 
 
-def _admitted(
-    reply: Update | KnowmineError, site: Hello, round_: int, manifest: Manifest
-) -> Update:
+def _admitted(reply: Update, site: Hello, round_: int, manifest: Manifest) -> Update:
     """The update, if it can be averaged and claims no more images than the site said it has."""
-    if isinstance(reply, KnowmineError):
-        raise reply
     most = max(site.labelled, site.unlabelled)
     return admit(reply, site=site.site, round=round_, manifest=manifest, max_images=most)
 
