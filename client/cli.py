@@ -77,9 +77,7 @@ def run(
     with start_vault(read) as vault:
         from knowmine.client.resident import Resident
 
-        for line in vault.missing:
-            typer.echo(f"isolation: {line}", err=True)
-        resident = Resident(read, vault.worker)
+        resident = Resident(read, vault.worker, vault.missing)
         typer.echo(resident.run(stop))
     if resident.working:  # a task that would not stop in time; its thread cannot be ended
         os._exit(130)
