@@ -1,7 +1,7 @@
 """Server and sites as processes of their own, with a model of a few numbers in place of torch.
 
-    python -m tests.faults.tiny server FED/server.yaml [--numbers N]
-    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--do FAULT]
+    python -m tests.faults.tiny server FED/server.yaml [--numbers N] [--die MOMENT]
+    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--fault NAME]
 
 All but the arithmetic is the real thing: TLS, keys, Flower's messages, journal and locks.
 """
@@ -77,7 +77,37 @@ def serve(options):
             print(f"done {record['round']} {' '.join(record['sites'])}", flush=True)
 
     settings = read_settings(ServerSettings, options.settings, {})
+    if options.die:
+        die_at(*options.die.split())
     run_federation(settings, Watch(), lambda: initial(options.numbers))
+
+
+def die_at(moment, count):
+    """kill -9 of this process, by itself, when it comes to the moment for the `count`-th time."""
+    from knowmine.server import app, federation, journal, rounds
+
+    owner, name, before = {
+        "mean": (rounds.RunningMean, "add", False),  # one update is in the mean
+        "step": (rounds.ServerOptimiser, "step", True),  # all are
+        "evaluate": (app.GridSites, "evaluate", True),
+        "checkpoint": (journal, "digest_of", True),  # nothing of the round is on disk
+        "record": (journal, "_save_json", True),  # the checkpoint is
+        "committed": (journal.Journal, "commit_round", False),
+        "finished": (journal.Journal, "finish", False),  # the model is there, the goodbye unsaid
+        "goodbye": (federation.GridSites, "dismiss", False),  # said, and the summary unwritten
+    }[moment]
+    real, left = getattr(owner, name), [int(count)]
+
+    def dying(*arguments, **more):
+        left[0] -= 1
+        if before and left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments, **more)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
 
 
 def take_part(options):
@@ -109,6 +139,7 @@ def main():
     parser.add_argument("--numbers", type=int, default=1000)
     parser.add_argument("--work", type=float, default=0.0)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--die", default="", help="moment and count, see die_at")
     options = parser.parse_args()
     try:
         serve(options) if options.role == "server" else take_part(options)
