@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from knowmine.shared.weights import load_weights
 from tests.faults.nursery import Child, Nursery
+from tests.faults.tiny import initial
 from tests.provisioned import Federation
 
 ROOT = Path(__file__).parents[2]
@@ -225,9 +227,10 @@ class Stage(Federation):
         return value
 
     def result(self) -> list[float]:
-        """The values of the finished model, each once: [3.0] after three rounds."""
-        weights = load_weights(self.run / "model.safetensors")
-        return sorted({float(value) for array in weights.values() for value in set(array.flat)})
+        """What was added to the model's numbers, each once: [3.0] after three rounds."""
+        end, start = load_weights(self.run / "model.safetensors"), initial(self.numbers)
+        added = [np.unique(end[name] - start[name]) for name in start]
+        return np.unique(np.concatenate(added)).tolist()
 
     def clear(self) -> None:
         """End all that was started."""

@@ -71,7 +71,9 @@ def test_the_server_killed_while_sites_train(two):
     assert [d.count("train 1") for d in (two.diary("lyon"), two.diary("oslo"))] == [1, 1]
 
 
-@pytest.mark.parametrize("moment", ["mean", "step", "evaluate", "checkpoint", "record", "committed"])
+@pytest.mark.parametrize(
+    "moment", ["mean", "step", "evaluate", "checkpoint", "record", "committed"]
+)
 def test_the_server_killed_in_and_around_aggregation(two, moment):
     """Whatever was not committed is done again from what the sites remember."""
     count = {"mean": 3, "checkpoint": 3, "record": 4}.get(moment, 2)  # in the second round of three
@@ -88,6 +90,7 @@ def test_the_server_killed_in_and_around_aggregation(two, moment):
 @pytest.mark.parametrize("moment", ["committed 2", "finished 1", "goodbye 1"])
 def test_the_server_killed_at_the_very_end(two, moment):
     """Started again it finishes, and the sites that still wait hear the goodbye."""
+    change(two.folder / "server.yaml", {"attendance": {"gather_s": 5.0}})
     server = two.serve("--die", moment)
     sites = [two.join("lyon"), two.join("oslo")]
     assert server.ended() == -signal.SIGKILL
