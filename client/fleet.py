@@ -235,7 +235,8 @@ class Link:
     ) -> Message:
         """What the site answers; of an error the server learns its kind and no more."""
         kind, started = message.metadata.message_type, time.monotonic()
-        self._log.event("asked", kind=kind)
+        round_ = wire.round_of(message.content)
+        self._log.event("asked", kind=kind, round=round_)
         work = _Work(app, message, self._node.node_id)
         work.start()
         while not work.done.wait(0.2):
@@ -245,9 +246,11 @@ class Link:
         seconds = round(time.monotonic() - started, 3)
         if work.error is not None:
             error = f"{type(work.error).__name__}: {work.error}"
-            self._log.event("failed", level="error", kind=kind, reason=error, seconds=seconds)
+            self._log.event(
+                "failed", level="error", kind=kind, round=round_, reason=error, seconds=seconds
+            )
             return Message(Error(code=SITE_FAILED, reason=reason_of(work.error)), reply_to=message)
-        self._log.event("answered", kind=kind, seconds=seconds)
+        self._log.event("answered", kind=kind, round=round_, seconds=seconds)
         assert work.reply is not None
         return work.reply
 
@@ -358,6 +361,13 @@ class Link:
             return (
                 f"the server at {server} does not accept this site's certificate: the request was "
                 "not admitted yet, or the site was revoked; ask the coordinator"
+            )
+        if isinstance(error, httpx.ProxyError):
+            return f"the proxy does not let us reach {server} ({text}): see HTTPS_PROXY"
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return (
+                f"nothing answers at {server} ({text}): the server does not run yet, or a firewall "
+                "stands between"
             )
         return f"{server}: {text}"
 

@@ -12,7 +12,7 @@ from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
 from knowmine.shared.errors import CannotWrite
 from knowmine.shared.lock import FolderLock
-from knowmine.shared.log import RunLog, open_log
+from knowmine.shared.log import RunLog, Telling, open_log
 
 
 class Resident:
@@ -20,6 +20,7 @@ class Resident:
 
     missing: what the isolation of the site's processes lacks, in words; it may grow meanwhile.
     open_worker: opens the site when the server first asks, so that the connection is up at once.
+    tell: is told of what the log is told.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class Resident:
         settings: ClientSettings,
         open_worker: Callable[[], Worker] | None = None,
         missing: Sequence[str] = (),
+        tell: Telling | None = None,
     ) -> None:
         """Check what can be checked without the network; raise `UsageError` where it fails."""
         self._settings = settings
         self._open_worker = open_worker or self._open_site
         self._missing = missing
+        self._tell = tell
         self._keys = SiteKeys.load(settings.keys, settings.site)
         self.working = False
 
@@ -44,7 +47,7 @@ class Resident:
             raise CannotWrite(f"cannot write in {settings.state} ({error.strerror})") from error
         lock = FolderLock(settings.state)
         try:
-            with open_log(settings.state / "site.log.jsonl") as log:
+            with open_log(settings.state / "site.log.jsonl", self._tell) as log:
                 return self._serve(log, stop)
         finally:
             lock.release()

@@ -86,7 +86,7 @@ class Program:
         self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9 of the process and its children, and wait until they are gone."""
+        """Kill -9 of the process and its children, and wait until they are gone."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:

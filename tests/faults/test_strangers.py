@@ -14,7 +14,7 @@ from knowmine.client.site_keys import SiteKeys
 from knowmine.server.authority import Authority
 from knowmine.shared.certificates import CLIENT, load_certificate, make_certificate, to_pem
 from tests.faults.caller import signed, tls_client
-from tests.faults.stage import Stage, change, until
+from tests.faults.stage import Stage, change
 
 from flwr.proto.fleet_pb2 import ActivateNodeRequest  # isort: skip
 
