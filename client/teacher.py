@@ -39,4 +39,5 @@ class Teacher:
         with self._compute.autocast():
             seen = self._average(x).float().sigmoid().cpu()
         yes, no = seen**2, (1 - seen) ** 2  # sharpened, as the targets are
-        return (1 - self._share) * targets + self._share * yes / (yes + no)
+        renewed: Tensor = (1 - self._share) * targets + self._share * yes / (yes + no)
+        return renewed

@@ -62,7 +62,7 @@ def tune(
     others are for prompts that could mean several things, and ours do not.
     Raises `RunFailed` when the loss stops being a number.
     """
-    decoder = copy.deepcopy(sam.mask_decoder).requires_grad_(True).train()
+    decoder: nn.Module = copy.deepcopy(sam.mask_decoder).requires_grad_(True).train()
     if not len(lessons) or not passes:
         return decoder.requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(decoder.parameters(), LEARNING_RATE, weight_decay=1e-2)
@@ -70,7 +70,7 @@ def tune(
     batches = [
         rows
         for _ in range(passes)
-        for rows in torch.randperm(len(lessons), generator=generator).split(BATCH)
+        for rows in torch.split(torch.randperm(len(lessons), generator=generator), BATCH)
     ]
     progress.start("tuning SAM", len(batches))
     for step, rows in enumerate(batches):

@@ -11,10 +11,14 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 IMAGES, TARGETS = torch.zeros(2, 3, 4, 4), torch.full((2, 1, 4, 4), 0.5)
 
 
+def set_bias(model, bias):
+    torch.nn.init.constant_(model.bias, bias)
+
+
 def says(bias):
     """A model that gives this logit everywhere on black images."""
     model = nn.Conv2d(3, 1, 1)
-    nn.init.constant_(model.bias, bias)
+    set_bias(model, bias)
     return model
 
 
@@ -38,5 +42,5 @@ def test_the_model_is_not_trained_through_it():
     """The average is a copy, without gradients."""
     model = says(0.0)
     teacher = Teacher(model, 1.0, CPU)
-    nn.init.constant_(model.bias, 9.0)
+    set_bias(model, 9.0)
     assert torch.allclose(teacher.renew(IMAGES, TARGETS), torch.tensor(0.5))
