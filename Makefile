@@ -3,15 +3,16 @@
 PYTHON ?= python3
 DATA ?=
 BENCH ?= bench_*
+EXPERIMENT ?= kvasir-10
 BIN := .venv/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check bench bench-quality
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 install: .venv/.installed ## Make the environment in .venv
 	@echo "Ready. Try: $(BIN)/knowmine-simulate --help"
@@ -49,3 +50,7 @@ bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
 	printf '%s\n' "$${scripts[@]}"; \
 	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done
 	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
+
+bench-quality: .venv/.installed ## Run EXPERIMENT=name of benchmarks/quality on DATA='NAME=FOLDER ...', and its tables
+	$(BIN)/python -m benchmarks.quality.run $(EXPERIMENT) $(foreach pair,$(DATA),--data '$(pair)')
+	$(BIN)/python -m benchmarks.quality.tables
