@@ -36,8 +36,9 @@ demo/.drawn: deploy/phantom.py deploy/phantom_wall.py | .venv/.installed
 	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 100 --seed 0
 	@touch $@
 
+# One thread a process: two with two threads each slow each other down on two cores.
 test: .venv/.installed ## Run the test suite
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/.installed ## Check format, lint and types
 	$(BIN)/ruff format --check .
