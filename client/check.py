@@ -6,6 +6,7 @@ from dataclasses import replace
 from knowmine.client.check_data import check_data
 from knowmine.client.check_machine import (
     check_disk,
+    check_isolation,
     check_keys,
     check_machine,
     check_pace,
@@ -27,6 +28,7 @@ def check_site(settings: ClientSettings) -> Iterator[Finding]:
         yield finding
     yield from _guarded("weights", lambda: check_weights(settings))
     yield from _guarded("machine", lambda: check_machine(settings))
+    yield from _guarded("isolation", lambda: check_isolation(settings))
     yield from _guarded("disk", lambda: check_disk(settings, kinds["unlabelled"]))
     yield from _guarded("keys", lambda: check_keys(settings))
     yield from _guarded("network", lambda: check_network(settings))

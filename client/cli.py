@@ -70,14 +70,19 @@ def run(
     Connects outwards only, and tries for ever to reach the server again. SIGTERM and Ctrl-C leave
     cleanly. Example: knowmine-client run lyon/client.yaml
     """
-    from knowmine.client.resident import Resident
+    from knowmine.client.courier import start_vault
     from knowmine.client.settings import ClientSettings
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    resident = Resident(read_settings(ClientSettings, settings, {"data": data}), tell=_say_event())
-    resident.run(stop)
+    read = read_settings(ClientSettings, settings, {"data": data})
+    # The vault first: what is imported next has threads, and those would keep the images.
+    with start_vault(read) as vault:
+        from knowmine.client.resident import Resident
+
+        resident = Resident(read, vault.worker, vault.missing, _say_event())
+        resident.run(stop)
     if resident.working:  # a task that would not stop in time; its thread cannot be ended
         os._exit(130)
     if stop.is_set():

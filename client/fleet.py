@@ -11,6 +11,7 @@ join ──> ask for work <──────────────┐        
 ```
 """
 
+import math
 import random
 import ssl
 import threading
@@ -180,7 +181,10 @@ class Link:
             public_key=self._identity.public_key, heartbeat_interval=HEARTBEAT_MAX_INTERVAL
         )
         reply = self._client.ActivateNode(request)
-        write_atomically(remembered, self._instance.encode())
+        try:
+            write_atomically(remembered, self._instance.encode())
+        except OSError as error:  # a full disk costs a wait after the next crash, no more
+            self._log.event("unremembered", level="warning", reason=str(error))
         self._node, self._joined = Node(node_id=reply.node_id), True
         self._log.event("joined", server=self._settings.server)
 
@@ -198,7 +202,7 @@ class Link:
                 head = message_from_proto(found.messages_list[0])
                 message = self._fetch(head, found.message_object_trees[0])
                 reply = self._answer(app, message, stop, stop_s)
-                self._send(reply, head.metadata.run_id)
+                self._send(reply, head.metadata.run_id, stop, stop_s)
                 if message.has_content() and wire.is_goodbye(message.content):
                     return True
         return False
@@ -250,10 +254,13 @@ class Link:
         assert work.reply is not None
         return work.reply
 
-    def _send(self, reply: Message, run_id: int) -> None:
-        """Send an answer, and again where the line breaks, until it is there."""
+    def _send(self, reply: Message, run_id: int, stop: threading.Event, stop_s: float) -> None:
+        """Send an answer, and again where the line breaks, until it is there.
+
+        After `stop` it is tried for `stop_s` more.
+        """
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        pause = 0.5
+        pause, stopped = 0.5, math.inf
         while True:
             try:
                 self._send_once(reply, run_id)
@@ -266,8 +273,15 @@ class Link:
             except (httpx.HTTPError, ssl.SSLError, ObjectPushError) as error:
                 reason = self._explained(error)
                 self._log.event("unsent", level="warning", reason=reason, pause_s=round(pause))
-                time.sleep(pause)
-                pause = min(2 * pause, self._settings.retry_s)
+            if stop.is_set():
+                stopped = min(stopped, time.monotonic())
+                if time.monotonic() - stopped >= stop_s:
+                    self._log.event("dropped", level="warning", reason="stopped while it sent")
+                    return
+                time.sleep(min(pause, stop_s))
+            else:
+                stop.wait(pause)
+            pause = min(2 * pause, self._settings.retry_s)
 
     def _send_once(self, reply: Message, run_id: int) -> None:
         with no_object_id_recompute():

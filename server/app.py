@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -136,9 +136,18 @@ class GridSites:
         """Send the tasks and give each site's scores as they come."""
         return self._answers("evaluate", tasks, wire.unpack_scores)
 
-    def dismiss(self) -> None:
-        """Tell the sites that the run is over; those that do not hear it time out by themselves."""
-        nodes = {node: name for name, node in self._nodes.items() if name in self.here()}
+    def dismiss(self, expected: Collection[str] = (), wait_s: float = 0.0) -> None:
+        """Tell the sites that the run is over; those that do not hear it go on asking.
+
+        wait_s: time for the `expected` to come, where they are not here yet.
+        """
+        until = time.monotonic() + wait_s
+        while True:
+            nodes = {node.node_id: node.name for node in self._grid.get_nodes()}
+            left = until - time.monotonic()
+            if left <= 0 or set(expected) <= {*nodes.values()}:
+                break
+            self._wait(min(left, 1.0))
         goodbye = dict.fromkeys(nodes, wire.pack_goodbye())
         for _ in self._ask("query", goodbye, nodes, at_most_s=GOODBYE_S):
             pass
@@ -180,7 +189,7 @@ class GridSites:
             found = False
             # One id a call, so that at most one large reply is in memory.
             for asked in list(pending):
-                for reply in self._pulled(asked):
+                for reply in self._pulled(asked)[:1]:
                     if _is_gone(reply):
                         # Flower lost the question with the node; it is asked again on its return.
                         asked.since = "gone"

@@ -1,7 +1,7 @@
 """Server and sites as processes of their own, with a model of a few numbers in place of torch.
 
-    python -m tests.faults.tiny server FED/server.yaml [--numbers N]
-    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--do FAULT]
+    python -m tests.faults.tiny server FED/server.yaml [--numbers N] [--die MOMENT]
+    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--fault NAME]
 
 All but the arithmetic is the real thing: TLS, keys, Flower's messages, journal and locks.
 """
@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,14 @@ from knowmine.shared.weights import digest_of_manifest, manifest_of
 
 
 def initial(numbers):
-    """A model of so many float32, in tensors of a million."""
-    parts: dict[str, np.ndarray] = {}
+    """A model of so many float32, in tensors of a million; tensor n holds the number n.
+
+    They differ, for Flower sends equal ones once.
+    """
+    parts = {}
     while numbers > 0:
-        parts[f"layer{len(parts)}.weight"] = np.zeros(min(numbers, 1_000_000), np.float32)
+        number = len(parts)
+        parts[f"layer{number}.weight"] = np.full(min(numbers, 1_000_000), number, np.float32)
         numbers -= 1_000_000
     return parts
 
@@ -65,10 +68,6 @@ class TinyWorker:
             file.write(f"{line}\n")
 
 
-def _anything(reply, manifest):
-    return reply
-
-
 def serve(options):
     """The coordinator's process."""
     from knowmine.server.federation import run_federation
@@ -82,13 +81,45 @@ def serve(options):
             print(f"done {record['round']} {' '.join(record['sites'])}", flush=True)
 
     settings = read_settings(ServerSettings, options.settings, {})
+    if options.die:
+        die_at(*options.die.split())
     run_federation(settings, Watch(), lambda: initial(options.numbers))
+
+
+def die_at(moment, count):
+    """Kill -9 of this process, by itself, when it comes to the moment for the `count`-th time."""
+    from knowmine.server import app, federation, journal, rounds
+
+    owner, name, before = {
+        "mean": (rounds.RunningMean, "add", False),  # one update is in the mean
+        "step": (rounds.ServerOptimiser, "step", True),  # all are
+        "evaluate": (app.GridSites, "evaluate", True),
+        "checkpoint": (journal, "digest_of", True),  # nothing of the round is on disk
+        "record": (journal, "_save_json", True),  # the checkpoint is
+        "committed": (journal.Journal, "commit_round", False),
+        "finished": (journal.Journal, "finish", False),  # the model is there, the goodbye unsaid
+        "goodbye": (federation.GridSites, "dismiss", False),  # said, and the summary unwritten
+    }[moment]
+    real, left = getattr(owner, name), [int(count)]
+
+    def dying(*arguments, **more):
+        left[0] -= 1
+        if before and left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments, **more)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
 
 
 def take_part(options):
     """A site's process."""
     if options.fault:  # what must never leave: the guard is taken away to see the server's
-        vars(import_module("knowmine.client.app"))["release"] = _anything
+        from knowmine.client import app
+
+        app.release = lambda reply, manifest: reply
     from knowmine.client.resident import Resident
     from knowmine.client.settings import ClientSettings
 
@@ -112,6 +143,7 @@ def main():
     parser.add_argument("--numbers", type=int, default=1000)
     parser.add_argument("--work", type=float, default=0.0)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--die", default="", help="moment and count, see die_at")
     options = parser.parse_args()
     try:
         serve(options) if options.role == "server" else take_part(options)
