@@ -21,7 +21,7 @@ each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 each_dockerfile = pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
 
 
-class _Repeating(dict):
+class _Repeating(dict[str, object]):
     """Keys of a unit that stand there twice are lines of one value."""
 
     def __setitem__(self, key, value):
@@ -33,7 +33,7 @@ class _Repeating(dict):
 
 def read_unit(path):
     unit = configparser.RawConfigParser(strict=False, dict_type=_Repeating)
-    unit.optionxform = str
+    unit.optionxform = lambda option: option  # type: ignore[assignment,method-assign]  # keep case
     unit.read(path)
     return unit
 
