@@ -9,7 +9,7 @@ from pathlib import Path
 def imports_of(path: Path) -> list[tuple[str, str]]:
     """Module and name of all that a file imports from Flower."""
     return [
-        (node.module, alias.name)
+        (str(node.module), alias.name)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr"
         for alias in node.names
@@ -36,8 +36,12 @@ def changed(thing: object, expected: str) -> str:
     given = [p.name for p in found if p.name != "self"]
     rest = [p for p in found if p.name not in (*names, "self")]
     needed = [
-        p.name for p in rest if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        p.name
+        for p in rest
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if given[: len(names)] == names and not needed:
         return ""
-    return f"{getattr(thing, '__qualname__', thing)} takes ({', '.join(given)}); expected ({expected})"
+    return (
+        f"{getattr(thing, '__qualname__', thing)} takes ({', '.join(given)}); expected ({expected})"
+    )

@@ -8,9 +8,7 @@ from knowmine.server.settings import DeadlineSettings
 
 @pytest.fixture
 def deadlines():
-    return Deadlines(
-        DeadlineSettings(first_s=3600, factor=3, others_factor=10, at_least_s=60)
-    )
+    return Deadlines(DeadlineSettings(first_s=3600, factor=3, others_factor=10, at_least_s=60))
 
 
 def test_an_unknown_site_gets_the_first_deadline(deadlines):

@@ -126,7 +126,9 @@ def test_the_grid_calls_no_more_of_its_client_than_stands_in_for_it():
 def test_messages_take_their_run_from_the_process():
     """As one run a process is all that Flower knows."""
     kind = type(fleet.TaskIdentity)
-    assert all(isinstance(getattr(kind, f"{of}_id", None), property) for of in ("task", "run", "node"))
+    assert all(
+        isinstance(getattr(kind, f"{of}_id", None), property) for of in ("task", "run", "node")
+    )
 
 
 def test_uvicorn_sees_certificates():
