@@ -3,12 +3,18 @@
 import os
 import signal
 import threading
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from knowmine.client.check_cli import check
+from knowmine.client.lines import Lines
+from knowmine.client.predict_cli import predict
 from knowmine.shared.command import run_command, say_version
+from knowmine.shared.log import Telling
 from knowmine.shared.settings import read_settings
 
 app = typer.Typer(
@@ -64,19 +70,38 @@ def run(
     Connects outwards only, and tries for ever to reach the server again. SIGTERM and Ctrl-C leave
     cleanly. Example: knowmine-client run lyon/client.yaml
     """
-    from knowmine.client.resident import Resident
+    from knowmine.client.courier import start_vault
     from knowmine.client.settings import ClientSettings
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    resident = Resident(read_settings(ClientSettings, settings, {"data": data}))
-    how = resident.run(stop)
-    typer.echo(how)
+    read = read_settings(ClientSettings, settings, {"data": data})
+    # The vault first: what is imported next has threads, and those would keep the images.
+    with start_vault(read) as vault:
+        from knowmine.client.resident import Resident
+
+        resident = Resident(read, vault.worker, vault.missing, _say_event())
+        resident.run(stop)
     if resident.working:  # a task that would not stop in time; its thread cannot be ended
         os._exit(130)
     if stop.is_set():
         raise typer.Exit(130)
+
+
+def _say_event() -> Telling:
+    """Says what a person at the terminal wants to know, and nothing twice."""
+    lines = Lines()
+
+    def tell(event: str, fields: Mapping[str, Any]) -> None:
+        if line := lines.of(event, fields):
+            typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
+
+    return tell
+
+
+app.command()(predict)
+app.command("check")(check)
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from typing import Any
 import httpx
 
 from knowmine.client.settings import NetworkSettings
-from knowmine.client.site_keys import SiteKeys
+from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
 from knowmine.shared import wire
-from knowmine.shared.certificates import warning_of_expiry
+from knowmine.shared.certificates import load_certificate, warning_of_expiry
 from knowmine.shared.errors import Interrupted, Refused, UsageError, reason_of
 from knowmine.shared.log import RunLog
 from knowmine.shared.weights import write_atomically
@@ -84,7 +84,8 @@ MAX_CLOCK_ERROR = timedelta(seconds=60)
 """Flower believes a signed time of day that is five minutes old at most."""
 SECOND_PROCESS_S = 120.0
 """How long a process that starts beside another of its site waits for that to be gone."""
-LINGER_S = 1.0
+RENEWAL_LOOK_S = 6 * 3600.0
+"""Seconds between two looks at the date on this site's certificate."""
 
 
 class _Lost(Exception):
@@ -103,6 +104,7 @@ class Link:
         log: RunLog,
     ) -> None:  # fmt: skip
         self._settings, self._site, self._log, self._state = settings, site, log, state
+        self._keys, self._looked = folder, 0.0
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
         self._certificate = keys.certificate
         self._identity = _Identity(keys, self._instance, log)
@@ -112,8 +114,7 @@ class Link:
             verify=_context(settings.ca, folder),
             interceptors=[self._identity],
         )
-        self._client._client.close()
-        self._client._client = _http(settings, _context(settings.ca, folder))
+        self._connect()
 
     def serve(self, app: ClientApp, stop: threading.Event, stop_s: float) -> str:
         """Work for the server until it says goodbye or `stop` is set; return how it ended.
@@ -146,6 +147,26 @@ class Link:
             pause = min(2 * pause, self._settings.retry_s)
         return "stopped"
 
+    def probe(self, payload: bytes) -> tuple[dict[str, Any], float, datetime | None]:
+        """Ask the server who it is, sending `payload` along: its answer, seconds, its clock.
+
+        Does not join. Raises `Refused` with what a person can do where it does not answer so.
+        """
+        address = f"https://{self._settings.server}{wire.CHECK_PATH}"
+        request = self._client._client.build_request("POST", address, content=payload)
+        self._identity.sign(request)
+        started = time.monotonic()
+        try:
+            reply = self._client._client.send(request)
+            seconds = time.monotonic() - started
+            if reply.is_error:
+                raise Refused(_detail(reply))
+            answer: dict[str, Any] = reply.json()
+        except (httpx.HTTPError, ssl.SSLError, ValueError) as error:
+            raise Refused(self._explained(error)) from error
+        there = reply.headers.get("date")
+        return answer, seconds, parsedate_to_datetime(there) if there else None
+
     def close(self) -> None:
         """Say goodbye where that is possible, and end all connections."""
         if self._joined:
@@ -172,6 +193,7 @@ class Link:
         """Ask for work and do it until the server says goodbye (True) or `stop` is set."""
         with _Heart(self._beat, self._settings.heartbeat_s):
             while not stop.is_set():
+                self._renew()
                 asked = time.monotonic()
                 found = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
                 if not found.messages_list:
@@ -214,7 +236,8 @@ class Link:
     ) -> Message:
         """What the site answers; of an error the server learns its kind and no more."""
         kind, started = message.metadata.message_type, time.monotonic()
-        self._log.event("asked", kind=kind)
+        round_ = wire.round_of(message.content)
+        self._log.event("asked", kind=kind, round=round_)
         work = _Work(app, message, self._node.node_id)
         work.start()
         while not work.done.wait(0.2):
@@ -224,9 +247,11 @@ class Link:
         seconds = round(time.monotonic() - started, 3)
         if work.error is not None:
             error = f"{type(work.error).__name__}: {work.error}"
-            self._log.event("failed", level="error", kind=kind, reason=error, seconds=seconds)
+            self._log.event(
+                "failed", level="error", kind=kind, round=round_, reason=error, seconds=seconds
+            )
             return Message(Error(code=SITE_FAILED, reason=reason_of(work.error)), reply_to=message)
-        self._log.event("answered", kind=kind, seconds=seconds)
+        self._log.event("answered", kind=kind, round=round_, seconds=seconds)
         assert work.reply is not None
         return work.reply
 
@@ -282,6 +307,31 @@ class Link:
                 object_ids_to_push=set(expected.objects_to_push),
             )
 
+    def _connect(self) -> None:
+        """Connect with the certificate that is in the folder of keys now."""
+        self._client._client.close()
+        self._client._client = _http(self._settings, _context(self._settings.ca, self._keys))
+
+    def _renew(self) -> None:
+        """Have the next certificate pinned and use it, once the present one nears its end."""
+        if time.monotonic() - self._looked < RENEWAL_LOOK_S and self._looked:
+            return
+        self._looked = time.monotonic()
+        if not (warning := warning_of_expiry(load_certificate(self._keys / "tls.crt"))):
+            return
+        self._log.event("expiry", level="warning", reason=warning)
+        address = f"https://{self._settings.server}{wire.CERTIFICATE_PATH}"
+        pem = renew_certificate(self._keys, self._site).encode("ascii")
+        request = self._client._client.build_request("POST", address, content=pem)
+        self._identity.sign(request)
+        reply = self._client._client.send(request)
+        if reply.is_error:
+            self._log.event("not renewed", level="warning", reason=_detail(reply))
+            return
+        adopt_renewal(self._keys, self._site)
+        self._connect()
+        self._log.event("renewed")
+
     def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(
             node=self._node, heartbeat_interval=HEARTBEAT_MAX_INTERVAL
@@ -318,6 +368,13 @@ class Link:
                 "accept this site's certificate: the request was not admitted yet, or the site "
                 "was revoked; ask the coordinator"
             )
+        if isinstance(error, httpx.ProxyError):
+            return f"the proxy does not let us reach {server} ({text}): see HTTPS_PROXY"
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return (
+                f"nothing answers at {server} ({text}): the server does not run yet, or a firewall "
+                "stands between"
+            )
         return f"{server}: {text}"
 
 
@@ -336,14 +393,15 @@ class _Identity:
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         """Send the request; once more where the server's clock says ours is wrong."""
-        self._sign(context.request)
+        self.sign(context.request)
         response = call_next(context)
         if response.status_code == httpx.codes.UNAUTHORIZED and self._set_clock(response):
-            self._sign(context.request)
+            self.sign(context.request)
             response = call_next(context)
         return response
 
-    def _sign(self, request: httpx.Request) -> None:
+    def sign(self, request: httpx.Request) -> None:
+        """Put this process's name and the signed time of day on a request."""
         now = (datetime.now(UTC) + self._offset).isoformat()
         signature = sign_message(self._key, now.encode("ascii"))
         request.headers.update(

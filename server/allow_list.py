@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import TypeAdapter, ValidationError
 
 from knowmine.server.site_certificate import check_site_certificate
@@ -75,7 +77,7 @@ class AllowList:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 found[path.stem] = _read(path)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, UnsupportedAlgorithm) as error:
                 damaged[path.name] = str(error).splitlines()[0]
         self.damaged = damaged
         return found
@@ -207,7 +209,10 @@ def _read(path: Path) -> AdmittedSite:
         raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     if site.site != path.stem:
         raise ValueError(f"names site {site.site!r}")
+    # Whoever uses the list may then rely on every key in it.
     site.loaded_certificates()
+    for line in (site.node_key, site.audit_key):
+        load_ssh_public_key(line.encode())
     return site
 
 

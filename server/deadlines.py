@@ -12,10 +12,10 @@ class Deadlines:
 
     >>> deadlines = Deadlines(DeadlineSettings(first_s=3600, factor=3, at_least_s=60))
     >>> deadlines.of("lyon", "train")
-    3600
+    3600.0
     >>> deadlines.took("lyon", "train", 100)
     >>> deadlines.of("lyon", "train")
-    300
+    300.0
     """
 
     def __init__(self, settings: DeadlineSettings) -> None:

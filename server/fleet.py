@@ -1,7 +1,7 @@
 """The closed federation: Flower's Fleet API for admitted sites, and nothing else of its server.
 
 All Flower internals of the server side are in this file. A site may ask the nine questions of
-`_routes`: there is no Control API, no Runtime API, no way to start a run or to hand out code.
+`_routes`, renew its certificate and ask whether it is welcome: there is no Control API, no Runtime API, no way to start a run or to hand out code.
 Before a request comes here it has passed TLS 1.3 (`trust.py`) and `guard.py`; Flower then
 checks that its node key signed the time of day.
 
@@ -14,6 +14,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import uvicorn
@@ -30,7 +31,8 @@ from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
 from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
-from knowmine.shared.wire import RUN_NAME
+from knowmine.shared.protocol import PROTOCOL
+from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Error, Message, Metadata  # isort: skip
@@ -83,6 +85,17 @@ def _speaker(request: Request) -> Speaker:
 From = Annotated[Speaker, Depends(_speaker)]
 
 
+async def _check(request: Request, speaker: From) -> dict[str, Any]:
+    """Say who we are to a site that wants to know whether it is welcome."""
+    received = len(await request.body())
+    return {
+        "site": speaker.site,
+        "version": version("knowmine"),
+        "protocol": PROTOCOL,
+        "received": received,
+    }
+
+
 class Fleet:
     """Listens for the sites on a thread of its own, from `start` to `close`.
 
@@ -94,6 +107,7 @@ class Fleet:
     ) -> None:
         """Take the address; raise `UsageError` where that is impossible."""
         self._log = log
+        self._allow_list = allow_list
         self.presence = Presence(listen.silent_s)
         self._members = Members(allow_list, public_key_to_bytes)
         objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
@@ -104,7 +118,8 @@ class Fleet:
         self._polls: dict[int, object] = {}
         self.revoked: set[int] = set()
         self._changing = threading.Lock()
-        self._over, self._task_id = threading.Event(), None
+        self._over = threading.Event()
+        self._task_id: int | None = None
         app = FastAPI(
             docs_url=None,
             redoc_url=None,
@@ -114,7 +129,7 @@ class Fleet:
                     Guard,
                     members=self._members,
                     presence=self.presence,
-                    join_path="/v1/fleet/activate-node",
+                    before_joining=frozenset(("/v1/fleet/activate-node", CHECK_PATH)),
                     key_header=FLEET_HTTP_PUBLIC_KEY_HEADER,
                     max_bytes=int(listen.max_body_mb * 1e6),
                 ),
@@ -125,6 +140,8 @@ class Fleet:
         )
         app.state.linkstate_factory = factory
         app.include_router(self._routes())
+        app.post(CERTIFICATE_PATH)(self._renew)
+        app.post(CHECK_PATH)(_check)
         self._socket = _bound(listen.host, listen.port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -187,6 +204,19 @@ class Fleet:
             for site in set(self._nodes) - set(welcome):
                 self._remove(site)
 
+    async def _renew(self, request: Request, speaker: From) -> dict[str, str]:
+        """A site sends its next certificate over the connection of the present one."""
+        pem = (await request.body()).decode("ascii", "replace")
+        try:
+            in_use = request.state.certificate
+            renewed = await run_in_threadpool(
+                self._allow_list.renew, speaker.site, pem, in_use=in_use
+            )
+        except Refused as error:
+            raise HTTPException(403, str(error)) from error
+        self._log.event("renewed", site=speaker.site, until=renewed.expires())
+        return {"until": renewed.expires().isoformat()}
+
     def _remove(self, site: str) -> None:
         if (node := self._nodes.pop(site, None)) is not None:
             self.state.delete_node(NOOP_FLWR_AID, node)
@@ -198,25 +228,26 @@ class Fleet:
             RUN_NAME, "1", None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
         )
         (run,) = self.state.get_run_info(run_ids=[number])
-        self._task_id = run.primary_task_id
-        token = self.state.claim_task(self._task_id)
-        if not token or not self.state.activate_task(self._task_id):
+        task = run.primary_task_id
+        token = None if task is None else self.state.claim_task(task)
+        if task is None or token is None or not self.state.activate_task(task):
             raise RunFailed("Flower did not open a run; is another version of flwr installed?")
         # Message() reads the identity of its run from the process.
-        TaskIdentity.task_id, TaskIdentity.run_id = self._task_id, number
+        self._task_id = TaskIdentity.task_id = task
+        TaskIdentity.run_id = number
         TaskIdentity.node_id = SUPERLINK_NODE_ID
-        threading.Thread(target=self._beat, name="task-heartbeat", daemon=True).start()
+        threading.Thread(target=self._beat, args=(task,), name="beat", daemon=True).start()
         return self.state.get_task_by_token(token), run
 
-    def _beat(self) -> None:
+    def _beat(self, task: int) -> None:
         while not self._over.wait(TASK_BEAT_S):
-            self.state.acknowledge_task_heartbeat(self._task_id)
+            self.state.acknowledge_task_heartbeat(task)
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
 
     def _routes(self) -> APIRouter:
-        """The nine questions that a site may ask."""
+        """The nine questions of Flower's that a site may ask."""
         state, uploads, bell = self.state, self.uploads, self._doorbell
         router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
         body: Any = PROTOBUF_REQUEST_DEPENDENCY

@@ -101,7 +101,10 @@ class Speaker:
 
 
 class Guard:
-    """ASGI middleware with the checks above; the fourth is the route's own where a process joins."""
+    """ASGI middleware with the checks above; the fourth is the route's own where a process joins.
+
+    before_joining: paths that a process may ask for before it speaks for its site.
+    """
 
     def __init__(
         self,
@@ -109,12 +112,12 @@ class Guard:
         *,
         members: Members,
         presence: Presence,
-        join_path: str,
+        before_joining: frozenset[str],
         key_header: str,
         max_bytes: int,
     ) -> None:
         self._app, self._members, self._presence = app, members, presence
-        self._join_path, self._key_header = join_path, key_header
+        self._before_joining, self._key_header = before_joining, key_header
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,7 +171,7 @@ class Guard:
         )
         scope["state"]["speaker"] = speaker
         try:  # 4
-            if scope["path"] != self._join_path:
+            if scope["path"] not in self._before_joining:
                 self._presence.speak(site, speaker.instance)
         except Refused as error:
             return status_of(error), str(error)

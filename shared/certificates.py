@@ -45,11 +45,10 @@ def make_certificate(
     if hosts:
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         builder = builder.add_extension(names, False)
-    signer = issuer[1] if issuer else key
-    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    builder = builder.add_extension(own, False).add_extension(by, False)
-    return builder.sign(signer, hashes.SHA384())
+    if issuer:
+        by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer[1].public_key())
+        builder = builder.add_extension(by, False)
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA384())
 
 
 def make_authority_certificate(

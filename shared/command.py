@@ -14,7 +14,9 @@ from knowmine.shared.errors import KnowmineError, UsageError
 def run_command(app: typer.Typer, name: str) -> None:
     """Run the command; an error that a person can mend is one message and its exit code."""
     try:
-        app(standalone_mode=False)
+        # Without its standalone mode click gives the code of typer.Exit back instead of raising it.
+        if code := app(standalone_mode=False):
+            sys.exit(code)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
     except KnowmineError as error:

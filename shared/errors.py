@@ -11,7 +11,8 @@ KnowmineError
 │   └── Paused                too few sites are here; it can go on later
 ├── Refused              4    the other side did wrong, or a policy forbids it
 │   ├── UpdateRefused         a site's reply cannot be averaged
-│   └── EgressRefused         something that may not leave the site tried to
+│   ├── EgressRefused         something that may not leave the site tried to
+│   └── PackageRefused        an exported model that is not what was signed
 └── Interrupted        130    stopped by a person, with the state saved
 ```
 
@@ -70,6 +71,10 @@ class UpdateRefused(Refused):
 
 class EgressRefused(Refused):
     """Something that may not leave the site."""
+
+
+class PackageRefused(Refused):
+    """An exported model whose files are not those that were listed and signed."""
 
 
 class Interrupted(KnowmineError):

@@ -12,11 +12,10 @@ from knowmine.client.site_keys import SiteKeys
 from knowmine.server.allow_list import AllowList
 from knowmine.server.enrolments import Enrolments, admit_request
 from knowmine.shared.certificates import to_pem
-from knowmine.shared.enrolment import code_of, read_request, signed_bytes
+from knowmine.shared.enrolment import PrivateKey, code_of, read_request, signed_bytes
 from knowmine.shared.errors import KnowmineError, Refused, UsageError
 from knowmine.shared.keys import node_line, sign
-
-from ..federation import NOW, Federation
+from tests.provisioned import NOW, Federation
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,9 @@ def changed(federation, body=(), proofs=(), secret=None):
 
 
 def secret_of(federation, site="lyon"):
-    return Enrolments(federation.folder / "enrolments").of(site).secret
+    kit = Enrolments(federation.folder / "enrolments").of(site)
+    assert kit
+    return kit.secret
 
 
 def refusal_of(federation, request, now=NOW):
@@ -180,7 +181,7 @@ def test_a_key_of_another_site_is_refused(federation):
     theirs = SiteKeys.load(federation.home("lyon") / "keys", "lyon")
     sealed = read_request(request_of(federation, "oslo"))
     body = json.dumps({**json.loads(sealed.body), "node_key": node_line(theirs.node)})
-    keys = {"tls": mine.tls, "node": theirs.node, "audit": mine.audit}
+    keys: dict[str, PrivateKey] = {"tls": mine.tls, "node": theirs.node, "audit": mine.audit}
     request = {
         "body": body,
         "proofs": {name: sign(key, signed_bytes(body)) for name, key in keys.items()},
@@ -235,4 +236,5 @@ def test_a_deep_request_is_refused(whole):
 def test_secrets_are_not_shown(whole):
     """Neither kit nor enrolment prints its secret."""
     kit = Enrolments(whole.folder / "enrolments").of("lyon")
+    assert kit and kit.secret
     assert kit.secret not in f"{kit!r} {kit} {kit.enrolment()!r} {kit.enrolment()}"

@@ -19,8 +19,7 @@ from knowmine.shared.certificates import (
     to_der,
     to_pem,
 )
-
-from ..federation import Federation
+from tests.provisioned import Federation
 
 
 @pytest.fixture(params=["127.0.0.1", "localhost"])
@@ -29,14 +28,20 @@ def host(request):
     return request.param
 
 
-@pytest.fixture
-def federation(tmp_path):
-    """Lyon is admitted; oslo has keys and was not admitted."""
-    made = Federation(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Lyon is admitted; oslo has keys and was not admitted. Tests work on copies."""
+    made = Federation(tmp_path_factory.mktemp("federation"))
     made.provision()
     made.admit("lyon")
     made.enrol("oslo")
     return made
+
+
+@pytest.fixture
+def federation(whole, tmp_path):
+    shutil.copytree(whole.root, tmp_path / "copy")
+    return Federation(tmp_path / "copy")
 
 
 @pytest.fixture

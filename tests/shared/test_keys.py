@@ -116,14 +116,14 @@ def test_one_kind_of_key_is_not_taken_for_another(tmp_path):
 @pytest.mark.parametrize("kind", ["node", "audit"])
 def test_only_the_owner_signs(tmp_path, kind):
     """A signature holds for its message and its key, and for no other."""
-    made = [
-        make_ec_key(tmp_path / str(i), openssh=True)
-        if kind == "node"
-        else make_audit_key(tmp_path / str(i))
-        for i in (0, 1)
-    ]
-    lines = [node_line(key) if kind == "node" else audit_line(key) for key in made]
-    signature = sign(made[0], b"said")
+    if kind == "node":
+        pair = [make_ec_key(tmp_path / name, openssh=True) for name in "ab"]
+        lines = [node_line(key) for key in pair]
+        signature = sign(pair[0], b"said")
+    else:
+        audits = [make_audit_key(tmp_path / name) for name in "ab"]
+        lines = [audit_line(key) for key in audits]
+        signature = sign(audits[0], b"said")
     seen = [
         is_signed_by(lines[0], b"said", signature),
         is_signed_by(lines[0], b"Said", signature),
