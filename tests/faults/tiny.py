@@ -87,7 +87,7 @@ def serve(options):
 
 
 def die_at(moment, count):
-    """End this process, by kill -9 when it comes to the moment for the `count`-th time."""
+    """End this process by kill -9 when it comes to the moment for the `count`-th time."""
     from knowmine.server import app, federation, journal, rounds
 
     owner, name, before = {
