@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,8 @@ class Program:
 
     def kill(self) -> None:
         """Kill -9 of the process and its children, and wait until they are gone."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._popen.wait(PATIENCE_S)
         self._reader.join(10)
 
