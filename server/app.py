@@ -161,8 +161,7 @@ class GridSites:
         names = {self._nodes[name]: name for name in tasks}
         packed = wire.pack_tasks(tasks)
         records = {node: packed[name] for node, name in names.items()}
-        pace = _pace(kind, next(iter(tasks.values()), None))
-        for node, reply in self._ask(kind, records, names, pace=pace):
+        for node, reply in self._ask(kind, records, names, pace=_pace(kind, tasks)):
             yield names[node], self._parsed(reply, unpack)
             del reply  # before the next one comes
 
@@ -272,14 +271,16 @@ def _error_of(reply: Message) -> str:
     return REASONS.get(reason, reason) or f"error {reply.error.code}"
 
 
-def _pace(kind: str, task: TrainTask | EvaluateTask | None) -> str:
+def _pace(kind: str, tasks: Mapping[str, TrainTask] | Mapping[str, EvaluateTask]) -> str:
     """Tasks whose times can be compared: a round that mines takes many times a warm-up round.
 
     Otherwise a site's deadline in its first round with SAM would follow from rounds without.
     """
-    if isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds:
-        return "mine"
-    return kind
+    mines = any(
+        isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds
+        for task in tasks.values()
+    )
+    return "mine" if mines else kind
 
 
 def _is_gone(reply: Message) -> bool:
