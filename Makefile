@@ -49,6 +49,7 @@ bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
 	[ $${#scripts[@]} -gt 0 ] || { echo "no benchmarks/$(BENCH).py" >&2; exit 2; }; \
 	printf '%s\n' "$${scripts[@]}"; \
 	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
 
 bench-quality: .venv/.installed ## Run EXPERIMENT=name of benchmarks/quality on DATA='NAME=FOLDER ...', and its tables
 	$(BIN)/python -m benchmarks.quality.run $(EXPERIMENT) $(foreach pair,$(DATA),--data '$(pair)')

@@ -79,12 +79,21 @@ def server(sites: int) -> dict[str, Any]:
     digest = digest_of_manifest(manifest_of(initial))
     names = [f"site-{n}" for n in range(sites)]
 
+    strangers = list(names)
+
     class Sites:
         """Sites whose replies are made when they are asked for, as bytes come from a socket."""
 
         def greet(self) -> Iterator[tuple[str, Hello]]:
-            for name in names:
+            while strangers:
+                name = strangers.pop(0)
                 yield name, Hello(name, PROTOCOL, digest, 1, 1, 0, 1)
+
+        def here(self) -> set[str]:
+            return set(names)
+
+        def wait(self, seconds: float) -> None:
+            """Everyone is here."""
 
         def hold(self, weights: Weights) -> Weights:
             return wire.PackedWeights(weights)

@@ -1,7 +1,7 @@
 """What one site decides for itself: its data, its copy of SAM, its machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -86,7 +86,10 @@ class NetworkSettings(Settings):
     proxy_ca: FilePath | None = Field(
         None, description="Certificates to trust for a proxy that itself speaks TLS."
     )
-    timeout_s: float = Field(60, gt=0, description="Seconds that one request may take.")
+    timeout_s: float = Field(60, ge=25, description="Seconds that one request may take.")
+    heartbeat_s: float = Field(
+        10, gt=0, description="Seconds between two signs of life while the site works."
+    )
     poll_s: float = Field(1, gt=0, le=60, description="Seconds between two looks for a task.")
     retry_s: float = Field(
         60, gt=0, description="Longest pause between attempts to reach the server again."
@@ -114,6 +117,15 @@ class ClientSettings(Settings):
     sam: SamSettings = Field(default_factory=SamSettings, description="The model that is mined.")
     machine: MachineSettings = Field(
         default_factory=MachineSettings, description="What of this machine is used."
+    )
+    isolation: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="Shut the images' process off from the network, and the network's from the "
+        "images. auto: by what this system offers, and say what is missing; required: refuse to "
+        "run where something is; off: for tests on a machine without patients' images.",
+    )
+    task_s: float = Field(
+        6 * 3600, gt=0, description="Longest that one task may take; then it is given up."
     )
     stop_s: float = Field(
         30, ge=0, description="Seconds that a task may go on after the site was told to stop."

@@ -1,15 +1,14 @@
 """`knowmine-simulate`: arguments to settings, errors to exit codes."""
 
 import json
-import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 from rich.console import Console
 
-from knowmine.shared.errors import KnowmineError, UsageError
+from knowmine.shared.command import run_command
+from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import Method, read_settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -178,27 +177,5 @@ def _fraction_or_count(labelled: float | None) -> float | int | None:
 
 
 def main() -> None:
-    """Run the command; an error that a person can mend is one message and its exit code."""
-    try:
-        app(standalone_mode=False)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
-    except KnowmineError as error:
-        typer.echo(f"knowmine-simulate: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("knowmine-simulate: interrupted before the run began", err=True)
-        sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last resort gets its own exit code
-        if isinstance(error, _usage_errors()):
-            error.show()  # type: ignore[attr-defined]
-            sys.exit(2)
-        typer.echo("knowmine-simulate: a mistake of ours, please report it:", err=True)
-        traceback.print_exc()
-        sys.exit(KnowmineError.exit_code)
-
-
-def _usage_errors() -> type[Exception]:
-    import click
-
-    return click.ClickException
+    """Run the command."""
+    run_command(app, "knowmine-simulate")

@@ -6,32 +6,32 @@ accident, and works for one site at a time, so that memory does not grow with th
 """
 
 import itertools
-import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from knowmine.client.app import client_app
-from knowmine.client.compute import Compute, pick_compute, settle
+from knowmine.client.compute import pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
 from knowmine.client.gallery import load_gallery
+from knowmine.client.opening import cache_of, opened
 from knowmine.client.sam import Tunable, load_sam
-from knowmine.client.sam_weights import SamWeights, default_cache, find_weights
-from knowmine.client.scoring import Scorer
+from knowmine.client.sam_weights import SamWeights, find_weights
 from knowmine.client.site import Site
+from knowmine.client.worker import SiteWorker
 from knowmine.deploy.report import GalleryItem, write_report
 from knowmine.deploy.settings import SimulationSettings
 from knowmine.server.app import server_app
+from knowmine.server.ending import ending, versions
 from knowmine.server.journal import Journal, refuse_used
 from knowmine.server.rounds import Sites, Watch, run_rounds
 from knowmine.server.summary import summarise
 from knowmine.shared import wire
-from knowmine.shared.errors import CannotWrite, Interrupted, KnowmineError, RunFailed, UsageError
+from knowmine.shared.errors import CannotWrite, KnowmineError, RunFailed, UsageError
 from knowmine.shared.log import Progress, RunLog, open_log
 from knowmine.shared.metrics import dice
 from knowmine.shared.unetplusplus import build_model, weights_of
@@ -39,6 +39,7 @@ from knowmine.shared.unetplusplus import build_model, weights_of
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Context, Error, Message, RecordDict  # isort: skip
 from flwr.clientapp import ClientApp  # isort: skip
+from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 from flwr.serverapp import Grid  # isort: skip
 from flwr.supercore.run import Run  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
@@ -97,6 +98,10 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """All nodes; none ever leaves."""
         return list(self._apps)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All nodes; their sites name themselves."""
+        return [NodeInfo(node_id=node) for node in self._apps]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages and return their ids."""
@@ -161,7 +166,17 @@ def simulate(
         sam.open()  # a truncated file is found before the first round, not in the second
     # All that can be wrong with data or settings shows before the run's folder is made.
     sites = [
-        _open(data, hidden, settings, run, sam, compute, display)
+        opened(
+            data,
+            hidden,
+            settings.plan.model,
+            settings.split,
+            settings.sam,
+            folder=run / "sites" / data.name,
+            open_sam=sam.open,
+            compute=compute,
+            progress=display,
+        )
         for data, hidden in open_folders(settings).values()
     ]
     dump = settings.model_dump(mode="json")
@@ -171,38 +186,28 @@ def simulate(
     ):
         log.event("start", resume=resume, method=settings.plan.method, seed=settings.plan.seed)
         log.event("machine", compute=str(compute), threads=torch.get_num_threads())
-        status, reason = "failed", ""
-        try:
-            _run(sites, journal, settings, log, display)
-            status = "done"
-        except KeyboardInterrupt:
-            status, reason = "paused", "interrupted"
-            raise Interrupted(
-                f"interrupted; finished rounds are safe in {run}: go on with "
-                f"`knowmine-simulate --resume {run}`"
-            ) from None
-        except KnowmineError as error:
-            reason = str(error)
-            raise
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            summary = summarise(
-                status=status,
-                reason=reason,
-                records=journal.records(),
-                roster=[site.name for site in sites],
-                settings=dump,
-                seed=settings.plan.seed,
-                sam=sam.facts(sites),
-                versions=versions(),
+        summary: dict[str, Any] = {}
+
+        def end(status: str, reason: str) -> None:
+            summary.update(
+                summarise(
+                    status=status,
+                    reason=reason,
+                    records=journal.records(),
+                    roster=[site.name for site in sites],
+                    settings=dump,
+                    seed=settings.plan.seed,
+                    sam=sam.facts(sites),
+                    versions=versions(),
+                ),
+                left_out={site.name: site.left_out for site in sites if site.left_out},
+                warnings={site.name: site.warnings for site in sites if site.warnings},
             )
-            summary["left_out"] = {site.name: site.left_out for site in sites if site.left_out}
-            summary["warnings"] = {site.name: site.warnings for site in sites if site.warnings}
             journal.write_summary(summary)
             _report(run, summary, sites)
-            log.event("end", status=status, reason=reason)
+
+        with ending(run, log, end, f"go on with `knowmine-simulate --resume {run}`"):
+            _run(sites, journal, settings, log, display)
     return summary
 
 
@@ -265,20 +270,6 @@ def _report(run: Path, summary: Mapping[str, Any], sites: Iterable[Site]) -> Non
         ) from error
 
 
-def versions() -> dict[str, str]:
-    """What made the result: Python and the packages that could change it."""
-    names = (
-        "knowmine",
-        "flwr",
-        "torch",
-        "segment-anything",
-        "segmentation-models-pytorch",
-        "onnxruntime",
-        "numpy",
-    )
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
 def _run(
     sites: list[Site], journal: Journal, settings: SimulationSettings, log: RunLog, display: Display
 ) -> None:
@@ -286,7 +277,7 @@ def _run(
     for site in sites:
         site.folder.mkdir(parents=True, exist_ok=True)
     by_node = dict(enumerate(sites, start=RUN_ID + 1))
-    app = client_app(lambda context: by_node[context.node_id])
+    app = client_app(lambda context: SiteWorker(by_node[context.node_id]))
     grid = LocalGrid(
         dict.fromkeys(by_node, app), lambda node: display.site_started(by_node[node].name)
     )
@@ -306,29 +297,6 @@ def _run(
     server_app(run)(
         grid,
         Context(run_id=RUN_ID, node_id=RUN_ID, node_config={}, state=RecordDict(), run_config={}),
-    )
-
-
-def _open(
-    data: SiteData,
-    hidden: HiddenMasks,
-    settings: SimulationSettings,
-    run: Path,
-    sam: "_Once",
-    compute: Compute,
-    display: Display,
-) -> Site:
-    return Site(
-        data,
-        Scorer(hidden, settings.plan.model.classes, max_image_px=settings.split.max_image_px),
-        settings.plan.model,
-        folder=run / "sites" / data.name,
-        embeddings=cache_of(settings) / "embeddings",
-        open_sam=sam.open,
-        compute=compute,
-        max_image_px=settings.split.max_image_px,
-        max_bad_share=settings.split.max_bad_share,
-        progress=display,
     )
 
 
@@ -356,16 +324,11 @@ class _Once:
         return {"name": self.weights.name, "sha256": self.weights.digest, "images": images}
 
 
-def cache_of(settings: SimulationSettings) -> Path:
-    """Where weights and embeddings are kept."""
-    return settings.sam.cache or default_cache()
-
-
 def _sam_weights(settings: SimulationSettings, display: Display) -> SamWeights | None:
     """SAM's weights, found before any work is done; None for a method that uses none."""
     if settings.plan.method not in ("paper", "knowmine"):
         return None
-    return find_weights(settings.sam.weights, cache_of(settings), Fetching(display))
+    return find_weights(settings.sam.weights, cache_of(settings.sam), Fetching(display))
 
 
 class Fetching:

@@ -13,7 +13,7 @@ A round is committed when its JSON is there: it is written last, and whole or no
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -168,9 +168,16 @@ class Journal:
         """Write `RUN/summary.json`."""
         self._write(self.folder / "summary.json", _save_json(summary))
 
+    def read_summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote last; empty before that."""
+        return _load_json(self.folder / "summary.json") or {}
+
     def finish(self, weights: Weights) -> None:
-        """Write the finished model to `RUN/model.safetensors`."""
-        self._write(self.folder / "model.safetensors", lambda path: save_weights(path, weights))
+        """Write the finished model to `RUN/model.safetensors`, with the roster in its notes."""
+        notes = {"roster": json.dumps(roster_of(self.records()))}
+        self._write(
+            self.folder / "model.safetensors", lambda path: save_weights(path, weights, notes)
+        )
 
     def _load(self, round_: int) -> Committed | None:
         """Round `round_`, or None where its record or checkpoint is not what was written."""
@@ -235,6 +242,19 @@ class Journal:
                 f"cannot write {path} ({error.strerror or error}; {free:.0f} MB are free there): "
                 f"{kept}; make room and go on with `--resume {self.folder}`"
             ) from error
+
+
+def roster_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Which sites are in a model: each with the rounds that it contributed to.
+
+    >>> roster_of([{"round": 1, "sites": ["lyon"]}, {"round": 2, "sites": ["lyon", "oslo"]}])
+    {'lyon': [1, 2], 'oslo': [2]}
+    """
+    roster: dict[str, list[int]] = {}
+    for record in records:
+        for site in record.get("sites", ()):
+            roster.setdefault(site, []).append(record["round"])
+    return dict(sorted(roster.items()))
 
 
 def refuse_used(folder: Path) -> None:

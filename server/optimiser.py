@@ -5,13 +5,15 @@ for a gradient, and an ordinary optimiser steps along it.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import torch
 
 from knowmine.shared.errors import SettingsError, UsageError
 from knowmine.shared.weights import Array, Weights
+
+if TYPE_CHECKING:  # the plain mean needs no torch, and a server starts faster without
+    import torch
 
 OptimiserName: TypeAlias = Literal["mean", "sgd", "adam", "adamw", "adagrad"]
 
@@ -87,6 +89,11 @@ class ServerOptimiser:
 
         Raises `UsageError` for the memory of another optimiser.
         """
+        if not state:
+            self._state = {}
+            return
+        import torch
+
         restored: dict[str, dict[str, torch.Tensor]] = {}
         for key, value in state.items():
             slot, _, name = key.partition(":")
@@ -100,6 +107,8 @@ class ServerOptimiser:
         self._state = restored
 
     def _stepped(self, name: str, value: Array, mean: Array) -> Array:
+        import torch
+
         # One tensor at a time, so that only one is ever held twice; and the optimiser is made
         # anew around its state, so that a restored run takes the very same path.
         parameter = torch.nn.Parameter(torch.from_numpy(np.array(value)))
@@ -112,7 +121,9 @@ class ServerOptimiser:
         self._state[name] = {slot: kept[slot] for slot in sorted(kept) if kept[slot] is not None}
         return parameter.detach().numpy()
 
-    def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+    def _optimiser(self, parameter: "torch.nn.Parameter") -> "torch.optim.Optimizer":
+        import torch
+
         # Decay would pull the model to zero, not to what the sites agree on.
         common: dict[str, Any] = {"lr": self._learning_rate, "weight_decay": 0.0}
         if self.name == "sgd":

@@ -8,17 +8,18 @@ journal.last() ── weights ──> sites improve them ──> admission ─�
 Nothing here knows how messages travel: `Sites` is the seam, `app.py` joins it to Flower.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from knowmine.server.admission import admit, admit_hello, admit_scores
 from knowmine.server.aggregation import RunningMean, update_weight
 from knowmine.server.journal import Journal
 from knowmine.server.optimiser import ServerOptimiser
-from knowmine.server.settings import RunSettings
-from knowmine.shared.errors import KnowmineError, RunFailed, UsageError
+from knowmine.server.settings import AttendanceSettings, RunSettings
+from knowmine.shared.errors import KnowmineError, Paused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
 from knowmine.shared.protocol import (
     FEATURES,
@@ -35,6 +36,9 @@ from knowmine.shared.protocol import (
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest, manifest_of
 
+ANYONE = AttendanceSettings()
+"""One site is enough, and nobody is waited for: a simulation's sites are all there."""
+
 
 class Sites(Protocol):
     """The sites of a federation, however they are reached.
@@ -44,7 +48,16 @@ class Sites(Protocol):
     """
 
     def greet(self) -> Iterable[tuple[str, Hello | KnowmineError]]:
-        """Ask every site that can be reached who it is; the name is the transport's."""
+        """Ask every site that has joined since it was last asked who it is.
+
+        The name is the transport's.
+        """
+
+    def here(self) -> set[str]:
+        """The sites that have introduced themselves and can be reached now."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when a site may have come or gone, at the latest after `seconds`."""
 
     def hold(self, weights: Weights) -> Weights:
         """The same weights in the form that they are sent in, so that they are held once."""
@@ -77,21 +90,26 @@ def run_rounds(
     *,
     log: RunLog,
     watch: Watch,
+    attendance: AttendanceSettings = ANYONE,
 ) -> Weights:
     """Run the rounds that are still to do and return the global weights after the last.
 
     Goes on after the last round in `journal`; `initial` makes the weights of a fresh run.
-    Raises `UsageError` when no site has labels, `RunFailed` when a round misses its quorum.
+    Raises `UsageError` when no site has labels, `RunFailed` when a round misses its quorum,
+    `Paused` when too few sites are here for too long.
     """
     state = _begin(journal, initial)
     weights = sites.hold(state.weights)
     optimiser = ServerOptimiser(**settings.optimiser.model_dump())
     optimiser.restore(state.optimiser_state)
-    roster, manifest = meet(sites, weights, log), manifest_of(weights)
-    calibrations, done = _calibrations_in(state.record), state.round
+    manifest = manifest_of(weights)
+    calibrations, round_ = _calibrations_in(state.record), state.round + 1
     del state  # its weights are held in another form now
+    known, attempt = Known(), 0
 
-    for round_ in range(done + 1, settings.rounds + 1):
+    while round_ <= settings.rounds:
+        # ── meet ───────────────────────────────────────────────────────────────────────────────
+        roster = gather(sites, known, digest_of_manifest(manifest), attendance, log)
         started = time.monotonic()
         watch.round_started(round_, settings.rounds)
 
@@ -112,7 +130,13 @@ def run_rounds(
             record.take(name, update)
             log.event("update", round=round_, site=name, **record.updates[name])
             del reply, update  # one update in memory at a time, whatever the number of sites
-        _check_quorum(record, roster, settings.quorum)
+        if lack := _lacking(record, roster, settings.quorum, attendance.minimum):
+            attempt += 1
+            if attempt >= attendance.attempts:
+                raise RunFailed(lack)
+            log.event("again", level="warning", round=round_, reason=lack)
+            continue
+        attempt = 0
         # Every site gets the weights twice: to improve them, and to score what became of them.
         record.bytes_down = bytes_of(weights) * (len(tasks) + len(roster))
         record.bytes_up = bytes_of(weights) * len(record.updates)
@@ -139,35 +163,69 @@ def run_rounds(
         journal.commit_round(written, weights, optimiser.state())
         log.event("round", **{k: v for k, v in written.items() if k != "calibration"})
         watch.round_done(written)
+        round_ += 1
     journal.finish(weights)
     return weights
 
 
-def meet(sites: Sites, weights: Weights, log: RunLog) -> dict[str, Hello]:
-    """The sites that take part, by name.
+@dataclass
+class Known:
+    """Everyone who was ever met in a run: welcome, or refused with the reason."""
 
-    Raises `UsageError` when none of them has a label to learn from.
+    met: dict[str, Hello] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def gather(
+    sites: Sites,
+    known: Known,
+    model_digest: str,
+    attendance: AttendanceSettings,
+    log: RunLog,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Hello]:
+    """Wait for the sites of the next round and return them by name.
+
+    Those who come are added to `known`. Waits `gather_s` for the expected ones, longer for the
+    minimum, and for a site that has labels.
+    Raises `Paused` after `patience_s` without the minimum, and `UsageError` or `RunFailed` at
+    once where all who could come are here and will not do.
     """
-    digest = digest_of_manifest(manifest_of(weights))
-    roster: dict[str, Hello] = {}
-    reasons = []
-    for name, reply in sites.greet():
-        try:
-            if isinstance(reply, KnowmineError):
-                raise reply
-            roster[name] = admit_hello(reply, protocol=PROTOCOL, model_digest=digest)
-            log.event("site", **asdict(roster[name]))
-        except KnowmineError as refusal:
-            reasons.append(f"{name}: {refusal}")
-            log.event("refused", level="warning", site=name, reason=str(refusal))
-    if not roster:
-        raise RunFailed("no site can take part: " + ("; ".join(reasons) or "none answered"))
-    if not any(hello.labelled for hello in roster.values()):
-        raise UsageError(
-            f"none of the {len(roster)} sites has a labelled image, so there is nothing to learn "
-            "from; put masks beside some images, or raise the labelled fraction"
-        )
-    return roster
+    began, met, reasons = clock(), known.met, known.refused
+    while True:
+        for name, reply in sites.greet():
+            reasons.pop(name, None)
+            try:
+                if isinstance(reply, KnowmineError):
+                    raise reply
+                met[name] = admit_hello(reply, protocol=PROTOCOL, model_digest=model_digest)
+                log.event("site", **asdict(met[name]))
+            except KnowmineError as refusal:
+                met.pop(name, None)
+                reasons[name] = str(refusal)
+                log.event("refused", level="warning", site=name, reason=str(refusal))
+        here = sites.here()
+        roster = {name: hello for name, hello in sorted(met.items()) if name in here}
+        waited = clock() - began
+        enough = len(roster) >= attendance.minimum
+        labelled = any(hello.labelled for hello in roster.values())
+        complete = set(attendance.expected) <= {*roster, *reasons}
+        if enough and labelled and (complete or waited >= attendance.gather_s):
+            return roster
+        if complete and roster and not labelled and len(roster) >= len(attendance.expected):
+            raise UsageError(
+                f"none of the {len(roster)} sites has a labelled image, so there is nothing to "
+                "learn from; put masks beside some images, or raise the labelled fraction"
+            )
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "none answered"
+        if not attendance.expected and not roster:
+            raise RunFailed(f"no site can take part: {why}")
+        if waited >= attendance.patience_s:
+            raise Paused(
+                f"{len(roster)} sites are here, {attendance.minimum} are needed, after "
+                f"{waited:.0f} s ({why}); start the run again when they are back"
+            )
+        sites.wait(1.0)
 
 
 def borrow(
@@ -275,13 +333,15 @@ def _believed(answer: Scores | KnowmineError, site: str, round_: int) -> Scores:
     return admit_scores(answer, site=site, round=round_, features=len(FEATURES))
 
 
-def _check_quorum(record: RoundRecord, roster: Mapping[str, Hello], quorum: float) -> None:
-    if len(record.updates) >= quorum * len(roster):
-        return
+def _lacking(record: RoundRecord, roster: Mapping[str, Hello], quorum: float, minimum: int) -> str:
+    """What a round lacks to count, or nothing."""
+    needed = max(math.ceil(quorum * len(roster)), min(minimum, len(roster)))
+    if len(record.updates) >= needed:
+        return ""
     reasons = "; ".join(f"{name}: {why}" for name, why in sorted(record.refused.items()))
-    raise RunFailed(
-        f"round {record.round} got {len(record.updates)} of {len(roster)} updates, needs "
-        f"{quorum:.0%} of the sites ({reasons}); mend those sites and go on with --resume"
+    return (
+        f"round {record.round} got {len(record.updates)} of {len(roster)} updates, needs {needed} "
+        f"({reasons}); mend those sites and go on with --resume"
     )
 
 

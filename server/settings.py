@@ -45,9 +45,12 @@ class ListenSettings(Settings):
     """Where sites reach this server."""
 
     host: str = Field("0.0.0.0", description="Address of this machine to listen on.")  # noqa: S104
-    port: int = Field(9443, ge=1, le=65535, description="Port to listen on.")
+    port: int = Field(9443, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     max_body_mb: float = Field(
-        8, gt=0, le=1000, description="Largest request; a model travels in parts of 5 MB."
+        8, ge=6, le=1000, description="Largest request; a model travels in parts of 5 MB."
+    )
+    silent_s: float = Field(
+        45, gt=0, description="Seconds of silence after which a site counts as gone."
     )
 
 
@@ -68,6 +71,12 @@ class AttendanceSettings(Settings):
         gt=0,
         description="Seconds without the minimum after which the run pauses; it can go on later.",
     )
+    attempts: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Times that a round is asked for before a missed quorum ends the run.",
+    )
 
 
 class DeadlineSettings(Settings):
@@ -78,6 +87,12 @@ class DeadlineSettings(Settings):
     )
     factor: float = Field(
         3, ge=1, description="Later: this many times the slowest of the site's last five tasks."
+    )
+    others_factor: float = Field(
+        10,
+        ge=1,
+        description="With the quorum reached, the last are waited for this many times as long as "
+        "the slowest that answered took.",
     )
     at_least_s: float = Field(60, gt=0, description="But never fewer seconds than this.")
 
@@ -97,7 +112,8 @@ class ServerSettings(Settings):
     plan: Plan = Field(default_factory=Plan, description="What all sites do alike.")
     run: RunSettings = Field(default_factory=RunSettings, description="What the server does.")
     attendance: AttendanceSettings = Field(
-        default_factory=AttendanceSettings, description="Which sites a round waits for."
+        default_factory=lambda: AttendanceSettings(attempts=5),
+        description="Which sites a round waits for.",
     )
     deadlines: DeadlineSettings = Field(
         default_factory=DeadlineSettings, description="How long a site may take."

@@ -38,7 +38,7 @@ def is_dicom(path: Path) -> bool:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) from the header."""
-    header = _read(path, header_only=True)
+    header = read_dataset(path, header_only=True)
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
         raise DataError(f"has {frames} frames, expected one; export each frame as a file")
@@ -49,8 +49,12 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) uint8: rescaled, windowed, MONOCHROME1 inverted."""
-    dataset = _read(path)
-    pixels = pixel_array(dataset)
+    dataset = read_dataset(path)
+    return show(pixel_array(dataset), dataset)
+
+
+def show(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    """One frame's stored pixels as (H, W, 3) uint8, by the values in `dataset`."""
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
@@ -63,10 +67,19 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def read_stored(path: Path) -> NDArray[Any]:
     """(H, W) as stored, without window or inversion: what a mask means by its numbers."""
-    values = pixel_array(_read(path))
+    values = pixel_array(read_dataset(path))
     if values.ndim != 2:
         raise DataError(f"is a colour picture {values.shape}, expected one channel of numbers")
     return values
+
+
+def read_dataset(path: Path, *, header_only: bool = False) -> Dataset:
+    """The file, or its header alone; raises what pydicom raises, and `DataError`."""
+    # A deflated file is inflated whole before its size can be known: a bomb could hide there.
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise DataError("is a deflated DICOM file, which is not read; export it uncompressed")
+    return dcmread(path, stop_before_pixels=header_only)
 
 
 def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -76,14 +89,6 @@ def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         raise DataError("holds no finite pixel; export it again")
     low, high = float(pixels[finite].min()), float(pixels[finite].max())
     return _between(np.where(finite, pixels, low), low, high)
-
-
-def _read(path: Path, *, header_only: bool = False) -> Dataset:
-    # A deflated file is inflated whole before its size can be known: a bomb could hide there.
-    meta = read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise DataError("is a deflated DICOM file, which is not read; export it uncompressed")
-    return dcmread(path, stop_before_pixels=header_only)
 
 
 def _windowed(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:

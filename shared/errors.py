@@ -7,15 +7,20 @@ KnowmineError
 │   ├── DataError             a data folder or a file in it
 │   └── WeightsError          weights missing, truncated or not what they claim to be
 ├── RunFailed            3    the run could not go on
-│   └── CannotWrite           a full disk, a missing permission
+│   ├── CannotWrite           a full disk, a missing permission
+│   └── Paused                too few sites are here; it can go on later
 ├── Refused              4    the other side did wrong, or a policy forbids it
 │   ├── UpdateRefused         a site's reply cannot be averaged
-│   └── EgressRefused         something that may not leave the site tried to
+│   ├── EgressRefused         something that may not leave the site tried to
+│   └── PackageRefused        an exported model that is not what was signed
 └── Interrupted        130    stopped by a person, with the state saved
 ```
 
-Every message says what was seen, what was expected and what to do.
+Every message says what was seen, what was expected and what to do. A site's message may hold
+paths and file names, so over the network goes one of `REASONS` in its place.
 """
+
+from types import MappingProxyType
 
 
 class KnowmineError(Exception):
@@ -50,6 +55,10 @@ class CannotWrite(RunFailed):
     """A full disk or a missing permission; what was written before stays."""
 
 
+class Paused(RunFailed):
+    """Too few sites are here; the run can go on later."""
+
+
 class Refused(KnowmineError):
     """The other side did wrong, or a policy forbids it."""
 
@@ -64,7 +73,49 @@ class EgressRefused(Refused):
     """Something that may not leave the site."""
 
 
+class PackageRefused(Refused):
+    """An exported model whose files are not those that were listed and signed."""
+
+
 class Interrupted(KnowmineError):
     """Stopped by a person; the state is saved."""
 
     exit_code = 130
+
+
+REASONS = MappingProxyType(
+    {
+        "settings": "the site's settings cannot be used",
+        "data": "the site's data folder cannot be used",
+        "weights": "the site's SAM weights cannot be used",
+        "usage": "the site was asked for something that cannot be done",
+        "cannot-write": "the site cannot write: a full disk or a missing permission",
+        "failed": "the site could not go on",
+        "refused": "the site refused: a policy or its settings forbid the task",
+        "interrupted": "the site was stopped by a person",
+        "bug": "an unexpected error at the site, in its log",
+    }
+)
+"""All that a site ever says of an error over the network: code, and what it means to a reader."""
+
+_CODES: tuple[tuple[type[BaseException], str], ...] = (
+    (SettingsError, "settings"),
+    (DataError, "data"),
+    (WeightsError, "weights"),
+    (UsageError, "usage"),
+    (CannotWrite, "cannot-write"),
+    (RunFailed, "failed"),
+    (Refused, "refused"),
+    (Interrupted, "interrupted"),
+    (KnowmineError, "failed"),
+    (OSError, "cannot-write"),
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """The key of `REASONS` for an error; never a word of its own text.
+
+    >>> reason_of(DataError("/data/lyon/images/mueller-anna.png is damaged")), reason_of(KeyError())
+    ('data', 'bug')
+    """
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "bug")

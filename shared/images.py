@@ -60,7 +60,7 @@ def image_size(path: Path, *, max_image_px: int = MAX_IMAGE_PX) -> tuple[int, in
     with _explained(path):
         if dicom.is_dicom(path):
             size = dicom.image_size(path)
-            _refuse_huge(size, max_image_px)
+            refuse_huge(size, max_image_px)
             return size
         with _opened(path, max_image_px) as image:
             width, height = image.size
@@ -75,7 +75,7 @@ def read_image(path: Path, *, max_image_px: int = MAX_IMAGE_PX) -> NDArray[np.ui
     """
     with _explained(path):
         if dicom.is_dicom(path):
-            _refuse_huge(dicom.image_size(path), max_image_px)
+            refuse_huge(dicom.image_size(path), max_image_px)
             return dicom.read_image(path)
         with _opened(path, max_image_px) as image:
             return np.ascontiguousarray(_upright(_rgb(image), _orientation(image)))
@@ -90,7 +90,7 @@ def read_mask(path: Path, classes: int, *, max_image_px: int = MAX_IMAGE_PX) -> 
     """
     with _explained(path):
         if dicom.is_dicom(path):
-            _refuse_huge(dicom.image_size(path), max_image_px)
+            refuse_huge(dicom.image_size(path), max_image_px)
             values = dicom.read_stored(path)
         else:
             with _opened(path, max_image_px) as image:
@@ -139,13 +139,14 @@ def _explained(path: Path) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path, max_image_px: int) -> Iterator[Image.Image]:
     with Image.open(path, formats=_FORMATS) as image:
-        _refuse_huge(image.size, max_image_px)
+        refuse_huge(image.size, max_image_px)
         if image.format == "TIFF" and (frames := getattr(image, "n_frames", 1)) > 1:
             raise DataError(f"has {frames} pages, expected one; export each page as a file")
         yield image
 
 
-def _refuse_huge(size: tuple[int, int], max_image_px: int) -> None:
+def refuse_huge(size: tuple[int, int], max_image_px: int) -> None:
+    """Raise `DataError` for an image (H, W) of no pixel or of more than `max_image_px`."""
     if min(size) < 1:
         raise DataError(f"is {size[1]}x{size[0]} pixels, which is no image; export it again")
     if size[0] * size[1] > max_image_px:

@@ -30,7 +30,7 @@ SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 
 
 def _from_file(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder", Path())
+    folder: Path = (info.context or {}).get("folder", Path())
     return Path.absolute(folder / path.expanduser())
 
 

@@ -85,6 +85,15 @@ def load_weights(path: Path) -> dict[str, Array]:
         ) from error
 
 
+def load_notes(path: Path) -> dict[str, str]:
+    """The notes of a safetensors file; raise `WeightsError` where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"no whole safetensors file at {path} ({error})") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that after a crash it is either the old one or the new one, whole.
 

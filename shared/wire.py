@@ -3,7 +3,6 @@
 Replies hold tensors and numbers, and for `Hello` two short texts; nothing else has a place.
 """
 
-import io
 import os
 
 # Flower reads these when it is first imported; a hospital's machine phones nobody.
@@ -14,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from numpy.typing import NDArray
 
+from knowmine.shared import packing
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -39,6 +38,18 @@ from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Weights
 
 R = TypeVar("R")
+
+RUN_NAME = "knowmine/federation"
+"""What Flower calls a run of ours; a site works for no other."""
+INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
+"""The random name of a site's process, and of the one before it on the same machine."""
+VERSION_HEADER = "knowmine-version"
+STYPE = "safetensors"
+"""What Flower's Array says of the bytes that hold all tensors of a model."""
+CERTIFICATE_PATH = "/v1/knowmine/certificate"
+"""Where a site sends its next certificate."""
+CHECK_PATH = "/v1/knowmine/check"
+"""Where a site asks whether it is welcome, before it joins."""
 
 
 class PackedWeights(Mapping[str, NDArray[Any]]):
@@ -170,6 +181,23 @@ def unpack_scores(records: RecordDict) -> Scores:
     return _checked(unpack, "scores")
 
 
+def round_of(records: RecordDict) -> int:
+    """The round that a question belongs to, for a log; 0 where it belongs to none."""
+    task: Any = records.config_records.get("task", {})
+    round_ = task.get("round", 0)
+    return round_ if isinstance(round_, int) else 0
+
+
+def pack_goodbye() -> RecordDict:
+    """The server's last word: the run is over, and the sites may go."""
+    return RecordDict({"goodbye": ConfigRecord({"protocol": PROTOCOL})})
+
+
+def is_goodbye(records: RecordDict) -> bool:
+    """Whether these records are the server's last word."""
+    return set(records) == {"goodbye"}
+
+
 def through_the_wire(message: Message) -> Message:
     """Serialise and parse a message as the network does: chunks, digests, no shared memory."""
     content = {key: thing.deflate() for key, thing in get_all_nested_objects(message).items()}
@@ -200,9 +228,8 @@ def _whole(value: object) -> int:
 
 
 def _pack_weights(weights: Weights) -> ArrayRecord:
-    return ArrayRecord(
-        {name: Array(np.asarray(value, order="C")) for name, value in weights.items()}
-    )
+    data = packing.pack(weights)
+    return ArrayRecord({"all": Array("uint8", (len(data),), STYPE, data)})
 
 
 def _unpack_weights(records: RecordDict) -> Weights:
@@ -210,24 +237,11 @@ def _unpack_weights(records: RecordDict) -> Weights:
 
 
 def _views_of(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    return {name: _view(name, array) for name, array in record.items()}
-
-
-def _view(name: str, packed: Array) -> NDArray[Any]:
-    """The tensor as a read-only view of the bytes that came: nothing is copied or unpickled."""
-    file = io.BytesIO(packed.data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise Refused(f"tensor {name} is not in the version of NumPy's format that knowmine sends")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran or dtype.hasobject or packed.stype != "numpy.ndarray":
-        raise Refused(f"tensor {name} is not a plain array in C order")
-    if (dtype.name, shape) != (np.dtype(packed.dtype).name, tuple(packed.shape)):
-        raise Refused(
-            f"tensor {name} says it is {packed.dtype}{tuple(packed.shape)} and holds "
-            f"{dtype}{shape}: its header lies"
-        )
-    values = np.frombuffer(packed.data, dtype, offset=file.tell())
-    return values.reshape(shape)
+    """The tensors as read-only views of the bytes that came: nothing is copied or unpickled."""
+    (packed,) = record.values()
+    if packed.stype != STYPE:
+        raise Refused(f"weights come as {packed.stype!r}; expected {STYPE!r}")
+    return packing.unpack(packed.data)
 
 
 def _pack_calibration(sums: Calibration) -> MetricRecord:

@@ -20,9 +20,9 @@ SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*
 
 # Heavy or risky packages and the only files that know them.
 ONLY_IN = {
-    "flwr": ("*/app.py", "*/fleet.py", "shared/wire.py", "deploy/simulate.py"),
+    "flwr": ("*/app.py", "*/fleet.py", "shared/wire.py", "deploy/simulate.py", "deploy/flower.py"),
     "segment_anything": ("client/sam.py",),
-    "onnxruntime": ("client/sam.py",),
+    "onnxruntime": ("client/sam.py", "client/networks.py", "server/formats.py"),
 }
 # The trust boundary is testable without torch.
 WITHOUT_TORCH = (
@@ -31,9 +31,19 @@ WITHOUT_TORCH = (
     "server/aggregation.py",
     "client/egress.py",
     "client/audit.py",
+    "client/enrolment.py",
+    "client/site_keys.py",
+    "server/enrolments.py",
+    "server/trust.py",
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-MAY_PRINT = ("*/cli.py", "deploy/simulate.py", "deploy/provision.py", "deploy/phantom.py")
+MAY_PRINT = (
+    "*/cli.py",
+    "*/*_cli.py",
+    "shared/command.py",
+    "deploy/commands.py",
+    "deploy/phantom.py",
+)
 
 
 def module_name(path: Path) -> str:

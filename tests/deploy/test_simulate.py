@@ -274,7 +274,7 @@ def grid_of(**improves):
 
 def asked(grid, **tasks):
     """The sites' answers to a training task each."""
-    sites = GridSites(grid, 60.0)
+    sites = GridSites(grid)
     names = [name for name, _ in sites.greet()]
     return dict(sites.train({name: TrainTask(1, 1, Plan(), WEIGHTS) for name in names}))
 
@@ -317,7 +317,7 @@ def test_a_round_goes_on_without_the_site_that_failed(tmp_path):
     grid = grid_of(a=one_more, b=failing(RunFailed("out of memory")), c=one_more)
     with Journal.create(tmp_path / "run", {}) as journal:
         weights = run_rounds(
-            GridSites(grid, 60.0),
+            GridSites(grid),
             journal,
             Plan(),
             RunSettings(rounds=1),
@@ -349,7 +349,7 @@ def test_a_reply_is_pulled_once():
 
 def test_the_grid_answers_a_scoring_task_too():
     """Both kinds of question take the same way."""
-    sites = GridSites(grid_of(a=one_more), 60.0)
+    sites = GridSites(grid_of(a=one_more))
     list(sites.greet())
     [(name, scores)] = sites.evaluate({"a": EvaluateTask(4, 9, Plan(), WEIGHTS)})
     assert name == "a" and isinstance(scores, Scores) and scores.round == 4

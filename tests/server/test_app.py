@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from knowmine.server.app import GridSites, server_app
+from knowmine.server.deadlines import Deadlines
+from knowmine.server.settings import DeadlineSettings
 from knowmine.shared import wire
 from knowmine.shared.protocol import EvaluateTask, Hello, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Context, Error, Message, RecordDict  # isort: skip
+from flwr.proto.node_pb2 import NodeInfo
+
 from flwr.serverapp import Grid  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
@@ -41,6 +45,9 @@ class TinyGrid(Grid):
 
     def get_node_ids(self):
         return list(self._nodes)
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=node) for node in self._nodes]
 
     def push_messages(self, messages):
         ids = []
@@ -93,9 +100,13 @@ def babbling(message):
     return Message(RecordDict(), reply_to=message)
 
 
+def within(seconds):
+    return Deadlines(DeadlineSettings(first_s=seconds, at_least_s=seconds))
+
+
 def greeted(grid, timeout_s=5.0):
     """The sites of a grid, known by name, and what they said."""
-    sites = GridSites(grid, timeout_s)
+    sites = GridSites(grid, within(timeout_s))
     return sites, dict(sites.greet())
 
 
@@ -139,7 +150,7 @@ def test_a_reply_that_is_no_message_is_an_error():
 
 def test_a_second_node_of_one_name_is_refused():
     """The first keeps the name and its tasks."""
-    sites = GridSites(TinyGrid(a=site("lyon", 8), b=site("lyon", 3)), 5.0)
+    sites = GridSites(TinyGrid(a=site("lyon", 8), b=site("lyon", 3)))
     (_, hello), (name, error) = sites.greet()
     assert name == "lyon" and str(error) == "two nodes call themselves 'lyon': rename one"
     [(_, update)] = sites.train(train_tasks("lyon"))

@@ -1,0 +1,38 @@
+"""What a check found: each finding says what, why it matters and how to mend it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["good", "note", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("good", "note", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    area: data, weights, machine, disk, keys, network or pace. facts: numbers for scripts.
+    """
+
+    area: str
+    level: Level
+    what: str
+    why: str = ""
+    mend: str = ""
+    facts: dict[str, Any] | None = None
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """The gravest level among them.
+
+    >>> worst([Finding("disk", "good", "9 GB free"), Finding("keys", "warning", "ends soon")])
+    'warning'
+    """
+    return max((f.level for f in findings), key=LEVELS.index, default="good")
+
+
+def as_json(findings: Iterable[Finding]) -> dict[str, Any]:
+    """The report for scripts."""
+    findings = list(findings)
+    return {"level": worst(findings), "findings": [asdict(finding) for finding in findings]}

@@ -1,0 +1,76 @@
+"""A site from its data and its settings, the same in every way to run it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from knowmine.client.compute import Compute, pick_compute, settle
+from knowmine.client.dataset import HiddenMasks, SiteData, open_site
+from knowmine.client.sam import Tunable, load_sam
+from knowmine.client.sam_weights import default_cache, find_weights
+from knowmine.client.scoring import Scorer
+from knowmine.client.settings import ClientSettings, DataSettings, SamSettings
+from knowmine.client.site import Site
+from knowmine.shared.log import Progress
+from knowmine.shared.settings import ModelSettings
+
+
+def opened(
+    data: SiteData,
+    hidden: HiddenMasks,
+    model: ModelSettings,
+    split: DataSettings,
+    sam: SamSettings,
+    *,
+    folder: Path,
+    open_sam: Callable[[], Tunable],
+    compute: Compute,
+    progress: Progress | None = None,
+) -> Site:
+    """The site, its images decoded; `folder` is its own."""
+    return Site(
+        data,
+        Scorer(hidden, model.classes, max_image_px=split.max_image_px),
+        model,
+        folder=folder,
+        embeddings=cache_of(sam) / "embeddings",
+        open_sam=open_sam,
+        compute=compute,
+        max_image_px=split.max_image_px,
+        max_bad_share=split.max_bad_share,
+        progress=progress,
+    )
+
+
+def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> Site:
+    """A hospital's site from its settings file.
+
+    Raises `UsageError` where data, weights or machine will not do.
+    """
+    machine, sam = settings.machine, settings.sam
+    settle(machine.threads)
+    split = settings.split.model_dump()
+    split["probe_fraction"] = split.pop("probe")
+    data, hidden = open_site(settings.site, settings.data, **split, seed=settings.seed)
+
+    def open_sam() -> Tunable:
+        weights = find_weights(sam.weights, cache_of(sam))
+        return load_sam(weights, device=machine.device, threads=machine.threads)
+
+    folder = settings.state / "site"
+    folder.mkdir(parents=True, exist_ok=True)
+    return opened(
+        data,
+        hidden,
+        settings.model,
+        settings.split,
+        sam,
+        folder=folder,
+        open_sam=open_sam,
+        compute=pick_compute(machine.device),
+        progress=progress,
+    )
+
+
+def cache_of(sam: SamSettings) -> Path:
+    """Where weights and embeddings are kept."""
+    return sam.cache or default_cache()

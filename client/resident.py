@@ -1,0 +1,81 @@
+"""The process that stays at a site: it keeps the models loaded and answers the server."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from knowmine.client.app import client_app
+from knowmine.client.fleet import Link
+from knowmine.client.settings import ClientSettings
+from knowmine.client.site_keys import SiteKeys
+from knowmine.client.worker import Remembering, SiteWorker, Worker
+from knowmine.shared.certificates import warning_of_expiry
+from knowmine.shared.errors import CannotWrite
+from knowmine.shared.lock import FolderLock
+from knowmine.shared.log import RunLog, Telling, open_log
+
+
+class Resident:
+    """One site's process, from its settings.
+
+    missing: what the isolation of the site's processes lacks, in words; it may grow meanwhile.
+    open_worker: opens the site when the server first asks, so that the connection is up at once.
+    tell: is told of what the log is told.
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        open_worker: Callable[[], Worker] | None = None,
+        missing: Sequence[str] = (),
+        tell: Telling | None = None,
+    ) -> None:
+        """Check what can be checked without the network; raise `UsageError` where it fails."""
+        self._settings = settings
+        self._open_worker = open_worker or self._open_site
+        self._missing = missing
+        self._tell = tell
+        self._keys = SiteKeys.load(settings.keys, settings.site)
+        self.working = False
+
+    def run(self, stop: threading.Event) -> str:
+        """Take part until the run is over or `stop` is set; return how it ended."""
+        settings = self._settings
+        try:
+            (settings.state / "answers").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite(f"cannot write in {settings.state} ({error.strerror})") from error
+        lock = FolderLock(settings.state)
+        try:
+            with open_log(settings.state / "site.log.jsonl", self._tell) as log:
+                return self._serve(log, stop)
+        finally:
+            lock.release()
+
+    def _serve(self, log: RunLog, stop: threading.Event) -> str:
+        settings = self._settings
+        log.event("start", site=settings.site, server=settings.network.server)
+        if warning := warning_of_expiry(self._keys.certificate):
+            log.event("expiry", level="warning", reason=warning)
+        self._log = log
+        link = Link(settings.network, settings.site, self._keys, settings.keys, settings.state, log)
+        try:
+            how = link.serve(client_app(lambda _: self._worker), stop, settings.stop_s)
+            log.event("end", reason=how)
+            return how
+        finally:
+            self.working = any(thread.name == "work" for thread in threading.enumerate())
+            link.close()
+
+    @cached_property
+    def _worker(self) -> Worker:
+        worker = Remembering(self._open_worker(), self._settings.state / "answers")
+        self._log.event("isolation", level="warning" if self._missing else "info",
+                        missing=list(self._missing))  # fmt: skip
+        return worker
+
+    def _open_site(self) -> Worker:
+        # Imported late: torch takes seconds, and the connection should not wait for it.
+        from knowmine.client.opening import open_site_of
+
+        return SiteWorker(open_site_of(self._settings))

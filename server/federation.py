@@ -1,0 +1,154 @@
+"""One run of the closed federation, from the open port to the finished model."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from knowmine.server.allow_list import AllowList
+from knowmine.server.app import GridSites
+from knowmine.server.deadlines import Deadlines
+from knowmine.server.ending import ending, versions
+from knowmine.server.fleet import Fleet
+from knowmine.server.journal import Journal
+from knowmine.server.rounds import Watch, run_rounds
+from knowmine.server.settings import ServerSettings
+from knowmine.server.status import StatusBoard
+from knowmine.server.summary import summarise
+from knowmine.server.trust import Trust
+from knowmine.shared.certificates import load_certificate, warning_of_expiry
+from knowmine.shared.errors import UsageError
+from knowmine.shared.log import open_log, plain
+from knowmine.shared.weights import Weights
+
+
+def run_federation(
+    settings: ServerSettings, watch: Watch, initial: Callable[[], Weights] | None = None
+) -> dict[str, Any]:
+    """Begin the run in `settings.out`, or go on with it, and return its summary.
+
+    initial: makes the weights of a fresh run; by default those of `plan.model`.
+    Raises `UsageError` before the first site is asked where something will not do, `RunFailed`
+    or `Paused` when the run cannot go on, `Interrupted` on Ctrl-C or SIGTERM. The summary is
+    written whatever happens.
+    """
+    allow_list = AllowList(settings.sites)
+    trust = Trust(settings.keys, allow_list)
+    if not allow_list.sites():
+        raise UsageError(
+            f"no site is admitted in {settings.sites}: send out the kits, and admit the requests "
+            "that come back with `knowmine-server admit`"
+        )
+    with _journal(settings) as journal, open_log(settings.out / "run.log.jsonl") as log:
+        fleet = Fleet(settings.listen, trust, allow_list, log)
+        board = StatusBoard(
+            settings.out / "status.json",
+            settings.federation,
+            fleet.presence,
+            allow_list,
+            lambda: _expiry(settings.keys / "server.crt"),
+            also=watch,
+        )
+        for warning in filter(None, _warnings(settings, board)):
+            log.event("expiry", level="warning", reason=warning)
+
+        def end(status: str, reason: str) -> None:
+            board.end(status, reason)
+            records = journal.records()
+            journal.write_summary(
+                summarise(
+                    status=status,
+                    reason=reason,
+                    records=records,
+                    roster=sorted({site for record in records for site in record["sites"]}),
+                    settings=journal.settings,
+                    seed=settings.plan.seed,
+                    sam=None,  # the sites' own affair
+                    versions=versions(),
+                )
+            )
+
+        with _sigterm_interrupts(), ending(settings.out, log, end, "start the server again"):
+            try:
+                grid = fleet.start()
+                log.event("listening", host=settings.listen.host, port=fleet.port)
+                sites = GridSites(
+                    grid,
+                    Deadlines(settings.deadlines),
+                    quorum=settings.run.quorum,
+                    board=board,
+                    wait=grid.wait,
+                    abandon=grid.abandon,
+                )
+                expected = settings.attendance.expected or tuple(allow_list.sites())
+                run_rounds(
+                    sites,
+                    journal,
+                    settings.plan,
+                    settings.run,
+                    initial or (lambda: _initial(settings)),
+                    log=log,
+                    watch=board,
+                    attendance=settings.attendance.model_copy(update={"expected": expected}),
+                )
+                # A run that was killed at its very end goes on here, and has met nobody yet.
+                sites.dismiss(expected, 0 if sites.here() else settings.attendance.gather_s)
+            finally:
+                fleet.close()
+        return journal.read_summary()
+
+
+@contextmanager
+def _journal(settings: ServerSettings) -> Iterator[Journal]:
+    """The run in the folder: a new one, or an unfinished one of the same plan."""
+    out, dump = settings.out, plain(settings.model_dump(mode="json"))
+    if not (out / "settings.json").is_file():
+        with Journal.create(out, dump) as journal:
+            yield journal
+        return
+    with Journal.open(out) as journal:
+        # Not by the model: a server that is killed with its goodbye unsaid has still to say it.
+        if journal.read_summary().get("status") == "done":
+            raise UsageError(
+                f"the run in {out} is done ({out / 'model.safetensors'}): name another folder "
+                "with `out` or --out to begin the next"
+            )
+        for part in ("federation", "plan"):
+            if journal.settings.get(part) != dump[part]:
+                raise UsageError(
+                    f"{out} holds an unfinished run with another {part}: put back the settings in "
+                    f"{out / 'settings.json'} to go on with it, or name another folder with `out`"
+                )
+        yield journal
+
+
+def _initial(settings: ServerSettings) -> Weights:
+    # Imported late: torch takes seconds, and only the first start of a run needs it.
+    from knowmine.shared.unetplusplus import build_model, weights_of
+
+    return weights_of(build_model(settings.plan.model, settings.plan.seed))
+
+
+def _warnings(settings: ServerSettings, board: StatusBoard) -> list[str | None]:
+    sites = board.now()["sites"].values()
+    return [_expiry(settings.keys / "server.crt"), *(s["certificate_warning"] for s in sites)]
+
+
+def _expiry(certificate: Path) -> str | None:
+    return warning_of_expiry(load_certificate(certificate), datetime.now(UTC))
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: with its state saved."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

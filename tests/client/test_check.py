@@ -1,0 +1,201 @@
+"""The doctor: what it says of data, machine, keys and network."""
+
+import json
+import shutil
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from knowmine.client import check_data
+from knowmine.client.check import canary, check_site
+from knowmine.client.check_data import Look, balance, has_text, near_duplicates, sizes_of
+from knowmine.client.check_machine import (
+    check_disk,
+    check_isolation,
+    check_keys,
+    check_weights,
+)
+from knowmine.client.check_network import check_network
+from knowmine.client.findings import Finding, as_json, worst
+from knowmine.client.isolation import tried
+from knowmine.client.settings import ClientSettings
+from knowmine.deploy.phantom import make_folder
+from tests.provisioned import NOW, Federation
+
+
+def look(stem, size=(300, 400), hash_=0, text=False, identifying=False, foreground=None):
+    return Look(stem, size, hash_, text, identifying, foreground, np.zeros((128, 128, 3), np.uint8))
+
+
+def settings(folder, **more):
+    values = {
+        "federation": "chest",
+        "site": "lyon",
+        "network": {"server": "127.0.0.1:9", "ca": folder / "home-lyon" / "ca.crt"},
+        "keys": folder / "home-lyon" / "keys",
+        "state": folder / "state",
+        "data": folder / "data",
+        "model": {"image_px": 64},
+        **more,
+    }
+    return ClientSettings.model_validate(values)
+
+
+@pytest.fixture
+def enrolled(tmp_path):
+    federation = Federation(tmp_path)
+    federation.provision()
+    federation.enrol("lyon")
+    return tmp_path
+
+
+def levels(findings):
+    return [finding.level for finding in findings]
+
+
+def test_the_worst_finding_decides():
+    """An error among good news is an error."""
+    assert (
+        worst([Finding("a", "good", ""), Finding("b", "error", ""), Finding("c", "note", "")])
+        == "error"
+    )
+
+
+def test_nothing_found_is_good():
+    """As for an empty list of checks."""
+    assert as_json([]) == {"level": "good", "findings": []}
+
+
+def test_equal_hashes_are_a_pair():
+    """Three bits of difference are near, four are not."""
+    found = near_duplicates([look("a"), look("b", hash_=0b111), look("c", hash_=0b1111 << 20)])
+    assert found[0].facts == {"pairs": 1} and "a and b" in found[0].what
+
+
+def test_different_images_are_no_pair():
+    """Good news is said too."""
+    assert levels(near_duplicates([look("a"), look("b", hash_=2**40 - 1)])) == ["good"]
+
+
+def test_a_thumbnail_among_images_is_odd():
+    """A third of the usual height or less."""
+    found = sizes_of([look("a"), look("b"), look("c"), look("tiny", size=(90, 120))])
+    assert "tiny" in found[1].what and "3 of 4 images are 400 x 300" in found[0].what
+
+
+def test_labels_that_are_mostly_empty_are_a_warning():
+    """The network would learn to say nothing."""
+    assert levels(balance([look(str(n), foreground=0.0) for n in range(3)])) == ["warning"]
+
+
+def test_a_mask_that_covers_all_is_a_warning():
+    """It may be inverted."""
+    found = balance([look("a", foreground=0.1), look("b", foreground=0.99)])
+    assert levels(found) == ["warning"] and "covers all" in found[0].what
+
+
+@pytest.mark.parametrize("background", [0, 40, 110])
+def test_text_in_an_image_is_seen(background):
+    """As scanners burn it in: bright letters on an even ground."""
+    image = Image.new("L", (400, 300), background)
+    ImageDraw.Draw(image).text((16, 16), "MUELLER ANNA 1957-03-02 HOSPITAL", fill=255)
+    assert has_text(np.asarray(image))
+
+
+def test_mucosa_is_not_text(tmp_path):
+    """None of a dozen phantoms is taken for it."""
+    make_folder(tmp_path, 12, seed=3)
+    images = sorted((tmp_path / "images").iterdir())
+    assert not any(has_text(np.asarray(Image.open(path).convert("L"))) for path in images)
+
+
+def test_a_folder_is_looked_at_as_a_whole(tmp_path):
+    """Counts, a contact sheet that opens, and no false alarm."""
+    make_folder(tmp_path / "data", 12, seed=3)
+    found = check_data.check_data(settings(tmp_path))
+    with Image.open(tmp_path / "state" / "check-contact-sheet.png") as sheet:
+        assert sheet.width == 1024
+    assert "error" not in levels(found) and "test images" in found[0].what
+
+
+def test_a_copied_image_is_named(tmp_path):
+    """Under another name, as exports do."""
+    make_folder(tmp_path / "data", 8, seed=3)
+    first = min((tmp_path / "data" / "images").iterdir())
+    shutil.copy(first, first.with_name(f"copy{first.suffix}"))
+    found = check_data.check_data(settings(tmp_path))
+    assert any("look the same" in finding.what for finding in found)
+
+
+def test_a_missing_folder_is_an_error_and_no_traceback(tmp_path):
+    """With what to do."""
+    assert levels(check_data.check_data(settings(tmp_path))) == ["error"]
+
+
+def test_good_keys_are_good(enrolled):
+    """Just made."""
+    assert levels(check_keys(settings(enrolled))) == ["good"]
+
+
+def test_a_key_that_others_can_read_is_an_error(enrolled):
+    """With the command that mends it."""
+    (enrolled / "home-lyon" / "keys" / "tls.key").chmod(0o644)
+    (found,) = check_keys(settings(enrolled))
+    assert found.level == "error" and "chmod" in found.what
+
+
+def test_a_certificate_near_its_end_is_a_warning(tmp_path):
+    """Thirty days before."""
+    federation = Federation(tmp_path)
+    federation.provision()
+    federation.enrol("lyon", now=NOW - timedelta(days=345))
+    (found,) = check_keys(settings(tmp_path))
+    assert found.level == "warning" and "ends in" in found.what
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    """Whoever runs the tests: the system is asked, not the mode."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "error" in levels(check_disk(settings(tmp_path), 10))
+
+
+def test_missing_weights_are_a_note_with_what_to_do(tmp_path):
+    """They can still be fetched."""
+    found = check_weights(settings(tmp_path, sam={"weights": "vit_h", "cache": tmp_path}))
+    assert levels(found) == ["note"] and "fetched" in found[0].why
+
+
+def test_a_server_that_is_not_there_is_an_error(enrolled):
+    """The port that nobody listens on."""
+    (found,) = check_network(settings(enrolled))
+    assert found.level == "error" and "refused" in found.what
+
+
+def test_one_broken_area_hides_no_other(enrolled):
+    """No data, no server: weights, machine and keys are looked at all the same."""
+    found = list(check_site(settings(enrolled, sam={"weights": "vit_h", "cache": enrolled})))
+    assert {"data", "weights", "machine", "disk", "keys", "network", "pace"} <= {
+        finding.area for finding in found
+    }
+    assert json.loads(json.dumps(as_json(found)))["level"] == "error"
+
+
+def test_the_canary_does_a_whole_round(tmp_path):
+    """On labels alone here: there is nothing unlabelled, so no SAM is needed."""
+    make_folder(tmp_path / "data", 12, seed=3)
+    (found,) = canary(settings(tmp_path))
+    assert found.level == "good" and "nothing was sent" in found.what
+
+
+def test_isolation_is_tried_and_not_claimed(enrolled):
+    """What this machine gives: a process tries what must fail."""
+    (found,) = check_isolation(settings(enrolled))
+    missing = tried(enrolled / "home-lyon" / "keys")
+    assert (found.level == "good") == (not missing)
+
+
+def test_isolation_that_is_off_is_a_warning(enrolled):
+    """Said plainly."""
+    assert levels(check_isolation(settings(enrolled, isolation="off"))) == ["warning"]

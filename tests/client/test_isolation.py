@@ -1,0 +1,136 @@
+"""Neither process of a site can do the other's part: real attacks from inside each."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from knowmine.client.isolation import Isolation
+
+HERE = Path(__file__).parent
+WAYS_OUT = (
+    "connect",
+    "datagram",
+    "bind",
+    "dns",
+    "raw socket",
+    "abstract socket",
+    "path socket",
+    "another's socket",
+    "another's network",
+    "io_uring",
+    "private keys",
+)
+WAYS_IN = (
+    "open",
+    "list",
+    "through /proc",
+    "through the vault",
+    "link",
+    "hard link",
+    "mount",
+)
+
+
+def settings_file(folder, isolation):
+    """Settings of a hospital with a key, and a data folder with one image."""
+    (folder / "keys").mkdir()
+    (folder / "keys" / "site.key").write_text("secret")
+    (folder / "data" / "images").mkdir(parents=True)
+    (folder / "data" / "images" / "mueller-anna.png").write_bytes(b"pixels")
+    (folder / "state").mkdir()
+    values = {
+        "federation": "trial",
+        "site": "lyon",
+        "network": {"server": "localhost:1"},
+        "data": "data",
+        "isolation": isolation,
+    }
+    (folder / "client.yaml").write_text(yaml.safe_dump(values))
+    return folder / "client.yaml"
+
+
+def attacked_from_the_vault(folder, isolation):
+    """What a hostile reader of images could reach of listeners that really listen."""
+    file = settings_file(folder, isolation)
+    with (
+        socket.socket() as tcp,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as path,
+    ):
+        tcp.bind(("127.0.0.1", 0))
+        abstract.bind(f"\0{folder.name}-{os.getpid()}")
+        path.bind(str(folder / "other"))
+        for listener in (tcp, abstract, path):
+            listener.listen()
+        targets = {
+            "tcp": tcp.getsockname()[1],
+            "abstract": f"{folder.name}-{os.getpid()}",
+            "path": str(folder / "other"),
+            "pid": os.getpid(),
+            "fd": tcp.fileno(),
+        }
+        (folder / "state" / "targets.json").write_text(json.dumps(targets))
+        command = [sys.executable, str(HERE / "hostile_vault.py"), "--settings", str(file)]
+        command += ["--socket", str(folder / "airlock")]
+        # An open standard input stands for a courier that lives.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as keeper:
+            assert keeper.stderr is not None
+            said = keeper.stderr.read()
+            code = keeper.wait(60)
+    assert code == 2, said  # the DataError that ends the attack
+    found = json.loads((folder / "state" / "escapes.json").read_text())
+    return found["ways"], Isolation(**found["shut"]), said
+
+
+@pytest.fixture(scope="module")
+def vault_attack(tmp_path_factory):
+    """An attack from inside a vault that shut itself in by what this system offers."""
+    return attacked_from_the_vault(tmp_path_factory.mktemp("vault"), "auto")
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_no_way_leads_out_of_the_vault(vault_attack, way):
+    """Each is shut, or else the vault found by itself that it is not, and said so."""
+    ways, isolation, _ = vault_attack
+    shut = isolation.no_keys if way == "private keys" else isolation.no_sockets
+    assert ways[way].startswith("shut") == shut
+
+
+def test_the_vault_says_why_where_it_is_not_shut_in(vault_attack):
+    """On a system that gives all three means nothing is missing; elsewhere the keeper says why."""
+    _, isolation, said = vault_attack
+    assert bool(isolation.missing()) == ("the vault has" in said)
+
+
+def test_the_same_attacks_succeed_where_isolation_is_off(tmp_path):
+    """So it is the isolation that shuts the ways, and not this machine."""
+    ways, isolation, _ = attacked_from_the_vault(tmp_path, "off")
+    opened = {way for way, result in ways.items() if result == "open"}
+    assert {"connect", "bind", "abstract socket", "path socket", "private keys"} <= opened
+    assert not isolation.no_sockets
+
+
+@pytest.fixture(scope="module")
+def courier_attack(tmp_path_factory):
+    """An attack from inside a courier."""
+    folder = tmp_path_factory.mktemp("courier")
+    file = settings_file(folder, "auto")
+    image = folder / "data" / "images" / "mueller-anna.png"
+    command = [sys.executable, str(HERE / "hostile_courier.py"), str(file), str(image)]
+    subprocess.run([*command, str(folder / "got.json")], check=True, timeout=120)
+    return json.loads((folder / "got.json").read_text())
+
+
+@pytest.mark.parametrize("way", WAYS_IN)
+def test_the_courier_cannot_read_an_image(courier_attack, way):
+    """It could before it gave them up; afterwards each way is shut, or it says that none is."""
+    assert courier_attack["before"] == len(b"pixels")
+    assert courier_attack["ways"][way].startswith("shut") == (not courier_attack["missing"])
