@@ -136,6 +136,7 @@ class Stage(Federation):
         self._nursery = nursery
         self.sites_here, self.numbers, self.port = sites, numbers, free_port()
         self.programs: list[Program] = []
+        self.server: Program | None = None
         self.provision(
             yaml.safe_dump(
                 {

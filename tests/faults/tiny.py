@@ -28,7 +28,7 @@ def initial(numbers):
 
     They differ, for Flower sends equal ones once.
     """
-    parts = {}
+    parts: dict[str, np.ndarray] = {}
     while numbers > 0:
         number = len(parts)
         parts[f"layer{number}.weight"] = np.full(min(numbers, 1_000_000), number, np.float32)
