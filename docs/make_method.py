@@ -28,7 +28,7 @@ from knowmine.shared.settings import ModelSettings, Plan, TrainingSettings
 from knowmine.shared.unetplusplus import build_model, weights_of
 
 PICTURE = Path(__file__).with_name("images") / "method.png"
-PLAN = Plan(model=ModelSettings(image_px=96), training=TrainingSettings(steps=10))
+PLAN = Plan(model=ModelSettings(image_px=96), training=TrainingSettings(steps=80))
 SHOWN, WEIGHT = 4, 0.5
 
 
