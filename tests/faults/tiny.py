@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def initial(numbers):
 
     They differ, for Flower sends equal ones once.
     """
-    parts = {}
+    parts: dict[str, np.ndarray] = {}
     while numbers > 0:
         number = len(parts)
         parts[f"layer{number}.weight"] = np.full(min(numbers, 1_000_000), number, np.float32)
@@ -87,7 +88,7 @@ def serve(options):
 
 
 def die_at(moment, count):
-    """Kill -9 of this process, by itself, when it comes to the moment for the `count`-th time."""
+    """End this process by kill -9 when it comes to the moment for the `count`-th time."""
     from knowmine.server import app, federation, journal, rounds
 
     owner, name, before = {
@@ -114,21 +115,22 @@ def die_at(moment, count):
     setattr(owner, name, dying)
 
 
+def _anything(reply, manifest):
+    return reply
+
+
 def take_part(options):
     """A site's process."""
     if options.fault:  # what must never leave: the guard is taken away to see the server's
-        from knowmine.client import app
-
-        app.release = lambda reply, manifest: reply
+        vars(import_module("knowmine.client.app"))["release"] = _anything
     from knowmine.client.resident import Resident
     from knowmine.client.settings import ClientSettings
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     settings = read_settings(ClientSettings, options.settings, {})
-    worker = TinyWorker(
-        settings.site, options.numbers, options.work, options.fault, settings.state / "diary"
-    )
+    diary = options.diary or settings.state / "diary"
+    worker = TinyWorker(settings.site, options.numbers, options.work, options.fault, diary)
     resident = Resident(settings, lambda: worker)
     print(resident.run(stop), flush=True)
     if resident.working:
@@ -143,6 +145,7 @@ def main():
     parser.add_argument("--numbers", type=int, default=1000)
     parser.add_argument("--work", type=float, default=0.0)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--diary", type=Path, help="elsewhere than in the site's state")
     parser.add_argument("--die", default="", help="moment and count, see die_at")
     options = parser.parse_args()
     try:

@@ -110,7 +110,7 @@ def probed(images):
     if not images:
         return Calibration()
     sums = (float(images),)
-    return Calibration(images, sums * 5, sums * len(FEATURES) ** 2, sums * len(FEATURES))
+    return Calibration(images, sums * 5, sums * len(FEATURES) ** 2, sums * (5 * len(FEATURES)))
 
 
 def run(folder, *fakes, rounds=1, watch=None, log=None, sites=None, **settings):
