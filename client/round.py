@@ -39,6 +39,7 @@ from knowmine.client.pseudo_labels import (
     sharpen,
 )
 from knowmine.client.refine import refine
+from knowmine.client.reviewed import after_review
 from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples, train
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
@@ -56,8 +57,11 @@ def improve(site: Site, task: TrainTask) -> Update:
     plan = task.plan
     local = plan.training.batch_norm == "local"
     site.load_model(task.weights, plan.model, task.round, local)
-    labelled = labels_of(site, plan, task.round, task.rounds)
-    pseudo_labelled, mined = mine(site, task) if mines(plan, task.round) else (_none(site), Mined())
+    to_mine, reviewed = after_review(site.unlabelled, site.folder)
+    labelled = labels_of(site, plan, task.round, task.rounds, reviewed)
+    pseudo_labelled, mined = (
+        mine(site, task, to_mine) if mines(plan, task.round) else (_none(site), Mined())
+    )
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
     seed = draw(plan.seed, "train", site.name, task.round)
@@ -128,10 +132,15 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
     )
 
 
-def mine(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
-    """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
+def mine(
+    site: Site, task: TrainTask, unlabelled: Kind | None = None
+) -> tuple[Examples, Mined]:
+    """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images.
+
+    unlabelled: those that no person has decided about; None takes all of the site's.
+    """
     plan = task.plan
-    kind = todays(site.unlabelled, plan, task.round)
+    kind = todays(site.unlabelled if unlabelled is None else unlabelled, plan, task.round)
     if not len(kind):
         return _none(site), Mined()
     opinions = consult(site, kind, plan)
@@ -203,9 +212,13 @@ def probe(site: Site, plan: Plan) -> Calibration:
     return calibrate(consult(site, site.probe, plan), site.probe.truth.numpy())
 
 
-def labels_of(site: Site, plan: Plan, round_: int, rounds: int) -> Examples:
-    """The labelled images to train on, the probe set's among them unless it is kept apart."""
-    kinds = [site.labelled]
+def labels_of(
+    site: Site, plan: Plan, round_: int, rounds: int, reviewed: Kind | None = None
+) -> Examples:
+    """The labelled images to train on: the site's, those of a review, and the probe set's unless
+    it is kept apart.
+    """
+    kinds = [site.labelled, *([reviewed] if reviewed else [])]
     if not probe_apart(plan, round_, rounds):
         kinds.append(site.probe)
     images = torch.cat([kind.images for kind in kinds])
