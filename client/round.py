@@ -132,9 +132,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
     )
 
 
-def mine(
-    site: Site, task: TrainTask, unlabelled: Kind | None = None
-) -> tuple[Examples, Mined]:
+def mine(site: Site, task: TrainTask, unlabelled: Kind | None = None) -> tuple[Examples, Mined]:
     """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images.
 
     unlabelled: those that no person has decided about; None takes all of the site's.
