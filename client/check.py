@@ -43,7 +43,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
     from knowmine.client.dataset import open_site
     from knowmine.client.egress import release
     from knowmine.client.opening import cache_of, opened
-    from knowmine.client.sam import Sam, load_sam
+    from knowmine.client.sam import Tunable, load_sam
     from knowmine.client.sam_weights import find_weights
     from knowmine.client.worker import SiteWorker
     from knowmine.shared.protocol import EvaluateTask, TrainTask
@@ -57,7 +57,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
     kinds = ("labelled", "probe", "unlabelled", "test")
     few = replace(data, **{kind: getattr(data, kind)[:CANARY_IMAGES] for kind in kinds})
 
-    def open_sam() -> Sam:
+    def open_sam() -> Tunable:
         weights = find_weights(settings.sam.weights, cache_of(settings.sam))
         return load_sam(weights, device=settings.machine.device, threads=settings.machine.threads)
 

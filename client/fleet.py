@@ -106,6 +106,7 @@ class Link:
         self._settings, self._site, self._log, self._state = settings, site, log, state
         self._keys, self._looked = folder, 0.0
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
+        self._certificate = keys.certificate
         self._identity = _Identity(keys, self._instance, log)
         self._client = FleetHttpClient(
             f"https://{settings.server}",
@@ -357,10 +358,15 @@ class Link:
             if not self._joined:
                 raise Refused(why) from error
             return why
-        if "alert" in text.lower():
+        # A server that refuses a certificate says so in an alert, which the end of the
+        # connection often overtakes.
+        if "alert" in text.lower() or isinstance(error, httpx.RemoteProtocolError):
+            if (ended := warning_of_expiry(self._certificate)) and "ended" in ended:
+                return f"the server at {server} hung up: {ended}"
             return (
-                f"the server at {server} does not accept this site's certificate: the request was "
-                "not admitted yet, or the site was revoked; ask the coordinator"
+                f"the server at {server} hung up ({text}). If it keeps doing so, it does not "
+                "accept this site's certificate: the request was not admitted yet, or the site "
+                "was revoked; ask the coordinator"
             )
         if isinstance(error, httpx.ProxyError):
             return f"the proxy does not let us reach {server} ({text}): see HTTPS_PROXY"

@@ -11,7 +11,7 @@ import typer
 from knowmine.server.cli import app, main
 from knowmine.shared.errors import CannotWrite, UsageError
 
-__all__ = ["server"]
+__all__ = ["app", "server"]
 
 
 @app.command()

@@ -41,8 +41,7 @@ FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ),
     (
         "client.yaml",
-        "Paths are relative to the file. Of the federation's choices it holds `model` alone: a "
-        "site refuses to train another.",
+        "Paths are relative to the file. `model` is what this site agreed to train, and no other.",
         ClientSettings,
     ),
 )

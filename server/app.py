@@ -161,7 +161,8 @@ class GridSites:
         names = {self._nodes[name]: name for name in tasks}
         packed = wire.pack_tasks(tasks)
         records = {node: packed[name] for node, name in names.items()}
-        for node, reply in self._ask(kind, records, names):
+        pace = _pace(kind, next(iter(tasks.values()), None))
+        for node, reply in self._ask(kind, records, names, pace=pace):
             yield names[node], self._parsed(reply, unpack)
             del reply  # before the next one comes
 
@@ -171,6 +172,7 @@ class GridSites:
         records: Mapping[int, RecordDict],
         names: Mapping[int, str],
         at_most_s: float = math.inf,
+        pace: str = "",
     ) -> Iterator[tuple[int, Message | str]]:
         """Push one message a node; yield replies one by one.
 
@@ -179,11 +181,11 @@ class GridSites:
         processes = self._processes()
         pending = []
         for node, content in records.items():
-            deadline = min(self._deadlines.of(names[node], kind), at_most_s)
+            deadline = min(self._deadlines.of(names[node], pace or kind), at_most_s)
             asked = _Asked(node, content, processes.get(node, ""), time.monotonic(), deadline)
             self._push(asked, kind)
             pending.append(asked)
-            self._tell_asked(names[node], kind)
+            self._tell_asked(names[node], kind, pace or kind)
         wanted, took = math.ceil(self._quorum * len(pending)), list[float]()
         while pending:
             found = False
@@ -198,7 +200,7 @@ class GridSites:
                     pending.remove(asked)
                     took.append(time.monotonic() - asked.started)
                     if not reply.has_error():
-                        self._deadlines.took(names[asked.node], kind, took[-1])
+                        self._deadlines.took(names[asked.node], pace or kind, took[-1])
                     self._tell_answered(names[asked.node], kind, took[-1], reply)
                     yield asked.node, reply
                     del reply
@@ -243,9 +245,9 @@ class GridSites:
     def _processes(self) -> dict[int, str]:
         return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
-    def _tell_asked(self, site: str, kind: str) -> None:
+    def _tell_asked(self, site: str, kind: str, pace: str) -> None:
         if self._board:
-            self._board.asked(site, kind, self._deadlines.expected(site, kind))
+            self._board.asked(site, kind, self._deadlines.expected(site, pace))
 
     def _tell_answered(self, site: str, kind: str, seconds: float, reply: Message | str) -> None:
         if self._board:
@@ -268,6 +270,16 @@ def _error_of(reply: Message) -> str:
         return ""
     reason = reply.error.reason or ""
     return REASONS.get(reason, reason) or f"error {reply.error.code}"
+
+
+def _pace(kind: str, task: TrainTask | EvaluateTask | None) -> str:
+    """Tasks whose times can be compared: a round that mines takes many times a warm-up round.
+
+    Otherwise a site's deadline in its first round with SAM would follow from rounds without.
+    """
+    if isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds:
+        return "mine"
+    return kind
 
 
 def _is_gone(reply: Message) -> bool:

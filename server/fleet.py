@@ -51,6 +51,7 @@ from flwr.supercore.constant import (  # isort: skip
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLWR_IN_MEMORY_DB_NAME,
     NOOP_FEDERATION_ID,
+    SYSTEM_MESSAGE_TYPE,
     TaskType,
 )
 from flwr.supercore.error import http_error_translator  # isort: skip
@@ -98,7 +99,7 @@ async def _check(request: Request, speaker: From) -> dict[str, Any]:
 class Fleet:
     """Listens for the sites on a thread of its own, from `start` to `close`.
 
-    presence: which sites are here. port: where it listens.
+    presence: which sites are here. revoked: nodes that were taken away. port: where it listens.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Fleet:
         self.uploads, self._doorbell, self.news = Uploads(), Doorbell(), threading.Event()
         self._nodes: dict[str, int] = {}
         self._polls: dict[int, object] = {}
+        self.revoked: set[int] = set()
         self._changing = threading.Lock()
         self._over = threading.Event()
         self._task_id: int | None = None
@@ -218,6 +220,7 @@ class Fleet:
     def _remove(self, site: str) -> None:
         if (node := self._nodes.pop(site, None)) is not None:
             self.state.delete_node(NOOP_FLWR_AID, node)
+            self.revoked.add(node)
             self.presence.forget(site)
 
     def _open_run(self) -> tuple[Any, Any]:
@@ -378,7 +381,13 @@ class FleetGrid(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers that are whole; half an answer is left until the rest is here."""
-        whole = [question for question in message_ids if self._fleet.uploads.whole(question)]
+        uploads, message_ids = self._fleet.uploads, list(message_ids)
+        revoked = [q for q in message_ids if uploads.node_of(q) in self._fleet.revoked]
+        for question in revoked:
+            self.abandon(question)
+        if revoked:
+            return [_unreadable(question, "the site was revoked") for question in revoked]
+        whole = [question for question in message_ids if uploads.whole(question)]
         if not whole:
             return []
         try:
@@ -414,7 +423,7 @@ def _unreadable(question: str, reason: str) -> Message:
         group_id="",
         created_at=0.0,
         ttl=0.0,
-        message_type="",
+        message_type=SYSTEM_MESSAGE_TYPE,
     )
     return make_message(metadata=metadata, error=Error(code=BAD_ANSWER, reason=reason))
 

@@ -33,6 +33,12 @@ class Uploads:
         with self._lock:
             self._open[question] = _Open(node)
 
+    def node_of(self, question: str) -> int | None:
+        """Whom the question was put to, while it waits."""
+        with self._lock:
+            waiting = self._open.get(question)
+            return waiting.node if waiting else None
+
     def begin(self, question: str, node: int, answer: str) -> None:
         """`node` wants to send `answer`, for the first time or again.
 

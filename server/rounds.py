@@ -342,7 +342,7 @@ def _lacking(record: RoundRecord, roster: Mapping[str, Hello], quorum: float, mi
     reasons = "; ".join(f"{name}: {why}" for name, why in sorted(record.refused.items()))
     return (
         f"round {record.round} got {len(record.updates)} of {len(roster)} updates, needs {needed} "
-        f"({reasons}); mend those sites and go on with --resume"
+        f"({reasons}); mend those sites, then go on with this run"
     )
 
 

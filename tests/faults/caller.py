@@ -79,5 +79,5 @@ def signed(stage, site, instance=None, replaces="") -> dict[str, str]:
         wire.INSTANCE_HEADER: instance or uuid.uuid4().hex,
         wire.REPLACES_HEADER: replaces,
         wire.VERSION_HEADER: "0",
-        "content-type": "application/x-protobuf",
+        "content-type": "application/protobuf",
     }

@@ -65,7 +65,8 @@ class Nursery:
     def close(self) -> None:
         """End it; its children end by themselves or were ended."""
         self.door.close()
-        self._process.wait(30)
+        self._process.kill()
+        self._process.wait()
 
 
 def main() -> None:

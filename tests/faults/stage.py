@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.faults.tiny import initial
 from tests.provisioned import Federation
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 90.0
+PATIENCE_S = 40.0
 """Longest wait for anything; the machine may be busy, and nothing here takes a tenth of it."""
 
 SERVER = {
@@ -87,10 +88,8 @@ class Program:
 
     def kill(self) -> None:
         """Kill -9 of the process and its children, and wait until they are gone."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._popen.wait(PATIENCE_S)
         self._reader.join(10)
 

@@ -87,7 +87,7 @@ def serve(options):
 
 
 def die_at(moment, count):
-    """Kill -9 of this process, by itself, when it comes to the moment for the `count`-th time."""
+    """End this process, by kill -9 when it comes to the moment for the `count`-th time."""
     from knowmine.server import app, federation, journal, rounds
 
     owner, name, before = {
@@ -126,9 +126,8 @@ def take_part(options):
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     settings = read_settings(ClientSettings, options.settings, {})
-    worker = TinyWorker(
-        settings.site, options.numbers, options.work, options.fault, settings.state / "diary"
-    )
+    diary = options.diary or settings.state / "diary"
+    worker = TinyWorker(settings.site, options.numbers, options.work, options.fault, diary)
     resident = Resident(settings, lambda: worker)
     print(resident.run(stop), flush=True)
     if resident.working:
@@ -143,6 +142,7 @@ def main():
     parser.add_argument("--numbers", type=int, default=1000)
     parser.add_argument("--work", type=float, default=0.0)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--diary", type=Path, help="elsewhere than in the site's state")
     parser.add_argument("--die", default="", help="moment and count, see die_at")
     options = parser.parse_args()
     try:

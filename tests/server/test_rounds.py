@@ -228,7 +228,7 @@ def from_round_2(round_, update):
 def test_a_missed_quorum_ends_the_run_with_the_reasons(folder):
     """One of three is less than half."""
     gone = [Fake(name, spoil=from_round_2) for name in ("b", "c")]
-    words = r"round 2 got 1 of 3 updates, needs 2 .*b: it is gone; c: it is gone.*--resume"
+    words = r"round 2 got 1 of 3 updates, needs 2 .*b: it is gone; c: it is gone.*go on"
     with pytest.raises(RunFailed, match=words):
         run(folder, Fake("a"), *gone, rounds=3)
 
