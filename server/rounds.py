@@ -330,7 +330,8 @@ def _admitted(
     """The update, if it can be averaged and claims no more images than the site said it has."""
     if isinstance(reply, KnowmineError):
         raise reply
-    most = max(site.labelled, site.unlabelled)
+    # A review at the site turns unlabelled images into labelled ones while the run goes on.
+    most = site.labelled + site.unlabelled
     return admit(reply, site=site.site, round=round_, manifest=manifest, max_images=most)
 
 
