@@ -193,6 +193,13 @@ def unpack_scores(records: RecordDict) -> Scores:
     return _checked(unpack, "scores")
 
 
+def round_of(records: RecordDict) -> int:
+    """The round that a question belongs to, for a log; 0 where it belongs to none."""
+    task: Any = records.config_records.get("task", {})
+    round_ = task.get("round", 0)
+    return round_ if isinstance(round_, int) else 0
+
+
 def pack_goodbye() -> RecordDict:
     """The server's last word: the run is over, and the sites may go."""
     return RecordDict({"goodbye": ConfigRecord({"protocol": PROTOCOL})})

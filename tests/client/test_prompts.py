@@ -297,3 +297,27 @@ def test_points_say_what_the_probabilities_say(drawn):
         columns, rows = xy.astype(int).T
         assert component[rows[0], columns[0]]
         assert (probabilities[0][rows, columns][labels == 0] < CLEAR).all()
+
+
+# ------------------------------------------------------------------- one object in parts
+
+CLOSE, FAR = [(10, 10, 20, 20), (22, 10, 32, 20)], [(2, 2, 10, 10), (50, 50, 60, 60)]
+
+
+def test_near_parts_are_asked_about_as_one_too():
+    """Two pixels apart: a third prompt whose region is both."""
+    asked = ask(plane(*CLOSE)[None], Frames(PX, PX, PX), join=True)
+    assert asked.joins == ((2, (0, 1)),)
+    assert torch.equal(asked.regions[2], asked.regions[0] | asked.regions[1])
+
+
+@pytest.mark.parametrize(("boxes", "join"), [(FAR, True), (CLOSE, False), (CLOSE[:1], True)])
+def test_what_is_far_or_alone_is_not_joined(boxes, join):
+    """Nor anything where nobody asks for it."""
+    assert ask(plane(*boxes)[None], Frames(PX, PX, PX), join=join).joins == ()
+
+
+def test_parts_of_two_classes_are_not_joined():
+    """Neighbours of another kind are other objects."""
+    two = np.stack([plane(CLOSE[0]), plane(CLOSE[1])])
+    assert ask(two, Frames(PX, PX, PX), join=True).joins == ()

@@ -110,7 +110,7 @@ def probed(images):
     if not images:
         return Calibration()
     sums = (float(images),)
-    return Calibration(images, sums * 5, sums * len(FEATURES) ** 2, sums * len(FEATURES))
+    return Calibration(images, sums * 5, sums * len(FEATURES) ** 2, sums * (5 * len(FEATURES)))
 
 
 def run(folder, *fakes, rounds=1, watch=None, log=None, sites=None, **settings):
@@ -235,7 +235,7 @@ def from_round_2(round_, update):
 def test_a_missed_quorum_ends_the_run_with_the_reasons(folder):
     """One of three is less than half."""
     gone = [Fake(name, spoil=from_round_2) for name in ("b", "c")]
-    words = r"round 2 got 1 of 3 updates, needs 2 .*b: it is gone; c: it is gone.*--resume"
+    words = r"round 2 got 1 of 3 updates, needs 2 .*b: it is gone; c: it is gone.*go on"
     with pytest.raises(RunFailed, match=words):
         run(folder, Fake("a"), *gone, rounds=3)
 

@@ -1,6 +1,7 @@
 """Updates as small differences: what they lose is known, and hostile ones are refused."""
 
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from knowmine.shared.changes import pack_change, unpack_change
 from knowmine.shared.errors import Refused, UpdateRefused
 
 FORMS = ("bf16", "int8")
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
     "bn.running_var": np.float32([1.0, 2.0]),
     "bn.num_batches_tracked": np.array(40),
