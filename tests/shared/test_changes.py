@@ -17,7 +17,7 @@ from knowmine.shared.errors import Refused, UpdateRefused
 FORMS = ("bf16", "int8")
 BEFORE: dict[str, Any] = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
-    "bn.running_var": np.float32([1.0, 2.0]),
+    "bn.running_var": np.array([1.0, 2.0], np.float32),
     "bn.num_batches_tracked": np.array(40),
 }
 forms = st.sampled_from(FORMS)
@@ -91,7 +91,7 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
     """A change far below int8's step arrives all the same, in time."""
     change = np.full((3, 4), 1e-4, np.float32)
     change[0, 0] = 1.0
-    total, lost = np.zeros((3, 4)), {}
+    total, lost = np.zeros((3, 4)), dict[str, Any]()
     for seed in range(200):
         made = packed(after(change), form, lost, seed)
         total += made.weights["w"].astype(np.float64) - BEFORE["w"]
@@ -101,7 +101,10 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
 
 def test_statistics_and_counters_travel_whole():
     """Bit for bit."""
-    counters = {"bn.running_var": np.float32([0.1, 3]), "bn.num_batches_tracked": np.array(83)}
+    counters: dict[str, Any] = {
+        "bn.running_var": np.array([0.1, 3], np.float32),
+        "bn.num_batches_tracked": np.array(83),
+    }
     made = packed(after(1, **counters))
     assert all(np.array_equal(made.weights[n], value) for n, value in counters.items())
 
