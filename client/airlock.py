@@ -173,8 +173,11 @@ def _calibration(values: dict[str, Any], door: Door) -> Calibration:
     for key in ("empty", "empty_predicted", "empty_right"):
         door.count(f"calibration.{key}", values[key], high=images)
     door.count("calibration.images", images)
-    weights, features = len(FUSE_WEIGHTS), len(FEATURES)
-    lengths = {"fused": weights, "gram": features**2, "target": features * weights}
+    lengths = {
+        "fused": len(FUSE_WEIGHTS),
+        "gram": len(FEATURES) ** 2,
+        "target": len(FEATURES) * len(FUSE_WEIGHTS),
+    }
     for key, length in lengths.items():
         # Sums of no images are empty; a judge that could not be fitted leaves its own two out.
         if values[key] and images:

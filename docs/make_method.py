@@ -28,7 +28,7 @@ from knowmine.shared.settings import ModelSettings, Plan, TrainingSettings
 from knowmine.shared.unetplusplus import build_model, weights_of
 
 PICTURE = Path(__file__).with_name("images") / "method.png"
-PLAN = Plan(model=ModelSettings(image_px=128), training=TrainingSettings(steps=12))
+PLAN = Plan(model=ModelSettings(image_px=96), training=TrainingSettings(steps=80))
 SHOWN, WEIGHT = 4, 0.5
 
 
@@ -60,7 +60,7 @@ def main() -> None:
                 if mask is not None and mask.max() > 0.5:
                     axis.contour(mask, [0.5], colors="#00e5ff", linewidths=1.6)
             draw_prompts(line[1], opinions.unet[row], site.frames(site.unlabelled, row))
-            line[3].text(3, 12, f"judged {quality[row]:.2f}", color="white", fontsize=8)
+            line[3].text(3, 10, f"judged {quality[row]:.2f}", color="white", fontsize=8)
         figure.savefig(PICTURE, dpi=80)
 
 
@@ -81,10 +81,10 @@ def draw_prompts(axis, unet, frames) -> None:  # type: ignore[no-untyped-def]  #
 
 
 def open_drawn(home: Path) -> Site:
-    """Forty drawn images: twelve with labels, of which four judge."""
-    make_folder(home / "data", images=40)
+    """Twenty drawn images: ten with labels, of which three judge, and eight without."""
+    make_folder(home / "data", images=20)
     data, hidden = open_site(
-        "drawn", home / "data", labelled=12, probe_fraction=0.34, test_fraction=0.3
+        "drawn", home / "data", labelled=10, probe_fraction=0.34, test_fraction=0.1
     )
     (home / "site").mkdir()
     return Site(

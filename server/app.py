@@ -197,10 +197,11 @@ class GridSites:
                         continue
                     found = True
                     pending.remove(asked)
-                    took.append(time.monotonic() - asked.started)
-                    if not reply.has_error():
-                        self._deadlines.took(names[asked.node], pace or kind, took[-1])
-                    self._tell_answered(names[asked.node], kind, took[-1], reply)
+                    seconds = time.monotonic() - asked.started
+                    if not reply.has_error():  # a quick failure hurries nobody
+                        took.append(seconds)
+                        self._deadlines.took(names[asked.node], pace or kind, seconds)
+                    self._tell_answered(names[asked.node], kind, seconds, reply)
                     yield asked.node, reply
                     del reply
             if found or not pending:

@@ -10,7 +10,7 @@ Nothing here knows how messages travel: `Sites` is the seam, `app.py` joins it t
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -91,10 +91,12 @@ def run_rounds(
     log: RunLog,
     watch: Watch,
     attendance: AttendanceSettings = ANYONE,
+    welcome: Callable[[], Collection[str]] | None = None,
 ) -> Weights:
     """Run the rounds that are still to do and return the global weights after the last.
 
     Goes on after the last round in `journal`; `initial` makes the weights of a fresh run.
+    welcome: the sites that may come at all, asked before each round; no round waits for another.
     Raises `UsageError` when no site has labels, `RunFailed` when a round misses its quorum,
     `Paused` when too few sites are here for too long.
     """
@@ -108,8 +110,13 @@ def run_rounds(
     known, attempt = Known(), 0
 
     while round_ <= settings.rounds:
+        expected = attendance.expected
+        if welcome is not None:
+            expected = tuple(site for site in expected if site in welcome())
+        waited_for = attendance.model_copy(update={"expected": expected})
+
         # ── meet ───────────────────────────────────────────────────────────────────────────────
-        roster = gather(sites, known, digest_of_manifest(manifest), attendance, log)
+        roster = gather(sites, known, digest_of_manifest(manifest), waited_for, log)
         started = time.monotonic()
         watch.round_started(round_, settings.rounds)
 
@@ -323,7 +330,8 @@ def _admitted(
     """The update, if it can be averaged and claims no more images than the site said it has."""
     if isinstance(reply, KnowmineError):
         raise reply
-    most = max(site.labelled, site.unlabelled)
+    # A review at the site turns unlabelled images into labelled ones while the run goes on.
+    most = site.labelled + site.unlabelled
     return admit(reply, site=site.site, round=round_, manifest=manifest, max_images=most)
 
 

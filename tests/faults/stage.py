@@ -22,7 +22,7 @@ from tests.faults.tiny import initial
 from tests.provisioned import Federation
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 """Longest wait for anything; the machine may be busy, and nothing here takes a tenth of it."""
 
 SERVER = {
