@@ -89,10 +89,10 @@ def serve(options):
 
 def die_at(moment, count):
     """End this process by kill -9 when it comes to the moment for the `count`-th time."""
-    from knowmine.server import app, federation, journal, rounds
+    from knowmine.server import aggregation, app, federation, journal, rounds
 
     owner, name, before = {
-        "mean": (rounds.RunningMean, "add", False),  # one update is in the mean
+        "mean": (aggregation.RunningMean, "add", False),  # one update is in the mean
         "step": (rounds.ServerOptimiser, "step", True),  # all are
         "evaluate": (app.GridSites, "evaluate", True),
         "checkpoint": (journal, "digest_of", True),  # nothing of the round is on disk

@@ -1,6 +1,7 @@
 """Updates as small differences: what they lose is known, and hostile ones are refused."""
 
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from knowmine.shared.changes import pack_change, unpack_change
 from knowmine.shared.errors import Refused, UpdateRefused
 
 FORMS = ("bf16", "int8")
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
-    "bn.running_var": np.float32([1.0, 2.0]),
+    "bn.running_var": np.array([1.0, 2.0], np.float32),
     "bn.num_batches_tracked": np.array(40),
 }
 forms = st.sampled_from(FORMS)
@@ -90,7 +91,8 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
     """A change far below int8's step arrives all the same, in time."""
     change = np.full((3, 4), 1e-4, np.float32)
     change[0, 0] = 1.0
-    total, lost = np.zeros((3, 4)), {}
+    total = np.zeros((3, 4))
+    lost: dict[str, Any] = {}
     for seed in range(200):
         made = packed(after(change), form, lost, seed)
         total += made.weights["w"].astype(np.float64) - BEFORE["w"]
@@ -100,7 +102,10 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
 
 def test_statistics_and_counters_travel_whole():
     """Bit for bit."""
-    counters = {"bn.running_var": np.float32([0.1, 3]), "bn.num_batches_tracked": np.array(83)}
+    counters = {
+        "bn.running_var": np.array([0.1, 3], np.float32),
+        "bn.num_batches_tracked": np.array(83),
+    }
     made = packed(after(1, **counters))
     assert all(np.array_equal(made.weights[n], value) for n, value in counters.items())
 
