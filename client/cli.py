@@ -13,6 +13,7 @@ import typer
 from knowmine.client.check_cli import check
 from knowmine.client.lines import Lines
 from knowmine.client.predict_cli import predict
+from knowmine.client.review_cli import review
 from knowmine.shared.command import run_command, say_version
 from knowmine.shared.log import Telling
 from knowmine.shared.settings import read_settings
@@ -101,6 +102,7 @@ def _say_event() -> Telling:
 
 
 app.command()(predict)
+app.command()(review)
 app.command("check")(check)
 
 

@@ -18,7 +18,8 @@ WORST, BEST = 4, 2
 @dataclass(frozen=True)
 class Kept:
     """One pseudo-label. image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all
-    classes joined; sam is None where SAM was not asked.
+    classes joined; sam is None where SAM was not asked. digest and size (H, W) are those of the
+    image's file, "" and (S, S) where a run of an older knowmine did not keep them.
     """
 
     round: int
@@ -29,6 +30,9 @@ class Kept:
     label: Floats
     quality: float
     kept: bool
+    digest: str
+    size: tuple[int, int]
+    classes: int
 
 
 def save_gallery(
@@ -54,6 +58,9 @@ def save_gallery(
         labels=_bytes(labels[rows]),
         quality=quality[rows],
         kept=kept[rows],
+        digests=np.array([kind.digests[row] for row in rows]),
+        sizes=np.array([kind.sizes[row] for row in rows], np.int64),
+        classes=np.array(labels.shape[1]),
     )
     write_atomically(folder / f"mined-{round_:04d}.npz", content.getvalue())
 
@@ -61,9 +68,12 @@ def save_gallery(
 def load_gallery(folder: Path, rounds: int) -> list[Kept]:
     """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first."""
     found = []
-    for file in sorted(folder.glob("mined-*.npz"))[-rounds:]:
+    for file in mined_files(folder)[-rounds:]:
         with np.load(file, allow_pickle=False) as arrays:
             content = dict(arrays)
+        count, px = content["images"].shape[0], content["images"].shape[-1]
+        digests = content.get("digests", np.array([""] * count))
+        sizes = content.get("sizes", np.full((count, 2), px))
         found += [
             Kept(
                 round=int(file.stem.removeprefix("mined-")),
@@ -74,10 +84,18 @@ def load_gallery(folder: Path, rounds: int) -> list[Kept]:
                 label=content["labels"][i] / np.float32(255),
                 quality=float(content["quality"][i]),
                 kept=bool(content["kept"][i]),
+                digest=str(digests[i]),
+                size=(int(sizes[i, 0]), int(sizes[i, 1])),
+                classes=int(content.get("classes", 1)),
             )
-            for i in range(len(content["stems"]))
+            for i in range(count)
         ]
     return found
+
+
+def mined_files(folder: Path) -> list[Path]:
+    """What `save_gallery` wrote into a site's folder, oldest round first."""
+    return sorted(folder.glob("mined-*.npz"))
 
 
 def _bytes(masks: Floats) -> NDArray[np.uint8]:

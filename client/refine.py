@@ -96,10 +96,11 @@ def joined(asked: Sequence[Asked]) -> Prompts | None:
     ]
     if not parts:
         return None
+    boxes = [p.boxes for p in parts if p.boxes is not None]
     masks = [p.masks for p in parts if p.masks is not None]
     return Prompts(
         image_of=torch.cat([p.image_of for p in parts]),
-        boxes=torch.cat([p.boxes for p in parts]),
+        boxes=torch.cat(boxes) if boxes else None,
         points=torch.cat([p.points for p in parts]),
         point_labels=torch.cat([p.point_labels for p in parts]),
         masks=torch.cat(masks) if masks else None,

@@ -43,6 +43,7 @@ from knowmine.client.pseudo_labels import (
     sharpen,
 )
 from knowmine.client.refine import refine
+from knowmine.client.reviewed import after_review
 from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples, train
 from knowmine.client.tuning import Lessons, tune
@@ -66,6 +67,7 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     plan = task.plan
     local = plan.training.batch_norm == "local"
     site.load_model(task.weights, plan.model, task.round, local)
+    site.to_mine, site.reviewed = after_review(site.unlabelled, site.folder)
     labelled = labels_of(site, plan, task.round, task.rounds)
     mining = mines(plan, task.round, task.rounds)
     pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
@@ -148,7 +150,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
 def mine_images(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
     plan, doubts = task.plan, None
-    kind = todays(site.unlabelled, plan, task.round)
+    kind = todays(site.to_mine, plan, task.round)
     if not len(kind):
         return _none(site), Mined()
     if plan.method == "knowmine":
@@ -257,8 +259,12 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
 
 
 def teaching(site: Site, plan: Plan, round_: int, rounds: int) -> list[Kind]:
-    """The labelled images to learn from, the probe set among them unless it is kept apart."""
-    return [site.labelled] if probe_apart(plan, round_, rounds) else [site.labelled, site.probe]
+    """The labelled images to learn from: the site's own, those of a review at the site, and the
+    probe set unless it is kept apart.
+    """
+    reviewed = [site.reviewed] if site.reviewed is not None else []
+    probe = [] if probe_apart(plan, round_, rounds) else [site.probe]
+    return [site.labelled, *reviewed, *probe]
 
 
 def labels_of(site: Site, plan: Plan, round_: int, rounds: int) -> Examples:

@@ -49,7 +49,7 @@ class Prompts:
     """K prompts on one or several images, all in the SAM frame (see `Frames.to_sam`).
 
     image_of: (K,) int64, the row of the embeddings that each prompt is about.
-    boxes: (K, 4) float32, xyxy.
+    boxes: (K, 4) float32, xyxy; None for prompts of points alone.
     points: (K, P, 2) float32, xy; P may be 0.
     point_labels: (K, P) float32: 1 inside the object, 0 outside, -1 no point (padding, which
         leaves no trace: a prompt gives the same masks whatever it is batched with).
@@ -57,7 +57,7 @@ class Prompts:
     """
 
     image_of: Tensor
-    boxes: Tensor
+    boxes: Tensor | None
     points: Tensor
     point_labels: Tensor
     masks: Tensor | None
@@ -259,7 +259,7 @@ def _take(prompts: Prompts, rows: Tensor, points: int, device: torch.device) -> 
     first = (labels == _NOT_A_POINT).int().argsort(dim=1, stable=True)[:, :points]
     return Prompts(
         image_of=prompts.image_of[rows].to(device),
-        boxes=prompts.boxes[rows].to(device),
+        boxes=None if prompts.boxes is None else prompts.boxes[rows].to(device),
         points=prompts.points[rows].gather(1, first[..., None].expand(-1, -1, 2)).to(device),
         point_labels=labels.gather(1, first).to(device),
         masks=None if prompts.masks is None else prompts.masks[rows].to(device),

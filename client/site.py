@@ -89,6 +89,9 @@ class Site:
         self.labelled = self._load(data.labelled, with_truth=True)
         self.probe = self._load(data.probe, with_truth=True)
         self.unlabelled = self._load(data.unlabelled)
+        # What a review at this site left to mine, and what it made labels of; see `improve`.
+        self.to_mine: Kind = self.unlabelled
+        self.reviewed: Kind | None = None
         self.test = self._load(data.test)
         scorer.check(self.test.cases)
         usable = sum(map(len, (self.labelled, self.probe, self.unlabelled, self.test)))

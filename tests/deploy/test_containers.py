@@ -22,7 +22,7 @@ each_dockerfile = pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: 
 
 def service_of(unit):
     """Keys of a unit's [Service]; of one that stands there twice, the last."""
-    section = unit.read_text().partition("[Service]")[2].partition("[Install]")[0]
+    section = unit.read_text().partition("\n[Service]\n")[2].partition("\n[Install]\n")[0]
     lines = [line for line in section.splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
 

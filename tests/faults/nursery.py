@@ -87,7 +87,8 @@ def main() -> None:
         while len(request) < size:
             request += door.recv(size - len(request))
         if os.fork() == 0:
-            _keep(json.loads(request), *files, door)
+            say, told = files
+            _keep(json.loads(request), say, told, door)
         for file in files:
             os.close(file)
 

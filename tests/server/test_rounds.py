@@ -141,6 +141,13 @@ def test_sites_weigh_as_many_images_as_they_trained_on(folder):
     assert weights["w"].tolist() == [2, 2]
 
 
+def test_with_the_median_one_wild_site_moves_nothing(folder):
+    """Two add 1, one adds a thousand and claims most of the images."""
+    sites = (Fake("a"), Fake("b"), Fake("c", 1000, labelled=1000))
+    weights, _ = run(folder, *sites, aggregation="median")
+    assert weights["w"].tolist() == [1, 1]
+
+
 def test_batch_counters_are_averaged_as_whole_numbers(folder):
     """Both counted forty batches."""
     weights, _ = run(folder, Fake("a"), Fake("b"))

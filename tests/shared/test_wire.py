@@ -77,7 +77,7 @@ def task(records):
     return wire.pack_tasks({"lyon": records})["lyon"]
 
 
-MESSAGES = {
+MESSAGES: dict[str, Any] = {
     "hello": (
         Hello("lyon", 1, "ab" * 32, 8, 100, 2, 10),
         wire.pack_reply,
