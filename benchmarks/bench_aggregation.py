@@ -11,7 +11,7 @@ Writes benchmarks/results/aggregation.json and the table in docs/performance.md.
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import HERE, in_turns, machine, row, write
+from benchmarks.measuring import HERE, in_turns, machine, peak_mb, row, write
 from knowmine.server.aggregation import RunningMean
 from knowmine.shared import packing, wire  # wire first: it tells Flower to phone nobody
 
@@ -115,7 +115,7 @@ def fresh(side: str, updates: int) -> float:
 
 def grown(side: str, updates: int) -> float:
     """What one side's round takes beyond the programs: replies that differ, as sites' do."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb(os.getpid())
     if side == "ours":
         mean = RunningMean()
         for _ in range(updates):
@@ -131,7 +131,7 @@ def grown(side: str, updates: int) -> float:
             for _ in range(updates)
         ]
         aggregate_arrayrecords(replies, "num-examples")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    return peak_mb(os.getpid()) - before
 
 
 if __name__ == "__main__":
