@@ -111,7 +111,6 @@ def test_everybody_can_read_it(page, address, width, colours):
     found = page.evaluate("axe.run()")["violations"]
     assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
     assert "0.4444" not in page.content()
-    page.screenshot(path=f"/tmp/status-{width}-{colours}.png")
 
 
 def test_the_page_renews_itself(page, address, run):
