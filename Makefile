@@ -36,8 +36,16 @@ demo/.drawn: deploy/phantom.py deploy/phantom_wall.py | .venv/.installed
 	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 100 --seed 0
 	@touch $@
 
+# Pages are tested in the system's Chromium: Playwright's own comes from no package registry.
+.venv/.browser: | .venv/.installed
+	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; \
+	  else echo 'The tests of pages need chromium on the PATH: install it first' >&2; exit 2; fi; fi
+	@touch $@
+
 # One thread a process: two with two threads each slow each other down on two cores.
-test: .venv/.installed ## Run the test suite
+test: .venv/.installed .venv/.browser ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/.installed ## Check format, lint and types

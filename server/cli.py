@@ -98,6 +98,13 @@ def status(
         Path | None, typer.Option(help="The run's folder, if not that of the file.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="A live page, and /metrics for Prometheus.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 8738,
+    host: Annotated[
+        str, typer.Option(help="Address of the page; other than 127.0.0.1 lets others read it.")
+    ] = "127.0.0.1",
     format_: Format = "text",
 ) -> None:
     """Which sites are connected, what each is about, and how far the run is."""
@@ -106,7 +113,16 @@ def status(
 
     folder = read_settings(ServerSettings, settings, {"out": out}).out
     if checked_format(format_) == "json":
-        say_json(read_status(folder))
+        from knowmine.server.status_page import figures_of
+
+        say_json(figures_of(folder))
+        return
+    if serve:
+        from knowmine.server.status_page import serve_status
+
+        read_status(folder)  # no run: say so at once
+        typer.echo(f"Status of {folder} at http://{host}:{port}/ and /metrics. Ctrl-C ends it.")
+        serve_status(folder, host, port)
         return
     console = Console()
     if not watch:

@@ -1,7 +1,7 @@
 // The review's page: which case is shown, what its keys do, and that no stroke is lost.
 
 import { Stage } from "/canvas.js";
-import { Outbox, Refusal, ask, asBase64, readMask, writeMask } from "/server.js";
+import { Outbox, Refusal, Unreachable, ask, asBase64, readMask, writeMask } from "/server.js";
 
 const $ = (id) => document.getElementById(id);
 const MARKS = { accepted: "✓", corrected: "✎", rejected: "✕", skipped: "–" };
@@ -42,7 +42,8 @@ function alarm(kind, text) { alarmed = kind; $("alert").textContent = text; $("a
 function hush(kind) { if (alarmed === kind) { alarmed = ""; $("alert").hidden = true; } }
 function failed(error) {
   if (error instanceof Refusal && error.status !== 403) alarm("case", `${error.message}.`);
-  else outbox.tell(outbox.waiting, error);
+  else if (error instanceof Refusal || error instanceof Unreachable) outbox.tell(outbox.waiting, error);
+  else { alarm("case", "A mistake of ours; load the page again. Your strokes are kept."); console.error(error); }
 }
 
 // ---------------------------------------------------------------------------- the list
@@ -156,7 +157,8 @@ async function open(id) {
   if (current !== id) return; // another was asked for meanwhile
   const one = cases.get(id);
   start = found.label;
-  stage.show(one.width, one.height, found.image, found, unsaved.get(id) || found.mine || found.label);
+  const { image, label, unet, sam } = found;
+  stage.show(one.width, one.height, image, { label, unet, sam }, unsaved.get(id) || found.mine || found.label);
   counted();
   requestAnimationFrame(() => setTimeout(() => {
     document.body.dataset.shown = id;

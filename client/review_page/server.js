@@ -8,11 +8,16 @@ export class Refusal extends Error {
   }
 }
 
+/** Nobody answered: the server is gone, for now. */
+export class Unreachable extends Error {}
+
 export async function ask(path, options = {}) {
-  const answer = await fetch(path, {
-    ...options,
-    headers: { "x-knowmine": "review", ...(options.headers || {}) },
-  });
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: { "x-knowmine": "review", ...(options.headers || {}) } });
+  } catch (error) {
+    throw new Unreachable(error.message);
+  }
   if (answer.ok) return answer;
   const text = await answer.text();
   let told = { error: text };

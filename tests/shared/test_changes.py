@@ -91,7 +91,8 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
     """A change far below int8's step arrives all the same, in time."""
     change = np.full((3, 4), 1e-4, np.float32)
     change[0, 0] = 1.0
-    total, lost = np.zeros((3, 4)), dict[str, Any]()
+    total = np.zeros((3, 4))
+    lost: dict[str, Any] = {}
     for seed in range(200):
         made = packed(after(change), form, lost, seed)
         total += made.weights["w"].astype(np.float64) - BEFORE["w"]
@@ -101,7 +102,7 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
 
 def test_statistics_and_counters_travel_whole():
     """Bit for bit."""
-    counters: dict[str, Any] = {
+    counters = {
         "bn.running_var": np.array([0.1, 3], np.float32),
         "bn.num_batches_tracked": np.array(83),
     }

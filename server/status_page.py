@@ -1,0 +1,188 @@
+"""The coordinator's live page and Prometheus metrics, from what a run has on disk; never an image.
+
+Counts of fewer than five test images are left out, and so are the scores that rest on them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from knowmine.server.model_cards import published
+from knowmine.server.status import read_status
+from knowmine.shared.errors import UsageError
+
+EVENTS = 40
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'",
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+}
+
+
+def figures_of(run: Path) -> dict[str, Any]:
+    """All that the page, the metrics and `status --format json` tell of the run in a folder.
+
+    `read_status`, and `history` (a record for each round) and `events` (the last of the log).
+    Raises `UsageError` where there is no run.
+    """
+    history = []
+    for file in sorted((run / "rounds").glob("*.json")):
+        try:
+            record = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            continue  # being written, or damaged: the journal's affair
+        if record.get("round"):
+            history.append(_told(record))
+    status = read_status(run)
+    if history:
+        status["dice"] = history[-1]["dice"]
+    return {**status, "history": history, "events": _events(run / "run.log.jsonl")}
+
+
+def metrics_of(figures: Mapping[str, Any]) -> bytes:
+    """The same in Prometheus' text format."""
+    registry = CollectorRegistry()
+
+    def gauge(name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"knowmine_{name}", what, labels, registry=registry)
+
+    running = figures["status"] in ("waiting", "running")
+    gauge("running", "1 while the server runs.").set(running)
+    gauge("round", "Round under way, or the last one.").set(figures["round"])
+    if figures["rounds"]:
+        gauge("rounds", "Rounds of the run.").set(figures["rounds"])
+    connected = gauge("site_connected", "1 while the site is here.", "site")
+    last = gauge("site_last_round", "Last round that the site trained in.", "site")
+    for name, site in figures["sites"].items():
+        connected.labels(name).set(site["connected"])
+        last.labels(name).set(site["last_round"])
+    history = figures["history"]
+    if not history:
+        return generate_latest(registry)
+    sent = gauge("bytes", "Bytes of all rounds so far.", "direction")
+    for direction in ("down", "up"):
+        sent.labels(direction).set(sum(r[f"bytes_{direction}"] for r in history))
+    if history[-1]["dice"] is not None:
+        gauge("dice", "Dice of the global model.").set(history[-1]["dice"])
+    dice = gauge("site_dice", "Dice on the site's own test images.", "site")
+    for name, scores in history[-1]["per_site"].items():
+        if scores["dice"] is not None:
+            dice.labels(name).set(scores["dice"])
+    quality = gauge("site_mining_quality", "Mean judged quality of pseudo-labels.", "site")
+    for name, mined in history[-1]["mined_per_site"].items():
+        quality.labels(name).set(mined["mean_quality"])
+    gauge("round_seconds", "Seconds of the last round.").set(history[-1]["seconds"])
+    return generate_latest(registry)
+
+
+def status_app(run: Path) -> Starlette:
+    """The page at /, its figures at /status.json, and /metrics."""
+    here = Path(__file__)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["megabytes"] = lambda count: f"{count / 1e6:.1f} MB"
+
+    async def page(request: Request) -> Response:
+        source = here.with_name("status_page.html").read_text(encoding="utf-8")
+        figures = await run_in_threadpool(figures_of, run)
+        html = environment.from_string(source).render(**figures)
+        return Response(html, media_type="text/html", headers=HEADERS)
+
+    async def told(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(figures_of, run), headers=HEADERS)
+
+    async def metrics(request: Request) -> Response:
+        text = metrics_of(await run_in_threadpool(figures_of, run))
+        return Response(text, media_type="text/plain; version=0.0.4", headers=HEADERS)
+
+    def static(name: str, kind: str) -> Route:
+        async def serve(request: Request) -> Response:
+            return Response(here.with_name(name).read_bytes(), media_type=kind, headers=HEADERS)
+
+        return Route(f"/{name}", serve)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(str(error), 503, headers=HEADERS)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/status.json", told),
+            Route("/metrics", metrics),
+            static("status_page.css", "text/css"),
+            static("status_page.js", "text/javascript"),
+        ],
+        exception_handlers={UsageError: refused},
+    )
+
+
+def serve_status(run: Path, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C; raise `UsageError` where the port is taken."""
+    config = uvicorn.Config(
+        status_app(run), host=host, port=port, log_config=None, lifespan="off", server_header=False
+    )
+    try:
+        listening = config.bind_socket()
+    except SystemExit:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: another program has that port; choose another "
+            "with --port"
+        ) from None
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A round's record with small counts left out, and the mean over the sites that are shown."""
+    sites = {
+        name: {
+            "test_images": published(scores["test_images"]),
+            "dice": scores["dice"] if published(scores["test_images"]) else None,
+        }
+        for name, scores in record.get("per_site", {}).items()
+    }
+    shown = [s for s in sites.values() if s["test_images"] and s["dice"] is not None]
+    images = sum(s["test_images"] for s in shown)
+    return {
+        "round": record["round"],
+        "seconds": record["seconds"],
+        "sites": record["sites"],
+        # Not the run's own mean: beside the others it would give away a site that is left out.
+        "dice": round(sum(s["dice"] * s["test_images"] for s in shown) / images, 6)
+        if images
+        else None,
+        "bytes_down": record.get("bytes_down", 0),
+        "bytes_up": record.get("bytes_up", 0),
+        "mined": record["mined"],
+        "per_site": sites,
+        "mined_per_site": record.get("mined_per_site", {}),
+        "refused": record.get("refused", {}),
+    }
+
+
+def _events(log: Path) -> list[dict[str, str]]:
+    """The last lines of the log that tell a person something, newest first."""
+    told = []
+    try:
+        lines = log.read_bytes().splitlines()[-400:]
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") not in ("update", "round"):
+            keys = ("time", "level", "event", "site", "reason")
+            told.append({key: str(event.get(key) or "") for key in keys})
+    return told[-EVENTS:][::-1]

@@ -1,0 +1,202 @@
+"""A clinician's review in a real browser: click, draw, decide, and lose nothing."""
+
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from knowmine.client.dataset import Case
+from knowmine.client.gallery import save_gallery
+from knowmine.client.pseudo_labels import Opinions
+from knowmine.client.reviewed import read_decisions
+from knowmine.client.site import Kind
+
+PX = 64
+REVIEW = "from knowmine.client.cli import main; main()"
+
+
+def draw_site(state: Path) -> Path:
+    """A site's state folder after a round that mined four discs; quality .2, .4, .6 and .8."""
+    folder = state / "site"
+    folder.mkdir(parents=True)
+    rows, columns = np.mgrid[:PX, :PX]
+    disc = (rows - 32) ** 2 + (columns - 32) ** 2 < 150
+    image = (60 + 130 * disc[None, None].repeat(3, 1)).astype(np.uint8)
+    images = torch.from_numpy(image.repeat(4, 0))
+    cases = tuple(Case(f"case-{i}", Path(f"case-{i}.png"), None, f"case-{i}") for i in range(4))
+    kind = Kind(cases, images, torch.zeros(0, 1, PX, PX), ("",) * 4, ((PX, PX),) * 4)
+    unet = np.repeat(disc[None, None].astype(np.float32), 4, 0)
+    ones = np.ones(4, np.float32)
+    opinions = Opinions(unet, np.roll(unet, 6, 3), ones > 0, ones, ones)
+    quality = np.array([0.2, 0.4, 0.6, 0.8])
+    save_gallery(folder, 2, kind, opinions, unet, quality, np.ones(4, bool))
+    return folder
+
+
+class Served:
+    """A review in a process of its own, as a person starts it."""
+
+    def __init__(self, state: Path, port: int = 0) -> None:
+        command = [sys.executable, "-c", REVIEW, "review", str(state), "--no-browser"]
+        self._process = subprocess.Popen(
+            [*command, "--port", str(port), "--role", "radiologist"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout
+        lines = iter(self._process.stdout)
+        self.url = next(m.group() for line in lines if (m := re.search(r"http://\S+", line)))
+        self.port = int(re.findall(r":(\d+)/", self.url)[0])
+
+    def kill(self) -> None:
+        """As a power cut does it."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A review of `tmp_path / "state"`; killed at the end."""
+    draw_site(tmp_path / "state")
+    running = Served(tmp_path / "state")
+    yield running
+    running.kill()
+
+
+def shown(page, stem):
+    page.get_by_role("heading", name=stem, exact=True).wait_for()
+    page.locator("body[data-shown]").wait_for()
+
+
+def saved(page):
+    page.locator('#saved[data-waiting="0"]').wait_for()
+
+
+def stroke(page):
+    """A short stroke in the upper left of the image, outside of the disc."""
+    box = page.locator("#canvas").bounding_box()
+    left, top = box["x"] + box["width"] / 2 - 180, box["y"] + box["height"] / 2 - 180
+    page.mouse.move(left, top)
+    page.mouse.down()
+    page.mouse.move(left + 40, top, steps=3)
+    page.mouse.up()
+
+
+def test_drawn_accepted_rejected_and_there_after_a_reload(page, served, tmp_path):
+    """The worst comes first; a corrected mask and a rejection are on disk and in the list."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    stroke(page)
+    saved(page)
+    page.keyboard.press("a")
+    shown(page, "case-1")
+    page.keyboard.press("r")
+    shown(page, "case-2")
+    saved(page)
+    page.reload()
+    page.get_by_text("2 of 4 decided").wait_for()
+
+    folder = tmp_path / "state" / "site"
+    decided = read_decisions(folder)
+    mask = np.asarray(Image.open(io.BytesIO((folder / "masks_reviewed/case-0.png").read_bytes())))
+    assert {stem: one.verdict for stem, one in decided.items()} == {
+        "case-0": "corrected",
+        "case-1": "rejected",
+    }
+    assert mask[:24, :24].any() and mask[32, 32]
+
+
+def test_a_killed_server_costs_no_stroke(page, served, tmp_path):
+    """Strokes and decisions made while it was dead arrive once it is back."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    served.kill()
+    stroke(page)
+    page.keyboard.press("a")
+    page.get_by_text("does not answer").wait_for()
+    again = Served(tmp_path / "state", served.port)
+    try:
+        other = page.context.new_page()
+        other.goto(again.url)
+        saved(page)
+        decided = read_decisions(tmp_path / "state" / "site")
+    finally:
+        again.kill()
+    assert [one.verdict for one in decided.values()] == ["corrected"]
+
+
+def test_a_click_asks_the_real_sam(page, served):
+    """One click on the disc and SAM's mask is the person's; undo takes it back."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.keyboard.press("x")
+    page.keyboard.press("c")
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.locator("body[data-sam-ms]").wait_for(timeout=60_000)
+    assert "%" in page.locator("#marked").inner_text()
+    page.keyboard.press("z")
+    assert page.locator("#marked").inner_text() == "nothing"
+    saved(page)
+
+
+def test_the_second_of_two_reviewers_is_told(page, served, tmp_path):
+    """Nobody's word is overwritten unseen."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    other = page.context.new_page()
+    other.goto(served.url.split("?")[0])
+    shown(other, "case-0")
+    other.keyboard.press("r")
+    saved(other)
+    page.keyboard.press("a")
+    page.get_by_text("Somebody was here before you").wait_for()
+    page.get_by_role("button", name="Replace it with mine").click()
+    saved(page)
+    page.get_by_text("1 of 4 decided").wait_for()
+    lines = (tmp_path / "state/site/reviews.jsonl").read_text().splitlines()
+    assert [json.loads(line)["verdict"] for line in lines] == ["rejected", "accepted"]
+
+
+def test_by_keyboard_alone(page, served, tmp_path):
+    """Pointer, brush, undo, decision and taking it back, without a mouse."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    for key in ("ArrowUp", "ArrowUp", " ", "z", "ArrowLeft", " ", "a"):
+        page.keyboard.press(key)
+    shown(page, "case-1")
+    saved(page)
+    page.get_by_text("1 of 4 decided").wait_for()
+    page.keyboard.press("u")
+    page.get_by_text("0 of 4 decided").wait_for()
+    saved(page)
+    assert read_decisions(tmp_path / "state" / "site")["case-0"].verdict == "withdrawn"
+
+
+def test_a_wrong_token_is_refused(page, served):
+    """403, in words."""
+    answer = page.goto(served.url + "x")
+    assert answer.status == 403 and "start it again" in page.inner_text("body")
+
+
+def test_everybody_can_read_it(page, served):
+    """Light and dark, narrow and wide: axe-core finds no serious fault, nothing is cut off."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.evaluate(Path(__file__).with_name("axe.min.js").read_text())
+    for width, colours in itertools.product((1280, 1920), ("light", "dark")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=colours)
+        found = page.evaluate("axe.run()")["violations"]
+        assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,121 @@
+"""The coordinator's page and metrics tell what the run's folder says, and no small counts."""
+
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from knowmine.server.status_page import figures_of, metrics_of, status_app
+
+
+def site(**changes):
+    """A connected site as `status.json` tells of it."""
+    return {
+        "connected": True,
+        "since": None,
+        "version": "0.1.0",
+        "task": "train",
+        "task_seconds": 7,
+        "task_expected_seconds": None,
+        "last_round": 1,
+        "last_seconds": {},
+        "error": "",
+        "revoked": False,
+        "certificate_expires": "2027-05-01T00:00:00+00:00",
+        "certificate_warning": None,
+        **changes,
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of two sites after its first round; turin has four test images."""
+    status = {
+        "federation": "polyps",
+        "status": "running",
+        "reason": "",
+        "round": 2,
+        "rounds": 5,
+        "dice": 0.7,
+        "started_at": "",
+        "updated_at": datetime.now(UTC).isoformat(),
+        "server_certificate_warning": None,
+        "damaged": {},
+        "sites": {"lyon": site(), "turin": site(connected=False, task="", task_seconds=None)},
+    }
+    mined = {"kept": 3, "dropped": 1, "gate": "on", "mean_quality": 0.66}
+    record = {
+        "round": 1,
+        "seconds": 12.5,
+        "sites": ["lyon", "turin"],
+        "dice": 0.7,
+        "bytes_down": 10_000_000,
+        "bytes_up": 5_000_000,
+        "mined": mined,
+        "per_site": {
+            "lyon": {"dice": 0.8, "test_images": 10},
+            "turin": {"dice": 0.4444, "test_images": 4},
+        },
+        "mined_per_site": {"lyon": mined},
+        "refused": {},
+    }
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    (tmp_path / "rounds" / "0001.json").write_text(json.dumps(record))
+    line = {"time": "2026-11-23T01:02:03", "level": "warning", "event": "refused", "site": "turin"}
+    (tmp_path / "run.log.jsonl").write_text(json.dumps({**line, "reason": "nan"}) + "\n{half")
+    return tmp_path
+
+
+@pytest.fixture
+def address(run):
+    """Where the page is served, on a free port."""
+    config = uvicorn.Config(status_app(run), port=0, log_config=None, lifespan="off")
+    listening = config.bind_socket()
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+def test_small_counts_are_left_out(run):
+    """Turin's four images give no Dice, and the mean does not betray it."""
+    (round_,) = figures_of(run)["history"]
+    assert round_["per_site"]["turin"] == {"test_images": None, "dice": None}
+    assert round_["dice"] == 0.8
+
+
+def test_metrics_are_those_figures(run):
+    """Lyon's Dice is there, turin's is not."""
+    text = metrics_of(figures_of(run)).decode()
+    assert 'knowmine_site_dice{site="lyon"} 0.8' in text
+    assert 'knowmine_site_dice{site="turin"}' not in text
+    assert 'knowmine_bytes{direction="down"} 1e+07' in text
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_everybody_can_read_it(page, address, width, colours):
+    """Sites, rounds and events are there; axe-core finds no serious fault."""
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=colours)
+    page.goto(address)
+    page.get_by_text("fewer than 5").wait_for()
+    page.evaluate(Path(__file__).with_name("axe.min.js").read_text())
+    found = page.evaluate("axe.run()")["violations"]
+    assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
+    assert "0.4444" not in page.content()
+
+
+def test_the_page_renews_itself(page, address, run):
+    """A round that begins shows without a reload."""
+    page.goto(address)
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "round": 3}))
+    page.get_by_text("3 / 5").wait_for()
