@@ -79,7 +79,7 @@ def pack_task(task: TrainTask | EvaluateTask, manifest: Manifest) -> Iterator[pb
     """The parts of a task; raise `Refused` at once where it does not fit the airlock."""
     calibration = task.calibration if isinstance(task, TrainTask) else Calibration()
     values = {**dict(task.plan), "round": task.round, "rounds": task.rounds}
-    del values["model"]
+    del values["model"], values["transport"]  # the one is installed, the other is the courier's
     _fits(task.weights, manifest, TO_VAULT)
     heading = _filled(pb.Task, {**values, "calibration": calibration}, TO_VAULT)
     return _parts(pb.TaskPart(task=heading), task.weights, manifest, pb.TaskPart)

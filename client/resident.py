@@ -60,7 +60,11 @@ class Resident:
         self._log = log
         link = Link(settings.network, settings.site, self._keys, settings.keys, settings.state, log)
         try:
-            how = link.serve(client_app(lambda _: self._worker), stop, settings.stop_s)
+            how = link.serve(
+                client_app(lambda _: self._worker, settings.state / "feedback"),
+                stop,
+                settings.stop_s,
+            )
             log.event("end", reason=how)
             return how
         finally:

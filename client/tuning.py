@@ -139,6 +139,7 @@ def _question(
     prompts = joined(asked)
     if prompts is None:
         return None
+    assert prompts.boxes is not None, "the U-Net++'s prompts have boxes"
     sides = (prompts.boxes[:, 2:] - prompts.boxes[:, :2]).repeat(1, 2)
     jitter = torch.from_numpy(rng.uniform(-BOX_JITTER, BOX_JITTER, sides.shape)).float()
     prompts = replace(prompts, boxes=prompts.boxes + sides * jitter)

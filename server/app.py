@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from flwr.app import Context, Message, RecordDict
@@ -128,13 +129,15 @@ class GridSites:
 
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update | KnowmineError]]:
         """Send the tasks and give each update as it comes."""
-        return self._answers("train", tasks, wire.unpack_update)
+        return self._answers(
+            "train", tasks, lambda name, records: wire.unpack_update(records, tasks[name])
+        )
 
     def evaluate(
         self, tasks: Mapping[str, EvaluateTask]
     ) -> Iterator[tuple[str, Scores | KnowmineError]]:
         """Send the tasks and give each site's scores as they come."""
-        return self._answers("evaluate", tasks, wire.unpack_scores)
+        return self._answers("evaluate", tasks, lambda _, records: wire.unpack_scores(records))
 
     def dismiss(self, expected: Collection[str] = (), wait_s: float = 0.0) -> None:
         """Tell the sites that the run is over; those that do not hear it go on asking.
@@ -156,14 +159,13 @@ class GridSites:
         self,
         kind: str,
         tasks: Mapping[str, TrainTask] | Mapping[str, EvaluateTask],
-        unpack: Callable[[RecordDict], R],
+        unpack: Callable[[str, RecordDict], R],
     ) -> Iterator[tuple[str, R | KnowmineError]]:
         names = {self._nodes[name]: name for name in tasks}
         packed = wire.pack_tasks(tasks)
         records = {node: packed[name] for node, name in names.items()}
-        pace = _pace(kind, next(iter(tasks.values()), None))
-        for node, reply in self._ask(kind, records, names, pace=pace):
-            yield names[node], self._parsed(reply, unpack)
+        for node, reply in self._ask(kind, records, names, pace=_pace(kind, tasks)):
+            yield names[node], self._parsed(reply, partial(unpack, names[node]))
             del reply  # before the next one comes
 
     def _ask(
@@ -198,10 +200,11 @@ class GridSites:
                         continue
                     found = True
                     pending.remove(asked)
-                    took.append(time.monotonic() - asked.started)
-                    if not reply.has_error():
-                        self._deadlines.took(names[asked.node], pace or kind, took[-1])
-                    self._tell_answered(names[asked.node], kind, took[-1], reply)
+                    seconds = time.monotonic() - asked.started
+                    if not reply.has_error():  # a quick failure hurries nobody
+                        took.append(seconds)
+                        self._deadlines.took(names[asked.node], pace or kind, seconds)
+                    self._tell_answered(names[asked.node], kind, seconds, reply)
                     yield asked.node, reply
                     del reply
             if found or not pending:
@@ -272,14 +275,16 @@ def _error_of(reply: Message) -> str:
     return REASONS.get(reason, reason) or f"error {reply.error.code}"
 
 
-def _pace(kind: str, task: TrainTask | EvaluateTask | None) -> str:
+def _pace(kind: str, tasks: Mapping[str, TrainTask] | Mapping[str, EvaluateTask]) -> str:
     """Tasks whose times can be compared: a round that mines takes many times a warm-up round.
 
     Otherwise a site's deadline in its first round with SAM would follow from rounds without.
     """
-    if isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds:
-        return "mine"
-    return kind
+    mines = any(
+        isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds
+        for task in tasks.values()
+    )
+    return "mine" if mines else kind
 
 
 def _is_gone(reply: Message) -> bool:

@@ -92,6 +92,7 @@ def run_federation(
                     log=log,
                     watch=board,
                     attendance=settings.attendance.model_copy(update={"expected": expected}),
+                    welcome=allow_list.sites,
                 )
                 # A run that was killed at its very end goes on here, and has met nobody yet.
                 sites.dismiss(expected, 0 if sites.here() else settings.attendance.gather_s)

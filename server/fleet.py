@@ -72,7 +72,7 @@ from flwr.superlink.servicer.runtime import runtime_handlers  # isort: skip
 LONG_POLL_S = 20.0
 """A site's question for work is held this long, so that work reaches it at once; proxies cut
 connections that are silent for a minute."""
-TASK_BEAT_S = 10.0
+TASK_BEAT_S = 5.0
 BAD_ANSWER = 2
 """Flower's code for an error in a site's app."""
 
@@ -118,7 +118,7 @@ class Fleet:
         self._polls: dict[int, object] = {}
         self.revoked: set[int] = set()
         self._changing = threading.Lock()
-        self._over = threading.Event()
+        self._over, self.lapsed = threading.Event(), threading.Event()
         self._task_id: int | None = None
         app = FastAPI(
             docs_url=None,
@@ -241,7 +241,10 @@ class Fleet:
 
     def _beat(self, task: int) -> None:
         while not self._over.wait(TASK_BEAT_S):
-            self.state.acknowledge_task_heartbeat(task)
+            if not self.state.acknowledge_task_heartbeat(task):
+                self.lapsed.set()
+                self.news.set()
+                return
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
@@ -407,7 +410,15 @@ class FleetGrid(HttpGrid):
             self._fleet.state.object_store.delete(name)
 
     def wait(self, seconds: float) -> None:
-        """Return when a site came, left or answered, or after `seconds`."""
+        """Return when a site came, left or answered, or after `seconds`.
+
+        Raises `RunFailed` where the process was stopped for so long that Flower ended its run.
+        """
+        if self._fleet.lapsed.is_set():
+            raise RunFailed(
+                "this machine stood still for a minute or longer, and Flower gave up the run's "
+                "messages; the finished rounds are safe: start the server again and it goes on"
+            )
         if self._fleet.news.wait(seconds):
             self._fleet.news.clear()
 

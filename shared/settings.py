@@ -201,6 +201,17 @@ class MiningSettings(Settings):
     )
 
 
+class TransportSettings(Settings):
+    """How updates travel."""
+
+    update: Literal["none", "bf16", "int8"] = Field(
+        "none",
+        description="none: a site sends its weights as they are. bf16, int8: it sends what "
+        "changed, rounded, in a half or a quarter of the bytes or less; what rounding took is "
+        "added to its next update.",
+    )
+
+
 class Plan(Settings):
     """What all sites of one run do alike; the server sends it with each task."""
 
@@ -216,6 +227,9 @@ class Plan(Settings):
     )
     mining: MiningSettings = Field(
         default_factory=MiningSettings, description="How pseudo-labels are made and used."
+    )
+    transport: TransportSettings = Field(
+        default_factory=TransportSettings, description="How updates travel."
     )
 
     @model_validator(mode="after")

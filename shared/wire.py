@@ -19,6 +19,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from numpy.typing import NDArray
 
 from knowmine.shared import packing
+from knowmine.shared.changes import unpack_change
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -35,7 +36,7 @@ from knowmine.shared.protocol import (
     calibration_of,
 )
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import Weights
+from knowmine.shared.weights import Received, Weights
 
 R = TypeVar("R")
 
@@ -44,6 +45,8 @@ RUN_NAME = "knowmine/federation"
 INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 """The random name of a site's process, and of the one before it on the same machine."""
 VERSION_HEADER = "knowmine-version"
+CHANGE = "knowmine-change"
+"""The same for a change of the weights that were sent, in the form that the plan names."""
 STYPE = "safetensors"
 """What Flower's Array says of the bytes that hold all tensors of a model."""
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
@@ -119,8 +122,11 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
     return _checked(unpack, "task")
 
 
-def pack_reply(reply: Reply | Hello) -> RecordDict:
-    """A reply as Flower records: tensors and numbers."""
+def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
+    """A reply as Flower records: tensors and numbers.
+
+    change: the packed change that an update's weights are, to be sent in their place.
+    """
     if isinstance(reply, Hello):
         return RecordDict(
             {"hello": ConfigRecord({f.name: getattr(reply, f.name) for f in fields(reply)})}
@@ -142,7 +148,9 @@ def pack_reply(reply: Reply | Hello) -> RecordDict:
         {
             "update": MetricRecord(numbers),
             "mined": MetricRecord(mined),
-            "weights": _pack_weights(reply.weights),
+            "weights": _pack_weights(reply.weights)
+            if change is None
+            else _as_record(change, CHANGE),
         }
     )
 
@@ -159,14 +167,18 @@ def unpack_hello(records: RecordDict) -> Hello:
     return _checked(unpack, "hello")
 
 
-def unpack_update(records: RecordDict) -> Update:
-    """A site's update; raise `Refused` for anything that is not one."""
+def unpack_update(records: RecordDict, task: TrainTask | None = None) -> Update:
+    """A site's update; raise `Refused` for anything that is not one.
+
+    task: that it answers; without it a change cannot be told.
+    """
 
     def unpack() -> Update:
         mined = _exactly(records.metric_records["mined"], Mined)
         mined["gate"] = dict(enumerate(GATES))[mined["gate"]]
         numbers: dict[str, Any] = dict(records.metric_records["update"])
-        return Update(weights=_unpack_weights(records), mined=Mined(**mined), **numbers)
+        weights = _unpack_answer(records, task)
+        return Update(weights=weights, mined=Mined(**mined), **numbers)
 
     return _checked(unpack, "update")
 
@@ -228,8 +240,24 @@ def _whole(value: object) -> int:
 
 
 def _pack_weights(weights: Weights) -> ArrayRecord:
-    data = packing.pack(weights)
-    return ArrayRecord({"all": Array("uint8", (len(data),), STYPE, data)})
+    return _as_record(packing.pack(weights), STYPE)
+
+
+def _as_record(data: bytes, stype: str) -> ArrayRecord:
+    return ArrayRecord({"all": Array("uint8", (len(data),), stype, data)})
+
+
+def _unpack_answer(records: RecordDict, task: TrainTask | None) -> Weights:
+    """An update's weights, sent whole or as a change of the task's."""
+    (packed,) = records.array_records["weights"].values()
+    if packed.stype != CHANGE:
+        return _unpack_weights(records)
+    form = task.plan.transport.update if task else "none"
+    if task is None or form == "none":
+        raise Refused("an update comes as a change; the plan asks for whole weights")
+    weights = Received(unpack_change(packed.data, task.weights, form))
+    weights.sent_bytes = len(packed.data)
+    return weights
 
 
 def _unpack_weights(records: RecordDict) -> Weights:

@@ -204,6 +204,13 @@ class Direct:
     def __init__(self, sites: Iterable[Site], miner: Miner | None) -> None:
         self._sites, self._miner = {site.name: site for site in sites}, miner
 
+    def here(self) -> set[str]:
+        """All of them, always."""
+        return set(self._sites)
+
+    def wait(self, seconds: float) -> None:
+        """Nobody comes or goes."""
+
     def greet(self) -> Iterator[tuple[str, Hello | KnowmineError]]:
         """Each site introduces itself."""
         for name, site in self._sites.items():

@@ -20,6 +20,10 @@ PLOT = HERE.parents[1] / "docs" / "images" / "quality.svg"
 ORDER = ("supervised", "self-training", "paper", "knowmine", "supervised-all", "oracle")
 BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
 DRAWS = 10_000
+COLUMNS = (
+    *("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px"),
+    *("against supervised", "against self-training"),
+)
 
 Result: TypeAlias = Mapping[str, Any]
 Scores: TypeAlias = Mapping[tuple[int, str], float]
@@ -53,11 +57,12 @@ def table(name: str, results: Iterable[Result]) -> str:
             f"{len(any_result['test_dice'])} test images."
         ),
         "",
-        "| method | Dice | worst site | IoU | HD95 px | against supervised | against self-training |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for method, of in by_method.items():
-        cells = [f"{mean(scores(of, 'dice')):.3f}", _worst(of), f"{mean(scores(of, 'iou')):.3f}"]
+        cells = [" ".join(f"{r['dice']:.3f}".removeprefix("0") for r in of[0]["per_round"])]
+        cells += [f"{mean(scores(of, 'dice')):.3f}", _worst(of), f"{mean(scores(of, 'iou')):.3f}"]
         cells.append(f"{mean(scores(of, 'hd95')):.1f}")
         for base in ("supervised", "self-training"):
             cells.append(_gain(of, by_method.get(base, [])) if base != method else "-")

@@ -81,7 +81,7 @@ def test_no_text_and_one_kind_of_bytes_can_cross():
     [
         (pb.Training, set(TrainingSettings.model_fields)),
         (pb.Mining, set(MiningSettings.model_fields)),
-        (pb.Task, {*Plan.model_fields, "round", "rounds", "calibration"} - {"model"}),
+        (pb.Task, {*Plan.model_fields, "round", "rounds", "calibration"} - {"model", "transport"}),
         (pb.Calibration, {field.name for field in fields(Calibration)}),
         (pb.Mined, {field.name for field in fields(Mined)}),
         (pb.Update, {field.name for field in fields(Update)} - {"weights"}),

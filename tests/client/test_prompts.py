@@ -27,6 +27,12 @@ SIZES = st.tuples(st.integers(60, 500), st.integers(60, 500)).filter(
 FEW = settings(max_examples=25, deadline=None)
 
 
+def boxes_of(prompts):
+    """Every prompt that the U-Net++ gives has a box."""
+    assert prompts.boxes is not None
+    return prompts.boxes
+
+
 def plane(*boxes, px=PX, inside=0.95, outside=0.02):
     """Probabilities (px, px) with a rectangle for each (x0, y0, x1, y1), ends excluded."""
     drawn = np.full((px, px), outside, np.float32)
@@ -82,7 +88,7 @@ def test_the_box_contains_the_lesion(drawn):
     frames, mask, (x0, y0, x1, y1) = drawn
     prompts = ask(seen(mask), frames).prompts
     assert prompts is not None
-    left, top, right, bottom = to_original(prompts.boxes.view(2, 2), frames).ravel()
+    left, top, right, bottom = to_original(boxes_of(prompts).view(2, 2), frames).ravel()
     assert left <= x0 and top <= y0 and right >= x1 and bottom >= y1
 
 
@@ -93,7 +99,7 @@ def test_the_box_is_not_much_larger_than_the_lesion(drawn):
     frames, mask, (x0, y0, x1, y1) = drawn
     prompts = ask(seen(mask), frames).prompts
     assert prompts is not None
-    box = to_original(prompts.boxes.view(2, 2), frames)
+    box = to_original(boxes_of(prompts).view(2, 2), frames)
     width, height = box[1] - box[0]
     assert width <= 1.1 * (x1 - x0 + 1) + 2 * frames.width / PX
     assert height <= 1.1 * (y1 - y0 + 1) + 2 * frames.height / PX
@@ -129,7 +135,7 @@ def test_x_comes_first():
     prompts = ask(seen(mask), Frames(100, 400, PX)).prompts
     assert prompts is not None
     # 1024 / 400 = 2.56 SAM pixels to a pixel: 768 to 972.8 by 25.6 to 102.4.
-    x0, y0, x1, y1 = prompts.boxes[0].tolist()
+    x0, y0, x1, y1 = boxes_of(prompts)[0].tolist()
     assert (x0, y0, x1, y1) == pytest.approx((768, 25.6, 972.8, 102.4), abs=20)
 
 
@@ -266,7 +272,7 @@ def test_no_box_is_ever_empty(drawn):
     prompts = ask(probabilities, frames).prompts
     if prompts is None:
         return
-    x0, y0, x1, y1 = prompts.boxes.T
+    x0, y0, x1, y1 = boxes_of(prompts).T
     height, width = frames.sam_size()
     assert (x1 > x0).all() and (y1 > y0).all()
     assert min(x0.min(), y0.min()) >= -0.51 and x1.max() < width and y1.max() < height
@@ -284,7 +290,7 @@ def test_prompts_are_numbers_for_worthy_components(drawn):
         return
     assert asked.prompts.masks is not None
     assert asked.prompts.masks.abs().max() <= LOGIT
-    assert asked.prompts.points.isfinite().all() and asked.prompts.boxes.dtype == torch.float32
+    assert asked.prompts.points.isfinite().all() and boxes_of(asked.prompts).dtype == torch.float32
 
 
 @FEW

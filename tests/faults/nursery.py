@@ -5,6 +5,7 @@
 Each child is a process of its own as any other: its own session, output, environment and end.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import socket
 import subprocess
 import sys
 import traceback
+
+PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -84,7 +87,8 @@ def main() -> None:
         while len(request) < size:
             request += door.recv(size - len(request))
         if os.fork() == 0:
-            _keep(json.loads(request), *files, door)
+            say, told = files
+            _keep(json.loads(request), say, told, door)
         for file in files:
             os.close(file)
 
@@ -92,6 +96,7 @@ def main() -> None:
 def _keep(request: dict, say: int, told: int, door: socket.socket) -> None:
     """Fork the child and report its number and its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _end_with_parent()
     door.close()
     child = os.fork()
     if child == 0:
@@ -106,6 +111,7 @@ def _keep(request: dict, say: int, told: int, door: socket.socket) -> None:
 
 def _become(request: dict, say: int) -> None:
     os.setsid()
+    _end_with_parent()
     os.dup2(say, 1)
     os.dup2(say, 2)
     os.close(say)
@@ -125,6 +131,11 @@ def _become(request: dict, say: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """A test run that is killed itself leaves nobody behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

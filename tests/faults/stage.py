@@ -22,7 +22,7 @@ from tests.faults.tiny import initial
 from tests.provisioned import Federation
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 """Longest wait for anything; the machine may be busy, and nothing here takes a tenth of it."""
 
 SERVER = {
@@ -136,6 +136,7 @@ class Stage(Federation):
         self._nursery = nursery
         self.sites_here, self.numbers, self.port = sites, numbers, free_port()
         self.programs: list[Program] = []
+        self.server: Program | None = None
         self.provision(
             yaml.safe_dump(
                 {

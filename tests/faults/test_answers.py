@@ -85,7 +85,8 @@ def update(task, add):
 @pytest.fixture
 def two(stage):
     """Lyon is the test's, oslo is good; one round, which both must answer."""
-    return stage("lyon", "oslo", run={"rounds": 1, "quorum": 0.5})
+    soon = {"at_least_s": 5.0, "others_factor": 5.0}  # lyon leaves after its answer
+    return stage("lyon", "oslo", run={"rounds": 1, "quorum": 0.5}, deadlines=soon)
 
 
 def test_the_same_answer_twice(two):

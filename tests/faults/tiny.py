@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def initial(numbers):
 
     They differ, for Flower sends equal ones once.
     """
-    parts = {}
+    parts: dict[str, np.ndarray] = {}
     while numbers > 0:
         number = len(parts)
         parts[f"layer{number}.weight"] = np.full(min(numbers, 1_000_000), number, np.float32)
@@ -87,11 +88,11 @@ def serve(options):
 
 
 def die_at(moment, count):
-    """End this process, by kill -9 when it comes to the moment for the `count`-th time."""
-    from knowmine.server import app, federation, journal, rounds
+    """End this process by kill -9 when it comes to the moment for the `count`-th time."""
+    from knowmine.server import aggregation, app, federation, journal, rounds
 
     owner, name, before = {
-        "mean": (rounds.RunningMean, "add", False),  # one update is in the mean
+        "mean": (aggregation.RunningMean, "add", False),  # one update is in the mean
         "step": (rounds.ServerOptimiser, "step", True),  # all are
         "evaluate": (app.GridSites, "evaluate", True),
         "checkpoint": (journal, "digest_of", True),  # nothing of the round is on disk
@@ -114,12 +115,14 @@ def die_at(moment, count):
     setattr(owner, name, dying)
 
 
+def _anything(reply, manifest):
+    return reply
+
+
 def take_part(options):
     """A site's process."""
     if options.fault:  # what must never leave: the guard is taken away to see the server's
-        from knowmine.client import app
-
-        app.release = lambda reply, manifest: reply
+        vars(import_module("knowmine.client.app"))["release"] = _anything
     from knowmine.client.resident import Resident
     from knowmine.client.settings import ClientSettings
 

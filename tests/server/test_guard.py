@@ -38,7 +38,7 @@ class Door:
             self.app,
             members=self.members,
             presence=self.presence,
-            join_path="/join",
+            before_joining=frozenset({"/join"}),
             key_header="key",
             max_bytes=LIMIT,
         )

@@ -46,7 +46,7 @@ WEIGHTS = {
 PROBED = Calibration(4, (1.0, 2.0, 3.0, 3.5, 4.0), (4.0, 2.1, 2.1, 3.0), (3.0, 0.1), 2, 1, 1)
 PLAN = Plan.model_validate({"method": "paper", "seed": 7, "model": {"classes": 3}})
 UPDATE = Update(3, WEIGHTS, 12, 5, 0.25, 3.5, Mined(5, 3, 1, "on", 0.25, 0.9, 0.8))
-UNPACKERS = [
+UNPACKERS: list[Any] = [
     wire.unpack_hello,
     wire.unpack_update,
     wire.unpack_scores,
@@ -77,7 +77,7 @@ def task(records):
     return wire.pack_tasks({"lyon": records})["lyon"]
 
 
-MESSAGES = {
+MESSAGES: dict[str, Any] = {
     "hello": (
         Hello("lyon", 1, "ab" * 32, 8, 100, 2, 10),
         wire.pack_reply,

@@ -1,0 +1,57 @@
+"""The list of what leaves is what the packed messages hold."""
+
+import numpy as np
+import pytest
+
+from knowmine.client.egress import release
+from knowmine.client.findings import Finding
+from knowmine.client.settings import ClientSettings
+from knowmine.client.what_leaves import contents, what_leaves
+from knowmine.deploy.phantom import make_folder
+from knowmine.shared import packing
+from knowmine.shared.protocol import Update
+from knowmine.shared.weights import manifest_of
+from knowmine.shared.wire import pack_reply
+
+
+def test_the_list_accounts_for_every_byte_of_an_update():
+    """The tensors it names, packed anew, are the bytes that the message carries."""
+    weights = {"a.w": np.ones((2, 3), np.float32), "b.n": np.zeros((), np.int64)}
+    records = pack_reply(release(Update(1, weights, 3, 0, 0.5, 1.0), manifest=manifest_of(weights)))
+    held = contents(records)
+    (sent,) = records.array_records["weights"].values()
+    listed = {
+        t["name"]: np.asarray(weights[t["name"]]).reshape(t["shape"]) for t in held["tensors"]
+    }
+    assert packing.pack({name: listed[name] for name in weights}) == sent.data
+    assert held["bytes"] == sum(record.count_bytes() for record in records.values())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> tuple[ClientSettings, list[Finding]]:
+    """A dry run on twelve drawn images."""
+    folder = tmp_path_factory.mktemp("leaves")
+    make_folder(folder / "data", 12, seed=3)
+    settings = ClientSettings.model_validate(
+        {
+            "federation": "chest",
+            "site": "lyon",
+            "network": {"server": "127.0.0.1:9"},
+            "state": folder / "state",
+            "data": folder / "data",
+            "model": {"image_px": 64, "pretrained": False, "decoder_channels": (8, 8, 8)},
+        }
+    )
+    return settings, list(what_leaves(settings, steps=2))
+
+
+def test_a_dry_run_lists_all_replies_and_both_attacks(found):
+    """In the order in which a server would get them."""
+    _, findings = found
+    assert [f.area for f in findings] == ["leaves"] * 3 + ["membership", "inversion"]
+
+
+def test_the_picture_stays_in_the_state_folder(found):
+    """Beside the rest that the site keeps."""
+    settings, _ = found
+    assert (settings.state / "what-leaves" / "inversion.png").is_file()
