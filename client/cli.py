@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from knowmine.client.approval_cli import approve
+from knowmine.client.audit_cli import audit
 from knowmine.client.check_cli import check
+from knowmine.client.forget_cli import forget
 from knowmine.client.predict_cli import predict
 from knowmine.shared.command import run_command, say_version
 from knowmine.shared.settings import read_settings
@@ -88,6 +91,9 @@ def run(
 
 
 app.command()(predict)
+app.command()(approve)
+app.command()(forget)
+app.add_typer(audit, name="audit")
 app.command("check")(check)
 
 

@@ -3,10 +3,12 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from knowmine.client.at_rest import Seal
 from knowmine.client.pseudo_labels import Floats, Opinions
 from knowmine.client.site import Kind
 from knowmine.shared.weights import write_atomically
@@ -39,8 +41,13 @@ def save_gallery(
     labels: Floats,
     quality: NDArray[np.float64],
     kept: NDArray[np.bool_],
+    *,
+    seal: Seal | None = None,
 ) -> None:
-    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`."""
+    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`.
+
+    seal: encrypts the file, which is then `mined-0002.sealed`.
+    """
     order = np.argsort(quality, kind="stable")
     rows = np.unique(np.concatenate([order[:WORST], order[-BEST:]]))
     content = io.BytesIO()
@@ -55,15 +62,23 @@ def save_gallery(
         quality=quality[rows],
         kept=kept[rows],
     )
-    write_atomically(folder / f"mined-{round_:04d}.npz", content.getvalue())
+    name = f"mined-{round_:04d}"
+    if seal is None:
+        write_atomically(folder / f"{name}.npz", content.getvalue())
+    else:
+        write_atomically(folder / f"{name}.sealed", seal.seal("gallery", name, content.getvalue()))
 
 
-def load_gallery(folder: Path, rounds: int) -> list[Kept]:
-    """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first."""
+def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[Kept]:
+    """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first.
+
+    Sealed files whose key is gone or that are damaged show nothing.
+    """
     found = []
-    for file in sorted(folder.glob("mined-*.npz"))[-rounds:]:
-        with np.load(file, allow_pickle=False) as arrays:
-            content = dict(arrays)
+    for file in sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))[-rounds:]:
+        content = _content_of(file, seal)
+        if content is None:
+            continue
         found += [
             Kept(
                 round=int(file.stem.removeprefix("mined-")),
@@ -78,6 +93,30 @@ def load_gallery(folder: Path, rounds: int) -> list[Kept]:
             for i in range(len(content["stems"]))
         ]
     return found
+
+
+def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
+    """Destroy keys and files of the rounds in whose gallery a case is; how many there were."""
+    found = 0
+    for file in sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed")):
+        content = _content_of(file, seal)
+        # What cannot be opened any more might be of this case: it helps nobody.
+        if content is None or stem in content["stems"]:
+            if seal:
+                seal.destroy("gallery", file.stem)
+            file.unlink(missing_ok=True)
+            found += 1
+    return found
+
+
+def _content_of(file: Path, seal: Seal | None) -> dict[str, NDArray[Any]] | None:
+    content: bytes | None = file.read_bytes()
+    if seal is not None:
+        content = seal.unseal("gallery", file.stem, content or b"")
+    if content is None:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _bytes(masks: Floats) -> NDArray[np.uint8]:
