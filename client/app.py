@@ -34,8 +34,13 @@ def client_app(
     ) -> Message:
         worker, porter = worker_of(context), the_porter(context)
         asked = porter.ask(task, str(context.run_id), worker.manifest)
-        reply = porter.let_out(work(worker), asked, worker.manifest)
-        content: RecordDict = wire.pack_reply(reply)
+        try:
+            reply = work(worker)
+        except Exception as error:
+            porter.failed(error, asked, worker.manifest)
+            raise
+        leaving = porter.let_out(reply, asked, worker.manifest)
+        content: RecordDict = wire.pack_reply(leaving)
         return Message(content, reply_to=message)
 
     @app.query()

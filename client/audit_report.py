@@ -69,24 +69,21 @@ def screen(summary: Mapping[str, Any]) -> str:
     lines += [
         "",
         (
-            f"In all: {left['updates']} updates of {left['updates_allowed']} allowed, "
-            f"{left['bytes'] / 1e6:.2f} MB of {left['bytes_allowed'] / 1e6:.0f} MB. Updates are the "
-            "model's tensors, counts and means;"
+            f"In all {left['updates']} updates of {left['updates_allowed']} allowed, and "
+            f"{left['bytes'] / 1e6:.2f} MB of {left['bytes_allowed'] / 1e6:.0f} MB."
+        ),
+        "An update is the model's tensors, counts and means; scores and introductions are counts,",
+        "sums and the site's name. Nothing else passes this door.",
+        (
+            f"Refused at the door: {refused or 'nothing'}. Policy {policy['digest'][:16]}, approval "
+            f"{policy['approval']}."
         ),
         (
-            "scores and introductions are counts, sums and the site's name. Nothing else has left "
-            "through this record's door."
-        ),
-        (
-            f"Refused at the door: {refused or 'nothing'}.   Policy {policy['digest'][:16]}..., "
-            f"approval {policy['approval']}."
-        ),
-        (
-            f"Forgotten on request: {summary['forgotten']}.   Crashes while writing: "
+            f"Forgotten on request: {summary['forgotten']}. Crashes while writing: "
             f"{summary['crashes']}."
         ),
         "",
-        f"{verdict['words']}",
+        verdict["words"],
         f"Head {verdict['head']}",
     ]
     return "\n".join(lines)

@@ -181,7 +181,7 @@ def _read(path: Path) -> NDArray[np.float16] | None:
 
 
 def _unpacked(content: bytes) -> NDArray[np.float16] | None:
-    """The array in the bytes of a sealed .npy file; no copy is made."""
+    """The array in the bytes of a sealed .npy file."""
     file = io.BytesIO(content)
     try:
         np.lib.format.read_magic(file)
@@ -190,4 +190,5 @@ def _unpacked(content: bytes) -> NDArray[np.float16] | None:
         return None
     if shape != EMBEDDING_SHAPE or fortran or dtype != np.float16:
         return None
-    return np.frombuffer(content, np.float16, offset=file.tell()).reshape(shape)
+    # A copy, for torch wants to be able to write to what it is given.
+    return np.frombuffer(content, np.float16, offset=file.tell()).reshape(shape).copy()

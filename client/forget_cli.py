@@ -19,11 +19,11 @@ def forget(
     Images and receipts stay. The site must be stopped. Example: knowmine-client forget
     lyon/client.yaml --case scan-0012
     """
+    if (case is None) == (not project):
+        raise UsageError("forget what? give either --case STEM or --project")
     from knowmine.client.forget import forget_case, forget_project
     from knowmine.client.settings import ClientSettings
 
-    if (case is None) == (not project):
-        raise UsageError("forget what? give either --case STEM or --project")
     read = read_settings(ClientSettings, settings, {})
     files = forget_project(read) if case is None else forget_case(read, case)
     typer.echo(f"{files} files were destroyed or cleaned; a receipt says so.")

@@ -28,7 +28,7 @@ from knowmine.client.questions import (
     digest_of_reply,
     size_of,
 )
-from knowmine.shared.errors import EgressRefused
+from knowmine.shared.errors import EgressRefused, reason_of
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.weights import Manifest, bytes_of, digest_of, digest_of_manifest
 
@@ -94,6 +94,11 @@ class Porter:
             size = size_of(leaving)
             self._note(kind, "out", asked, manifest, digest=digest, size=size, about=again)
         return leaving
+
+    def failed(self, error: BaseException, asked: Asked, manifest: Manifest) -> None:
+        """The work ended in an error, of which the server learns one word."""
+        about = {"what": asked.answer, "reason": reason_of(error)}
+        self._note("failed", "out", asked, manifest, about=about)
 
     def end(self, run: str) -> None:
         """The server said goodbye: nothing of this run leaves any more."""

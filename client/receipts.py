@@ -31,6 +31,7 @@ KINDS = MappingProxyType(
         "evaluate": "a round of scoring was asked for",
         "scores": "scores left",
         "refused": "something did not leave; `about` names the check",
+        "failed": "an error left: one word of a closed list, which `about` holds",
         "held": "an update waits for a person",
         "approved": "a person let it leave",
         "end": "the server said that the run is over",
