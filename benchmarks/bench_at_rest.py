@@ -39,7 +39,11 @@ class Noise:
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An embedding drawn from a normal distribution."""
-        return np.random.default_rng(int(image[0, 0, 0])).normal(size=EMBEDDING_SHAPE)
+        return (
+            np.random.default_rng(int(image[0, 0, 0]))
+            .normal(size=EMBEDDING_SHAPE)
+            .astype(np.float32)
+        )
 
     def decode(self, *_: Any) -> Any:
         """Nobody asks it."""
@@ -64,17 +68,18 @@ def main() -> None:
                     read[name].append(milliseconds(lambda s=store, n=i: s.get(f"{n:064x}", never)))  # type: ignore[misc]
     answer = statistics.median(answer_ms(sam) for _ in range(ANSWERS))
     plain, sealed = (statistics.median(read[name]) for name in ("plain", "sealed"))
+    slower = (sealed - plain) / (plain + answer)
     result = {
         "write_ms": written,
         "read_ms": {"plain": plain, "sealed": sealed},
         "sam_decoder_ms": answer,
         "slower_reading": sealed / plain - 1,
-        "slower_mining": (sealed - plain) / (plain + answer),
+        "slower_mining": slower,
         "limit": LIMIT,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    assert result["slower_mining"] <= LIMIT, "sealing costs more than 5 % of mining"
+    assert slower <= LIMIT, "sealing costs more than 5 % of mining"
 
 
 def write_ms(store: EmbeddingStore) -> float:

@@ -5,9 +5,10 @@
 Nothing here is hidden for real but the last row's bits. For each limit the script counts the
 float32 numbers that every trained weight may take: within `max_change` of the weight that was
 sent, and, so that all together keep `max_update_norm`, within norm / sqrt(n) of it. That is one
-way to hide bits which the guard cannot refuse: the capacity is at least this. The last row is a vault that
+way to hide bits which the guard cannot refuse: the capacity is at least this. The next is a vault that
 trains honestly and writes only into the lowest bits of its weights, so that the update's norm
-grows by less than one percent. To benchmarks/results/covert.json.
+grows by less than one percent. Where the plan sends updates as int8, a weight says one of 255
+things, whatever the limits: the last row. To benchmarks/results/covert.json.
 """
 
 import json
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from knowmine.client.limits import MAX_STEPS, STATISTICS, move_of
 from knowmine.client.policy import LOOSEST
+from knowmine.shared.changes import STEPS
 from knowmine.shared.checks import MAX_FLOAT
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model, weights_of
@@ -31,7 +33,7 @@ LIMITS = (
     ("norm 20", 20.0, LOOSEST.max_change),
     ("norm 1, change 0.01", 1.0, 0.01),
 )
-STEP = 0.004
+HONEST_STEP = 0.004
 """Change of a weight in an honest round, drawn from a normal distribution; a norm of about 10."""
 PICTURE_BYTES = 30_000
 """A greyscale image of 224 by 224 pixels, as a PNG."""
@@ -54,6 +56,8 @@ def main() -> None:
         {"limits": f"honest, lowest {lowest} bits", "bits": float(lowest * flat.size)}
         | sizes(lowest * flat.size)
     )
+    coded = math.log2(2 * STEPS + 1) * flat.size + rest
+    rows.append({"limits": "sent as int8", "bits": coded} | sizes(coded))
     result = {
         "trained_weights": int(flat.size),
         "update_bytes": bytes_of(weights),
@@ -87,13 +91,15 @@ def numbers_between(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDAr
     """How many float32 there are from `low` to `high`, at least one: what one weight can say."""
     least = place_of(np.nextafter(low.astype(np.float32), np.float32(np.inf)))
     most = place_of(np.nextafter(high.astype(np.float32), np.float32(-np.inf)))
-    return np.maximum(most - least + 1, 1).astype(np.float64)
+    counts: NDArray[np.float64] = np.maximum(most - least + 1, 1).astype(np.float64)
+    return counts
 
 
 def place_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """The place of each float32 in the row of them all; both zeros are at 0."""
     bits = values.view(np.int32).astype(np.int64)
-    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    places: NDArray[np.int64] = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    return places
 
 
 def statistics_bits(weights: Weights) -> float:
@@ -114,7 +120,7 @@ def lowest_bits(sent: Weights) -> int:
     """Mantissa bits that can be overwritten before an honest update's norm grows by 1 %."""
     draw = np.random.default_rng(0)
     honest = {
-        name: array + draw.normal(0, STEP, array.shape).astype(np.float32)
+        name: array + draw.normal(0, HONEST_STEP, array.shape).astype(np.float32)
         for name, array in sent.items()
     }
     norm = move_of(honest, sent).norm

@@ -173,7 +173,11 @@ def _calibration(values: dict[str, Any], door: Door) -> Calibration:
     for key in ("empty", "empty_predicted", "empty_right"):
         door.count(f"calibration.{key}", values[key], high=images)
     door.count("calibration.images", images)
-    lengths = {"fused": len(FUSE_WEIGHTS), "gram": len(FEATURES) ** 2, "target": len(FEATURES)}
+    lengths = {
+        "fused": len(FUSE_WEIGHTS),
+        "gram": len(FEATURES) ** 2,
+        "target": len(FEATURES) * len(FUSE_WEIGHTS),
+    }
     for key, length in lengths.items():
         # Sums of no images are empty; a judge that could not be fitted leaves its own two out.
         if values[key] and images:

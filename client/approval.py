@@ -49,7 +49,6 @@ def hold(
     stop: threading.Event,
     *,
     on_hold: Callable[[], None] = lambda: None,
-    look_s: float = LOOK_S,
 ) -> str:
     """Wait for a decision; return who approved.
 
@@ -73,7 +72,7 @@ def hold(
         if datetime.now(UTC) >= datetime.fromisoformat(waiting.until):
             # Written down like a person's, so that a late approval finds that it is too late.
             _decide(folder, waiting, "refuse", "timeout")
-        elif stop.wait(look_s):
+        elif stop.wait(LOOK_S):
             raise Interrupted(f"update {name} waits for approval in {folder}")
         waiting = _read(page)
     if waiting.decision == "approve":

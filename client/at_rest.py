@@ -107,11 +107,9 @@ class Seal:
     def _file_key(self, kind: str, name: str, *, make: bool) -> bytes:
         own = self._id(kind, name)
         if own not in self._keys:
-            if not make:
-                raise KeyError(own)
-            with self._locked() as file:
+            with self._locked() as file:  # another process may have made it
                 self._catch_up(file)
-                if own not in self._keys:
+                if make and own not in self._keys:
                     self._add(file, own + secrets.token_bytes(KEY_BYTES))
         return hmac.digest(self._project, b"file|" + self._keys[own][0], hashlib.sha256)
 

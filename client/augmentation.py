@@ -8,6 +8,7 @@ ST++, Yang et al. 2022).
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -34,6 +35,29 @@ def augment(
     targets = F.grid_sample(targets, grid, align_corners=False)
     images = _colour(images, generator, strong)
     return images.contiguous(memory_format=torch.channels_last), targets
+
+
+def cut_mix(
+    images: Tensor, targets: Tensor, generator: Generator, strong: Tensor, chance: float
+) -> tuple[Tensor, Tensor]:
+    """With `chance`, a strong view gets a box of another image of the batch, target and all.
+
+    CutMix (Yun et al. 2019) as used for segmentation by French et al. 2020: what surrounds a
+    lesion no longer tells where its outline is. The box has a tenth to half of the image's area.
+    """
+    n, size = len(images), images.shape[-1]
+    images, targets = images.clone(memory_format=torch.preserve_format), targets.clone()
+    source = torch.roll(images, 1, 0), torch.roll(targets, 1, 0)
+    chosen = (_uniform(n, generator, 0, 1) < chance) & strong
+    area, shape = _uniform(n, generator, 0.1, 0.5), _uniform(n, generator, -0.5, 0.5).exp()
+    height, width = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
+    top = _uniform(n, generator, 0, 1) * (1 - height)
+    left = _uniform(n, generator, 0, 1) * (1 - width)
+    for i in chosen.nonzero()[:, 0].tolist():
+        y, x = int(top[i] * size), int(left[i] * size)
+        box = np.s_[:, y : y + int(height[i] * size), x : x + int(width[i] * size)]
+        images[i][box], targets[i][box] = source[0][i][box], source[1][i][box]
+    return images, targets
 
 
 def _random_maps(n: int, generator: Generator, orientation: str) -> Tensor:

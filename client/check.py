@@ -6,6 +6,7 @@ from dataclasses import replace
 from knowmine.client.check_data import check_data
 from knowmine.client.check_machine import (
     check_disk,
+    check_isolation,
     check_keys,
     check_machine,
     check_pace,
@@ -27,6 +28,7 @@ def check_site(settings: ClientSettings) -> Iterator[Finding]:
         yield finding
     yield from _guarded("weights", lambda: check_weights(settings))
     yield from _guarded("machine", lambda: check_machine(settings))
+    yield from _guarded("isolation", lambda: check_isolation(settings))
     yield from _guarded("disk", lambda: check_disk(settings, kinds["unlabelled"]))
     yield from _guarded("keys", lambda: check_keys(settings))
     yield from _guarded("network", lambda: check_network(settings))
@@ -41,7 +43,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
     from knowmine.client.dataset import open_site
     from knowmine.client.egress import release
     from knowmine.client.opening import cache_of, opened
-    from knowmine.client.sam import Sam, load_sam
+    from knowmine.client.sam import Tunable, load_sam
     from knowmine.client.sam_weights import find_weights
     from knowmine.client.worker import SiteWorker
     from knowmine.shared.protocol import EvaluateTask, TrainTask
@@ -55,7 +57,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
     kinds = ("labelled", "probe", "unlabelled", "test")
     few = replace(data, **{kind: getattr(data, kind)[:CANARY_IMAGES] for kind in kinds})
 
-    def open_sam() -> Sam:
+    def open_sam() -> Tunable:
         weights = find_weights(settings.sam.weights, cache_of(settings.sam))
         return load_sam(weights, device=settings.machine.device, threads=settings.machine.threads)
 

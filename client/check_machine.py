@@ -5,7 +5,8 @@ import shutil
 import stat
 import time
 
-from knowmine.client.findings import Finding
+from knowmine.client.findings import Finding, Level
+from knowmine.client.isolation import tried
 from knowmine.client.opening import cache_of
 from knowmine.client.sam_weights import KNOWN, find_weights
 from knowmine.client.settings import ClientSettings
@@ -69,6 +70,23 @@ def check_machine(settings: ClientSettings) -> list[Finding]:
     else:
         found.append(Finding("machine", "good", f"{available:.1f} GB memory free"))
     return found
+
+
+def check_isolation(settings: ClientSettings) -> list[Finding]:
+    """Whether the process that sees the images can be shut in on this machine."""
+    if settings.isolation == "off":
+        what = "isolation is off: the process that sees the images has the network"
+        why = "then only programs keep images here, not the kernel"
+        return [Finding("isolation", "warning", what, why, "set isolation: auto")]
+    missing = tried(settings.keys)
+    if not missing:
+        what = "the process that sees the images gets no network, no sockets and no keys"
+        return [Finding("isolation", "good", what)]
+    level: Level = "error" if settings.isolation == "required" else "warning"
+    why = "a mistake in a library could then carry out more than weights"
+    mend = "let the system give user namespaces and Landlock, or run it as the guide's services do"
+    what = f"the process that sees the images is not shut in: {'; '.join(missing)}"
+    return [Finding("isolation", level, what, why, mend)]
 
 
 def check_disk(settings: ClientSettings, images: int) -> list[Finding]:

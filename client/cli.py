@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +14,11 @@ from knowmine.client.approval_cli import approve
 from knowmine.client.audit_cli import audit
 from knowmine.client.check_cli import check
 from knowmine.client.forget_cli import forget
+from knowmine.client.lines import Lines
 from knowmine.client.predict_cli import predict
+from knowmine.client.review_cli import review
 from knowmine.shared.command import run_command, say_version
+from knowmine.shared.log import Telling
 from knowmine.shared.settings import read_settings
 
 app = typer.Typer(
@@ -80,17 +85,27 @@ def run(
     with start_vault(read) as vault:
         from knowmine.client.resident import Resident
 
-        for line in vault.missing:
-            typer.echo(f"isolation: {line}", err=True)
-        resident = Resident(read, vault.worker)
-        typer.echo(resident.run(stop))
+        resident = Resident(read, vault.worker, vault.missing, _say_event())
+        resident.run(stop)
     if resident.working:  # a task that would not stop in time; its thread cannot be ended
         os._exit(130)
     if stop.is_set():
         raise typer.Exit(130)
 
 
+def _say_event() -> Telling:
+    """Says what a person at the terminal wants to know, and nothing twice."""
+    lines = Lines()
+
+    def tell(event: str, fields: Mapping[str, Any]) -> None:
+        if line := lines.of(event, fields):
+            typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
+
+    return tell
+
+
 app.command()(predict)
+app.command()(review)
 app.command()(approve)
 app.command()(forget)
 app.add_typer(audit, name="audit")

@@ -81,7 +81,9 @@ class Vault:
         from knowmine.client.asking import AirlockWorker, installed_manifest
 
         manifest = installed_manifest(self._settings.model)
-        return AirlockWorker(self.socket, self._settings, manifest, self.refuse_if_ended)
+        worker = AirlockWorker(self.socket, self._settings, manifest, self.refuse_if_ended)
+        self.missing += worker.isolation().missing()
+        return worker
 
     def refuse_if_ended(self) -> None:
         """Raise the error that the vault ended with, if it did."""

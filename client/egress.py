@@ -169,12 +169,13 @@ def _calibration(sums: Calibration) -> Calibration:
     images = _DOOR.count("calibration.images", sums.images)
     if not images:
         return Calibration()
-    features = len(sums.target) if type(sums.target) is tuple else 0
+    weights = len(FUSE_WEIGHTS)
+    features = len(sums.target) // weights if type(sums.target) is tuple else 0
     return Calibration(
         images=images,
         fused=_numbers("calibration.fused", sums.fused, len(FUSE_WEIGHTS), low=0, high=images),
         gram=_numbers("calibration.gram", sums.gram, features**2),
-        target=_numbers("calibration.target", sums.target, features),
+        target=_numbers("calibration.target", sums.target, features * weights),
         empty=_DOOR.count("calibration.empty", sums.empty, high=images),
         empty_predicted=_DOOR.count(
             "calibration.empty_predicted", sums.empty_predicted, high=images

@@ -11,6 +11,7 @@ join ──> ask for work <──────────────┐        
 ```
 """
 
+import math
 import random
 import ssl
 import threading
@@ -105,6 +106,7 @@ class Link:
         self._settings, self._site, self._log, self._state = settings, site, log, state
         self._keys, self._looked = folder, 0.0
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
+        self._certificate = keys.certificate
         self._identity = _Identity(keys, self._instance, log)
         self._client = FleetHttpClient(
             f"https://{settings.server}",
@@ -180,7 +182,10 @@ class Link:
             public_key=self._identity.public_key, heartbeat_interval=HEARTBEAT_MAX_INTERVAL
         )
         reply = self._client.ActivateNode(request)
-        write_atomically(remembered, self._instance.encode())
+        try:
+            write_atomically(remembered, self._instance.encode())
+        except OSError as error:  # a full disk costs a wait after the next crash, no more
+            self._log.event("unremembered", level="warning", reason=str(error))
         self._node, self._joined = Node(node_id=reply.node_id), True
         self._log.event("joined", server=self._settings.server)
 
@@ -198,7 +203,7 @@ class Link:
                 head = message_from_proto(found.messages_list[0])
                 message = self._fetch(head, found.message_object_trees[0])
                 reply = self._answer(app, message, stop, stop_s)
-                self._send(reply, head.metadata.run_id)
+                self._send(reply, head.metadata.run_id, stop, stop_s)
                 if message.has_content() and wire.is_goodbye(message.content):
                     return True
         return False
@@ -231,7 +236,8 @@ class Link:
     ) -> Message:
         """What the site answers; of an error the server learns its kind and no more."""
         kind, started = message.metadata.message_type, time.monotonic()
-        self._log.event("asked", kind=kind)
+        round_ = wire.round_of(message.content)
+        self._log.event("asked", kind=kind, round=round_)
         work = _Work(app, message, self._node.node_id)
         work.start()
         while not work.done.wait(0.2):
@@ -241,16 +247,21 @@ class Link:
         seconds = round(time.monotonic() - started, 3)
         if work.error is not None:
             error = f"{type(work.error).__name__}: {work.error}"
-            self._log.event("failed", level="error", kind=kind, reason=error, seconds=seconds)
+            self._log.event(
+                "failed", level="error", kind=kind, round=round_, reason=error, seconds=seconds
+            )
             return Message(Error(code=SITE_FAILED, reason=reason_of(work.error)), reply_to=message)
-        self._log.event("answered", kind=kind, seconds=seconds)
+        self._log.event("answered", kind=kind, round=round_, seconds=seconds)
         assert work.reply is not None
         return work.reply
 
-    def _send(self, reply: Message, run_id: int) -> None:
-        """Send an answer, and again where the line breaks, until it is there."""
+    def _send(self, reply: Message, run_id: int, stop: threading.Event, stop_s: float) -> None:
+        """Send an answer, and again where the line breaks, until it is there.
+
+        After `stop` it is tried for `stop_s` more.
+        """
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        pause = 0.5
+        pause, stopped = 0.5, math.inf
         while True:
             try:
                 self._send_once(reply, run_id)
@@ -263,8 +274,15 @@ class Link:
             except (httpx.HTTPError, ssl.SSLError, ObjectPushError) as error:
                 reason = self._explained(error)
                 self._log.event("unsent", level="warning", reason=reason, pause_s=round(pause))
-                time.sleep(pause)
-                pause = min(2 * pause, self._settings.retry_s)
+            if stop.is_set():
+                stopped = min(stopped, time.monotonic())
+                if time.monotonic() - stopped >= stop_s:
+                    self._log.event("dropped", level="warning", reason="stopped while it sent")
+                    return
+                time.sleep(min(pause, stop_s))
+            else:
+                stop.wait(pause)
+            pause = min(2 * pause, self._settings.retry_s)
 
     def _send_once(self, reply: Message, run_id: int) -> None:
         with no_object_id_recompute():
@@ -340,10 +358,22 @@ class Link:
             if not self._joined:
                 raise Refused(why) from error
             return why
-        if "alert" in text.lower():
+        # A server that refuses a certificate says so in an alert, which the end of the
+        # connection often overtakes.
+        if "alert" in text.lower() or isinstance(error, httpx.RemoteProtocolError):
+            if (ended := warning_of_expiry(self._certificate)) and "ended" in ended:
+                return f"the server at {server} hung up: {ended}"
             return (
-                f"the server at {server} does not accept this site's certificate: the request was "
-                "not admitted yet, or the site was revoked; ask the coordinator"
+                f"the server at {server} hung up ({text}). If it keeps doing so, it does not "
+                "accept this site's certificate: the request was not admitted yet, or the site "
+                "was revoked; ask the coordinator"
+            )
+        if isinstance(error, httpx.ProxyError):
+            return f"the proxy does not let us reach {server} ({text}): see HTTPS_PROXY"
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return (
+                f"nothing answers at {server} ({text}): the server does not run yet, or a firewall "
+                "stands between"
             )
         return f"{server}: {text}"
 

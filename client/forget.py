@@ -16,6 +16,7 @@ from knowmine.client.embeddings import folder_of, forget_embeddings, forget_plai
 from knowmine.client.folder import scan
 from knowmine.client.gallery import forget_in_gallery
 from knowmine.client.participation import Participation
+from knowmine.client.reviewed import forget_review
 from knowmine.client.sam_weights import default_cache
 from knowmine.client.settings import ClientSettings, policy_of
 from knowmine.shared.errors import CannotWrite, DataError
@@ -26,7 +27,7 @@ from knowmine.shared.weights import write_atomically
 
 
 def forget_case(settings: ClientSettings, stem: str) -> int:
-    """Destroy what is kept of one case: embeddings, pseudo-labels, scores; how many files.
+    """Destroy what is kept of one case: embeddings, pseudo-labels, reviews, scores; how many files.
 
     Its lines in the record of who took part stay: they name it to nobody without the key. Write
     its stem into withdrawn.txt too, or the next round makes its embedding again.
@@ -41,7 +42,8 @@ def forget_case(settings: ClientSettings, stem: str) -> int:
             aliases |= Participation(site, seal).embeddings_of(stem)
             files += forget_embeddings(_embeddings(settings), seal, sorted(aliases))
             files += forget_in_gallery(site, stem, seal)
-        files += forget_in_gallery(site, stem, None) + _forget_scores(site, stem)
+        files += forget_in_gallery(site, stem, None)
+        files += forget_review(site, stem) + _forget_scores(site, stem)
         whose = {"case": seal.alias("case", stem)} if seal else {}
         chain.append("forgot", "here", about={"what": "case", "files": files, **whose})
         return files

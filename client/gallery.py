@@ -20,7 +20,8 @@ WORST, BEST = 4, 2
 @dataclass(frozen=True)
 class Kept:
     """One pseudo-label. image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all
-    classes joined; sam is None where SAM was not asked.
+    classes joined; sam is None where SAM was not asked. digest and size (H, W) are those of the
+    image's file, "" and (S, S) where a run of an older knowmine did not keep them.
     """
 
     round: int
@@ -31,6 +32,9 @@ class Kept:
     label: Floats
     quality: float
     kept: bool
+    digest: str
+    size: tuple[int, int]
+    classes: int
 
 
 def save_gallery(
@@ -61,6 +65,9 @@ def save_gallery(
         labels=_bytes(labels[rows]),
         quality=quality[rows],
         kept=kept[rows],
+        digests=np.array([kind.digests[row] for row in rows]),
+        sizes=np.array([kind.sizes[row] for row in rows], np.int64),
+        classes=np.array(labels.shape[1]),
     )
     name = f"mined-{round_:04d}"
     if seal is None:
@@ -75,10 +82,13 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
     Sealed files whose key is gone or that are damaged show nothing.
     """
     found = []
-    for file in sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))[-rounds:]:
+    for file in mined_files(folder, seal)[-rounds:]:
         content = _content_of(file, seal)
         if content is None:
             continue
+        count, px = content["images"].shape[0], content["images"].shape[-1]
+        digests = content.get("digests", np.array([""] * count))
+        sizes = content.get("sizes", np.full((count, 2), px))
         found += [
             Kept(
                 round=int(file.stem.removeprefix("mined-")),
@@ -89,16 +99,24 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
                 label=content["labels"][i] / np.float32(255),
                 quality=float(content["quality"][i]),
                 kept=bool(content["kept"][i]),
+                digest=str(digests[i]),
+                size=(int(sizes[i, 0]), int(sizes[i, 1])),
+                classes=int(content.get("classes", 1)),
             )
-            for i in range(len(content["stems"]))
+            for i in range(count)
         ]
     return found
+
+
+def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
+    """What `save_gallery` wrote into a site's folder, oldest round first."""
+    return sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))
 
 
 def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
     """Destroy keys and files of the rounds in whose gallery a case is; how many there were."""
     found = 0
-    for file in sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed")):
+    for file in mined_files(folder, seal):
         content = _content_of(file, seal)
         # What cannot be opened any more might be of this case: it helps nobody.
         if content is None or stem in content["stems"]:

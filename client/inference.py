@@ -18,20 +18,23 @@ def predict(
     images: Tensor,
     compute: Compute,
     advance: Callable[[int], None] = lambda n: None,
+    *,
+    upside_down: bool = False,
 ) -> NDArray[np.float32]:
     """Probabilities (N, C, S, S) float32 in [0, 1] of images (N, 3, S, S) uint8, model frame.
 
-    The mean over the image and its mirror image; `advance` hears of each finished batch. No
-    images give (0, 0, S, S).
+    The mean over the image and its mirror image; `upside_down` adds both turned by half a circle,
+    for images that have no up and down. `advance` hears of each finished batch. No images give
+    (0, 0, S, S).
     """
+    views: tuple[tuple[int, ...], ...] = ((), (3,), *(((2,), (2, 3)) if upside_down else ()))
     model.to(compute.device).eval()
     parts = []
     # torch.split gives one empty part of no images, and not every layer takes that.
     for batch in torch.split(images, BATCH) if len(images) else ():
         x = (batch.to(compute.device) / 255).contiguous(memory_format=torch.channels_last)
         with compute.autocast():
-            seen = model(x).float().sigmoid()
-            mirrored = model(x.flip(3)).float().sigmoid().flip(3)
-        parts.append(((seen + mirrored) / 2).cpu().numpy())
+            seen = [model(x.flip(axes)).float().sigmoid().flip(axes) for axes in views]
+        parts.append((torch.stack(seen).sum(0) / len(views)).cpu().numpy())
         advance(len(batch))
     return np.concatenate(parts) if parts else np.zeros((0, 0, *images.shape[2:]), np.float32)

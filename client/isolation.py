@@ -14,6 +14,8 @@ import platform
 import signal
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +65,15 @@ class Isolation(NamedTuple):
 def measured(keys: Path) -> Isolation:
     """Try what must fail: see a network, open sockets, list the folder of the keys."""
     return Isolation(_interfaces() <= {"lo"}, not _has_sockets(), not can_list(keys))
+
+
+def tried(keys: Path) -> list[str]:
+    """What a vault on this machine could not be shut off from, found out by a process that tries."""
+    command = [sys.executable, "-m", "knowmine.client.isolation", str(keys)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - ours
+    if found.returncode:
+        return [f"the trial ended with {found.returncode}: {found.stderr.strip()[-200:]}"]
+    return found.stdout.splitlines()
 
 
 def leave_network() -> str | None:
@@ -191,3 +202,11 @@ def _interfaces() -> set[str]:
     """Network interfaces by name, without a socket: the kernel's own list."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
     return {line.split(":")[0].strip() for line in lines}
+
+
+if __name__ == "__main__":  # the trial of `tried`
+    _keys = Path(sys.argv[1])
+    leave_network()
+    hide_folders([_keys])
+    refuse_sockets()
+    sys.stdout.write("\n".join(measured(_keys).missing()))

@@ -6,7 +6,7 @@ from pathlib import Path
 from knowmine.client.at_rest import VAULT_KEYS, Seal
 from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site
-from knowmine.client.sam import Sam, load_sam
+from knowmine.client.sam import Tunable, load_sam
 from knowmine.client.sam_weights import default_cache, find_weights
 from knowmine.client.scoring import Scorer
 from knowmine.client.settings import ClientSettings, DataSettings, SamSettings
@@ -23,7 +23,7 @@ def opened(
     sam: SamSettings,
     *,
     folder: Path,
-    open_sam: Callable[[], Sam],
+    open_sam: Callable[[], Tunable],
     compute: Compute,
     progress: Progress | None = None,
     seal: Seal | None = None,
@@ -57,7 +57,7 @@ def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> 
     split["probe_fraction"] = split.pop("probe")
     data, hidden = open_site(settings.site, settings.data, **split, seed=settings.seed)
 
-    def open_sam() -> Sam:
+    def open_sam() -> Tunable:
         weights = find_weights(sam.weights, cache_of(sam))
         return load_sam(weights, device=machine.device, threads=machine.threads)
 

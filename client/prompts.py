@@ -19,6 +19,8 @@ MARGIN = 0.05
 """A box is widened by this share of its sides: U-Net++ tends to see lesions too small."""
 AROUND = 0.25
 """Negative points are looked for in the box widened by this share."""
+NEAR = 0.2
+"""Components closer than this share of the image's side may be parts of one object."""
 NEGATIVES = 2
 """Negative points per component at most."""
 SURE, CLEAR = 0.8, 0.1
@@ -34,11 +36,14 @@ class Asked:
     prompts: K prompts in SAM's frames, or None when there is nothing to ask about.
     regions: (K, S, S) bool, the component behind each prompt, model frame.
     classes: (K,) the class each belongs to, counted from 0.
+    joins: rows of prompts that ask about several near components as one object, each with the
+        rows that ask about them one by one; of the two answers the better is kept.
     """
 
     prompts: Prompts | None
     regions: Tensor
     classes: NDArray[np.int64]
+    joins: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def left_open(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
         """(C, S, S) bool: foreground of `probabilities` that SAM was not asked about.
@@ -52,16 +57,24 @@ class Asked:
         return foreground
 
 
-def ask(probabilities: NDArray[np.float32], frames: Frames, *, dense: bool = True) -> Asked:
+def ask(
+    probabilities: NDArray[np.float32], frames: Frames, *, dense: bool = True, join: bool = False
+) -> Asked:
     """Prompts for every component of `probabilities` (C, S, S) float32 in [0, 1], model frame.
 
     dense: prompt with the probabilities as a mask too, beside the box and points.
+    join: ask about near components as one object too; a U-Net++ often sees one as several.
     An image without a component gives no prompts: SAM is never asked about an empty box.
     """
     found = [
         (c, component) for c, plane in enumerate(probabilities) for component in components(plane)
     ]
     size = probabilities.shape[-1]
+    joins = []
+    for members in near(found) if join else ():
+        joins.append((len(found), members))
+        union = np.logical_or.reduce([found[row][1] for row in members])
+        found.append((found[members[0]][0], union))
     if not found:
         return Asked(None, torch.zeros((0, size, size), dtype=torch.bool), np.zeros(0, np.int64))
     boxes, points, labels, logits = [], [], [], []
@@ -85,6 +98,7 @@ def ask(probabilities: NDArray[np.float32], frames: Frames, *, dense: bool = Tru
         prompts,
         torch.from_numpy(np.stack([component for _, component in found])),
         np.array([c for c, _ in found]),
+        tuple(joins),
     )
 
 
@@ -96,6 +110,22 @@ def components(plane: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     order = np.argsort(-areas, kind="stable")[:MAX_COMPONENTS]
     return [labels == i + 1 for i in order if areas[i] >= MIN_AREA * plane.size]
+
+
+def near(found: list[tuple[int, NDArray[np.bool_]]]) -> list[tuple[int, ...]]:
+    """Rows of `found` (class, component) that lie close together in one class, group by group."""
+    groups = []
+    for c in sorted({c for c, _ in found}):
+        rows = [row for row, (own, _) in enumerate(found) if own == c]
+        reach = max(1.0, NEAR * found[rows[0]][1].shape[-1] / 2)
+        grown = [ndimage.distance_transform_edt(~found[row][1]) <= reach for row in rows]
+        labels, count = ndimage.label(np.logical_or.reduce(grown))
+        place = [int(labels[found[row][1]][0]) for row in rows]
+        for label in range(1, count + 1):
+            members = tuple(row for row, at in zip(rows, place, strict=True) if at == label)
+            if len(members) > 1:
+                groups.append(members)
+    return groups
 
 
 def box_of(component: NDArray[np.bool_], margin: float = MARGIN) -> NDArray[np.float32]:

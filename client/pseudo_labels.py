@@ -113,13 +113,12 @@ def calibrate(opinions: Opinions, truth: NDArray[np.bool_]) -> Calibration:
     by_weight = [dice_of(fuse(opinions, w) > 0.5, truth) for w in FUSE_WEIGHTS]
     asked = opinions.prompted
     x = features_of(opinions)[asked]
-    y = by_weight[len(FUSE_WEIGHTS) // 2][asked]
     truly_empty = ~truth.any((1, 2, 3))
     return Calibration(
         images=len(opinions),
         fused=tuple(float(d.sum()) for d in by_weight),
         gram=tuple(float(v) for v in (x.T @ x).ravel()),
-        target=tuple(float(v) for v in x.T @ y),
+        target=tuple(float(v) for dice in by_weight for v in x.T @ dice[asked]),
         empty=int(truly_empty.sum()),
         empty_predicted=int((~asked).sum()),
         empty_right=int((truly_empty & ~asked).sum()),
@@ -145,8 +144,8 @@ def gate(sums: Calibration, min_images: int) -> Verdict:
     return Verdict("on", FUSE_WEIGHTS[best])
 
 
-def judge(opinions: Opinions, sums: Calibration) -> NDArray[np.float64]:
-    """Expected Dice (N,) in [0, 1] of each pseudo-label.
+def judge(opinions: Opinions, sums: Calibration, weight: float) -> NDArray[np.float64]:
+    """Expected Dice (N,) in [0, 1] of each pseudo-label that is fused with `weight`.
 
     Ridge regression towards PRIOR on the probe images' sums; an image in which the U-Net++ saw
     nothing is as good as "nothing" has been right there.
@@ -155,7 +154,8 @@ def judge(opinions: Opinions, sums: Calibration) -> NDArray[np.float64]:
     gram, target = strength.copy(), strength @ PRIOR
     if sums.gram:
         gram += np.array(sums.gram).reshape(gram.shape)
-        target += np.array(sums.target)
+        per_weight = np.array(sums.target).reshape(len(FUSE_WEIGHTS), -1)
+        target += per_weight[FUSE_WEIGHTS.index(weight)]
     quality = features_of(opinions) @ np.linalg.lstsq(gram, target)[0]
     # Beta-binomial mean: two pseudo-counts at the share of images without a lesion.
     share = (sums.empty + 0.2) / (sums.images + 1)

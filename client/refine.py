@@ -46,7 +46,7 @@ def refine(
     refinements: times at most that SAM is prompted again with its own logits.
     Where SAM says NaN, it has no opinion and the pixel counts as background.
     """
-    prompts = _joined(asked)
+    prompts = joined(asked)
     if prompts is None:
         return [_gather(a, f, None, classes) for a, f in zip(asked, frames, strict=True)]
     best = _best_of(sam, embeddings, prompts, asked, frames, by_agreement)
@@ -87,7 +87,8 @@ class _Best:
         return self.low_res, self.logits, self.iou, self.stability, self.score
 
 
-def _joined(asked: Sequence[Asked]) -> Prompts | None:
+def joined(asked: Sequence[Asked]) -> Prompts | None:
+    """The prompts of several images as one batch, or None when there are none."""
     parts = [
         replace(a.prompts, image_of=torch.full_like(a.prompts.image_of, i))
         for i, a in enumerate(asked)
@@ -95,10 +96,11 @@ def _joined(asked: Sequence[Asked]) -> Prompts | None:
     ]
     if not parts:
         return None
+    boxes = [p.boxes for p in parts if p.boxes is not None]
     masks = [p.masks for p in parts if p.masks is not None]
     return Prompts(
         image_of=torch.cat([p.image_of for p in parts]),
-        boxes=torch.cat([p.boxes for p in parts]),
+        boxes=torch.cat(boxes) if boxes else None,
         points=torch.cat([p.points for p in parts]),
         point_labels=torch.cat([p.point_labels for p in parts]),
         masks=torch.cat(masks) if masks else None,
@@ -151,9 +153,14 @@ def _gather(asked: Asked, frames: Frames, best: _Best | None, classes: int) -> R
     masks = torch.zeros((classes, frames.model_px, frames.model_px))
     if best is None or not len(asked.classes):
         return Refined(masks, 0.0, 0.0)
-    for c, logits in zip(asked.classes, best.logits, strict=True):
-        masks[c] = torch.maximum(masks[c], logits.sigmoid())
     area = asked.regions.sum((1, 2)).float()
+    for union, parts in asked.joins:
+        rows = list(parts)
+        apart = (best.score[rows] * area[rows]).sum() / area[rows].sum()
+        area[rows if best.score[union] > apart else [union]] = 0  # the worse answer is not heard
+    for row in area.nonzero()[:, 0].tolist():
+        c = asked.classes[row]
+        masks[c] = torch.maximum(masks[c], best.logits[row].sigmoid())
     share = area / area.sum()
     return Refined(masks, float((best.iou * share).sum()), float((best.stability * share).sum()))
 

@@ -1,7 +1,7 @@
 """The process that stays at a site: it keeps the models loaded and answers the server."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from knowmine.client.app import client_app
@@ -15,21 +15,29 @@ from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
 from knowmine.shared.errors import CannotWrite
 from knowmine.shared.lock import FolderLock
-from knowmine.shared.log import RunLog, open_log
+from knowmine.shared.log import RunLog, Telling, open_log
 
 
 class Resident:
     """One site's process, from its settings.
 
+    missing: what the isolation of the site's processes lacks, in words; it may grow meanwhile.
     open_worker: opens the site when the server first asks, so that the connection is up at once.
+    tell: is told of what the log is told.
     """
 
     def __init__(
-        self, settings: ClientSettings, open_worker: Callable[[], Worker] | None = None
+        self,
+        settings: ClientSettings,
+        open_worker: Callable[[], Worker] | None = None,
+        missing: Sequence[str] = (),
+        tell: Telling | None = None,
     ) -> None:
         """Check what can be checked without the network; raise `UsageError` where it fails."""
         self._settings = settings
         self._open_worker = open_worker or self._open_site
+        self._missing = missing
+        self._tell = tell
         self._keys = SiteKeys.load(settings.keys, settings.site)
         self._policy = policy_of(settings)
         self.working = False
@@ -43,7 +51,7 @@ class Resident:
             raise CannotWrite(f"cannot write in {settings.state} ({error.strerror})") from error
         lock = FolderLock(settings.state)
         try:
-            with open_log(settings.state / "site.log.jsonl") as log:
+            with open_log(settings.state / "site.log.jsonl", self._tell) as log:
                 return self._serve(log, stop)
         finally:
             lock.release()
@@ -53,6 +61,7 @@ class Resident:
         log.event("start", site=settings.site, server=settings.network.server)
         if warning := warning_of_expiry(self._keys.certificate):
             log.event("expiry", level="warning", reason=warning)
+        self._log = log
         policy, records = self._policy, self._policy.records
         log.event("policy", digest=policy.digest(), approval=policy.approval)
         path = record_of(settings.state)
@@ -63,7 +72,9 @@ class Resident:
                 settings.network, settings.site, self._keys, settings.keys, settings.state, log
             )
             try:
-                app = client_app(lambda _: self._worker, lambda _: porter)
+                app = client_app(
+                    lambda _: self._worker, settings.state / "feedback", lambda _: porter
+                )
                 how = link.serve(app, stop, settings.stop_s)
                 log.event("end", reason=how)
                 return how
@@ -73,7 +84,10 @@ class Resident:
 
     @cached_property
     def _worker(self) -> Worker:
-        return Remembering(self._open_worker(), self._settings.state / "answers")
+        worker = Remembering(self._open_worker(), self._settings.state / "answers")
+        self._log.event("isolation", level="warning" if self._missing else "info",
+                        missing=list(self._missing))  # fmt: skip
+        return worker
 
     def _open_site(self) -> Worker:
         # Imported late: torch takes seconds, and the connection should not wait for it.

@@ -5,7 +5,7 @@ global U-Net++ arrives
  1 predict   its probabilities on this round's unlabelled images          inference.py
  2 prompt    a box, points and a mask for each component                  prompts.py
  3 refine    SAM's best mask for each, asked again with its own logits    refine.py
- 4 tune      (SAM's decoder on the site's labels: not yet)
+ 4 tune      SAM's decoder on the site's labels, before it is asked       tuning.py
  5 fuse      both models' masks, mixed as the probe set says is best      pseudo_labels.py
  6 judge     how good each is likely to be; keep the best, weigh the rest pseudo_labels.py
  7 gate      SAM is left out where it does not help on the probe set      pseudo_labels.py
@@ -17,15 +17,19 @@ global U-Net++ arrives
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from knowmine.client.gallery import save_gallery
 from knowmine.client.inference import predict
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import (
+    Floats,
     Opinions,
     Selection,
     Verdict,
@@ -39,26 +43,35 @@ from knowmine.client.pseudo_labels import (
     sharpen,
 )
 from knowmine.client.refine import refine
+from knowmine.client.reviewed import after_review
 from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples, train
+from knowmine.client.tuning import Lessons, tune
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
-from knowmine.shared.unetplusplus import weights_of
+from knowmine.shared.unetplusplus import build_model, put_weights, weights_of
 from knowmine.shared.weights import write_atomically
 
 SAM_BATCH = 8
 """Images whose prompts SAM answers in one call."""
 
 
-def improve(site: Site, task: TrainTask) -> Update:
+Miner: TypeAlias = Callable[[Site, TrainTask], tuple[Examples, Mined]]
+"""What makes a round's pseudo-labels; experiments put others in the place of `mine`."""
+
+
+def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     """Train the global model on this site's labels and on what it mines here."""
+    mine = mine or mine_images
     started = time.monotonic()
     plan = task.plan
     local = plan.training.batch_norm == "local"
     site.leave_out_withdrawn()
     site.load_model(task.weights, plan.model, task.round, local)
+    site.to_mine, site.reviewed = after_review(site.unlabelled, site.folder)
     labelled = labels_of(site, plan, task.round, task.rounds)
-    pseudo_labelled, mined = mine(site, task) if mines(plan, task.round) else (_none(site), Mined())
+    mining = mines(plan, task.round, task.rounds)
+    pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
     seed = draw(plan.seed, "train", site.name, task.round)
@@ -66,9 +79,8 @@ def improve(site: Site, task: TrainTask) -> Update:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loss = learn(site, task, labelled, pseudo_labelled, seed)
-    site.note(task.round, "trained", site.labelled)
-    if not probe_apart(plan, task.round, task.rounds):
-        site.note(task.round, "trained", site.probe)
+    for kind in teaching(site, plan, task.round, task.rounds):
+        site.note(task.round, "trained", kind)
     weights = weights_of(site.model)
     if local:
         site.keep_batch_norm(weights, task.round)
@@ -87,7 +99,11 @@ def learn(
     site: Site, task: TrainTask, labelled: Examples, pseudo_labelled: Examples, seed: int
 ) -> float:
     """Step 8: train the loaded model and return its mean loss."""
-    plan = task.plan
+    plan, started = task.plan, 0
+    if plan.mining.restart and task.round > plan.mining.warmup_rounds:
+        started = plan.mining.warmup_rounds
+        if task.round == started + 1:
+            put_weights(site.model, weights_of(build_model(plan.model, plan.seed)))
     return train(
         site.model,
         labelled,
@@ -95,8 +111,10 @@ def learn(
         plan.training,
         pseudo_share=plan.mining.share,
         pseudo_weight=plan.mining.weight * ramp(plan, task.round),
-        finished=(task.round - 1) / task.rounds,
-        ahead=1 - task.round / task.rounds,
+        cut_mix_chance=plan.mining.cut_mix,
+        renew=plan.mining.renew,
+        finished=(task.round - 1 - started) / (task.rounds - started),
+        ahead=1 - (task.round - started) / (task.rounds - started),
         generator=torch.Generator().manual_seed(seed),
         compute=site.compute,
         progress=site.progress,
@@ -120,7 +138,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
     site.note(task.round, "scored", site.test)
 
     # Only what the model has not been trained on can judge it, and only mining rounds ask.
-    judged = probe_apart(plan, task.round, task.rounds) and mines(plan, task.round + 1)
+    judged = probe_apart(plan, task.round, task.rounds)
 
     def total(key: str) -> float:
         return float(sum(score[key] for score in scores.values()))
@@ -131,17 +149,19 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
         dice=total("dice"),
         iou=total("iou"),
         hd95=total("hd95"),
-        calibration=probe(site, plan) if judged else Calibration(),
+        calibration=probe(site, plan, task.round) if judged else Calibration(),
     )
 
 
-def mine(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
+def mine_images(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
-    plan = task.plan
-    kind = todays(site.unlabelled, plan, task.round)
+    plan, doubts = task.plan, None
+    kind = todays(site.to_mine, plan, task.round)
     if not len(kind):
         return _none(site), Mined()
-    opinions = consult(site, kind, plan)
+    if plan.method == "knowmine":
+        tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
+    opinions = consult(site, kind, plan, task.round)
     if plan.method == "self-training":
         labels, chosen, verdict = opinions.unet, _all(opinions), Verdict("unused", 1.0)
         quality = np.ones(len(opinions))
@@ -150,8 +170,12 @@ def mine(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
         verdict = gate(task.calibration, plan.mining.min_probe_images)
-        labels = sharpen(fuse(opinions, verdict.fuse_weight))
-        quality = judge(opinions, task.calibration)
+        labels = fuse(opinions, verdict.fuse_weight)
+        if plan.mining.sharpen:
+            labels = sharpen(labels)
+        if plan.mining.doubt:
+            doubts = plan.mining.doubt * np.abs(opinions.unet - opinions.sam)
+        quality = judge(opinions, task.calibration, verdict.fuse_weight)
         share = share_to_keep(plan.mining, task.round, task.rounds)
         chosen = select(quality, share, plan.mining.min_quality)
     site.note(task.round, "mined", kind)
@@ -162,24 +186,33 @@ def mine(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     return (
         Examples(
             kind.images[kept],
-            torch.from_numpy((labels[chosen.kept] * 255 + 0.5).astype(np.uint8)),
+            _bytes(labels[chosen.kept]),
             torch.from_numpy(chosen.weights[chosen.kept]),
+            None if doubts is None else _bytes(doubts[chosen.kept]),
         ),
         _report(opinions, quality, chosen, verdict),
     )
 
 
-def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
+def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
     """Steps 1 to 3: what the U-Net++ and, if the method asks it, SAM see in these images."""
     site.progress.start("predicting", len(kind))
-    unet = predict(site.model, kind.images, site.compute, site.progress.advance)
+    unet = predict(
+        site.model,
+        kind.images,
+        site.compute,
+        site.progress.advance,
+        upside_down=plan.method == "knowmine" and plan.training.orientation == "any",
+    )
     site.progress.done()
     if plan.method == "self-training":
         ones = np.ones(len(kind), np.float32)
         return Opinions(unet, unet, ones > 0, ones, ones)
     dense = plan.method == "knowmine"
+    tuned = site.tuned_sam(round_) if dense and plan.mining.tune_passes else None
+    join = dense and plan.mining.join_parts
     frames = [site.frames(kind, row) for row in range(len(kind))]
-    asked = [ask(unet[row], frames[row], dense=dense) for row in range(len(kind))]
+    asked = [ask(unet[row], frames[row], dense=dense, join=join) for row in range(len(kind))]
     prompted = np.array([question.prompts is not None for question in asked], bool)
     sam = np.zeros_like(unet)
     iou, stability = np.zeros((2, len(kind)), np.float32)
@@ -188,13 +221,13 @@ def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
     for start in range(0, len(rows), SAM_BATCH):
         batch = rows[start : start + SAM_BATCH]
         answers = refine(
-            site.sam,
+            tuned or site.sam,
             torch.stack([site.embedding(kind, row) for row in batch]),
             [asked[row] for row in batch],
             [frames[row] for row in batch],
             classes=plan.model.classes,
             by_agreement=dense,
-            refinements=plan.mining.refinements if dense else 0,
+            refinements=plan.mining.refinements if dense and not tuned else 0,
         )
         for row, answer in zip(batch, answers, strict=True):
             sam[row], iou[row], stability[row] = answer.masks, answer.iou, answer.stability
@@ -206,36 +239,66 @@ def consult(site: Site, kind: Kind, plan: Plan) -> Opinions:
     return Opinions(unet, sam, prompted, iou, stability)
 
 
-def probe(site: Site, plan: Plan) -> Calibration:
+def probe(site: Site, plan: Plan, round_: int) -> Calibration:
     """How good pseudo-labels made with the loaded model are where this site knows the truth."""
     if not len(site.probe):
         return Calibration()
-    return calibrate(consult(site, site.probe, plan), site.probe.truth.numpy())
+    tune_sam(site, plan, round_, [site.labelled])
+    return calibrate(consult(site, site.probe, plan, round_), site.probe.truth.numpy())
+
+
+def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
+    """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
+    before = site.tuned_sam(round_ - 1)
+    passes = plan.mining.tune_passes if before is None else plan.mining.tune_again
+    if not plan.mining.tune_passes or site.has_tuned(round_):
+        return
+    pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
+    if not pairs:
+        return
+    lessons = Lessons(
+        torch.stack([site.embedding(kind, row) for kind, row in pairs]),
+        torch.cat([kind.truth for kind in kinds]),
+        [site.frames(kind, row) for kind, row in pairs],
+    )
+    generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
+    sam = before or site.sam
+    decoder = tune(sam, lessons, passes=passes, generator=generator, progress=site.progress)
+    site.keep_decoder(decoder, round_)
+
+
+def teaching(site: Site, plan: Plan, round_: int, rounds: int) -> list[Kind]:
+    """The labelled images to learn from: the site's own, those of a review at the site, and the
+    probe set unless it is kept apart.
+    """
+    reviewed = [site.reviewed] if site.reviewed is not None else []
+    probe = [] if probe_apart(plan, round_, rounds) else [site.probe]
+    return [site.labelled, *reviewed, *probe]
 
 
 def labels_of(site: Site, plan: Plan, round_: int, rounds: int) -> Examples:
-    """The labelled images to train on, the probe set's among them unless it is kept apart."""
-    kinds = [site.labelled]
-    if not probe_apart(plan, round_, rounds):
-        kinds.append(site.probe)
+    """The labelled images of this round, ready to train on."""
+    kinds = teaching(site, plan, round_, rounds)
     images = torch.cat([kind.images for kind in kinds])
     truth = torch.cat([kind.truth for kind in kinds])
     return Examples(images, truth.to(torch.uint8) * 255, torch.ones(len(images)))
 
 
-def mines(plan: Plan, round_: int) -> bool:
-    """Whether round `round_` makes pseudo-labels."""
-    return plan.method != "supervised" and round_ > plan.mining.warmup_rounds
+def mines(plan: Plan, round_: int, rounds: int) -> bool:
+    """Whether round `round_` of `rounds` makes pseudo-labels."""
+    mining = plan.mining
+    between = mining.warmup_rounds < round_ <= rounds - mining.consolidate_rounds
+    return plan.method != "supervised" and between
 
 
 def probe_apart(plan: Plan, round_: int, rounds: int) -> bool:
     """Whether round `round_` of `rounds` leaves the probe images out of training.
 
     Labels are few: once the probe set has judged, and at the latest in the last round, it is
-    worth more as labels. It judges at least the first pseudo-labels.
+    worth more as labels. What it says early holds later, as far as it is about what agreement is
+    worth; it is pessimistic about the U-Net++, which goes on learning.
     """
-    until = max(1, plan.mining.warmup_rounds, int(plan.mining.probe_until * rounds))
-    return plan.method == "knowmine" and round_ <= until and round_ < rounds
+    return plan.method == "knowmine" and round_ <= plan.mining.probe_rounds and round_ < rounds
 
 
 def ramp(plan: Plan, round_: int) -> float:
@@ -274,6 +337,10 @@ def _report(
         mean_agreement=float(agreement.mean()),
         mean_quality=float(quality.mean()),
     )
+
+
+def _bytes(masks: Floats) -> Tensor:
+    return torch.from_numpy((masks * 255 + 0.5).astype(np.uint8))
 
 
 def _all(opinions: Opinions) -> Selection:

@@ -11,6 +11,7 @@ decoded = sam.decode(embedding, Prompts(image_of, boxes, points, point_labels, m
 ```
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import sam_model_registry
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from knowmine.client.checkpoints import put_frozen, read_tensors
 from knowmine.client.compute import Compute, pick_compute
@@ -48,7 +49,7 @@ class Prompts:
     """K prompts on one or several images, all in the SAM frame (see `Frames.to_sam`).
 
     image_of: (K,) int64, the row of the embeddings that each prompt is about.
-    boxes: (K, 4) float32, xyxy.
+    boxes: (K, 4) float32, xyxy; None for prompts of points alone.
     points: (K, P, 2) float32, xy; P may be 0.
     point_labels: (K, P) float32: 1 inside the object, 0 outside, -1 no point (padding, which
         leaves no trace: a prompt gives the same masks whatever it is batched with).
@@ -56,7 +57,7 @@ class Prompts:
     """
 
     image_of: Tensor
-    boxes: Tensor
+    boxes: Tensor | None
     points: Tensor
     point_labels: Tensor
     masks: Tensor | None
@@ -66,9 +67,9 @@ class Prompts:
 class Decoded:
     """What SAM answers to K prompts.
 
-    logits: (K, 4, 256, 256) float32, low-res frame (see `Frames.low_res_to_model`). Mask 0 is
-        SAM's single answer, 1 to 3 are whole, part and subpart.
-    iou: (K, 4) float32, SAM's own guess of each mask's IoU.
+    logits: (K, M, 256, 256) float32, low-res frame (see `Frames.low_res_to_model`). Mask 0 is
+        SAM's single answer, 1 to 3 are whole, part and subpart; a tuned decoder gives mask 0.
+    iou: (K, M) float32, SAM's own guess of each mask's IoU.
     """
 
     logits: Tensor
@@ -93,6 +94,21 @@ class Sam(Protocol):
         """Masks for prompts on the images of embeddings (B, 256, 64, 64), float32 or float16."""
 
 
+class Tunable(Sam, Protocol):
+    """A SAM whose mask decoder can be replaced by one that was tuned (see `client.tuning`)."""
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """Prompts to embeddings; it is never tuned."""
+
+    @property
+    def mask_decoder(self) -> MaskDecoder:
+        """The decoder in use, frozen."""
+
+    def with_decoder(self, mask_decoder: nn.Module) -> "Tunable":
+        """This SAM with a tuned decoder, of which only mask 0 is heard; all else is shared."""
+
+
 class SegmentAnything:
     """An image encoder of either backend, and segment-anything's prompt encoder and decoder.
 
@@ -113,6 +129,13 @@ class SegmentAnything:
         self._encoder = encoder
         self._device = device
         self._max_prompts = max_prompts
+        self._masks = MASKS
+
+    def with_decoder(self, mask_decoder: nn.Module) -> "SegmentAnything":
+        """This SAM with a tuned decoder, of which only mask 0 is heard; all else is shared."""
+        other = copy.copy(self)
+        other.mask_decoder, other._masks = mask_decoder, 1
+        return other
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The embedding (256, 64, 64) of an image (H, W, 3) uint8, original frame.
@@ -139,8 +162,8 @@ class SegmentAnything:
         Raises `RunFailed` where the decoder gives NaN or infinities.
         """
         count = len(prompts.image_of)
-        logits = torch.empty(count, MASKS, LOW_RES_PX, LOW_RES_PX)
-        iou = torch.empty(count, MASKS)
+        logits = torch.empty(count, self._masks, LOW_RES_PX, LOW_RES_PX)
+        iou = torch.empty(count, self._masks)
         # Prompts with equally many points go together, so that none needs padding.
         real = (prompts.point_labels != _NOT_A_POINT).sum(dim=1)
         for points in sorted(set(real.tolist())):
@@ -148,7 +171,8 @@ class SegmentAnything:
                 some = _take(prompts, rows, points, self._device)
                 images = embeddings[prompts.image_of[rows]].to(self._device, torch.float32)
                 decoded = run_decoder(self.prompt_encoder, self.mask_decoder, images, some)
-                logits[rows], iou[rows] = decoded.logits.cpu(), decoded.iou.cpu()
+                logits[rows] = decoded.logits[:, : self._masks].cpu()
+                iou[rows] = decoded.iou[:, : self._masks].cpu()
         if not (logits.isfinite().all() and iou.isfinite().all()):
             raise RunFailed(
                 f"SAM {self.name} gave masks with NaN or infinities; expected finite logits: "
@@ -235,7 +259,7 @@ def _take(prompts: Prompts, rows: Tensor, points: int, device: torch.device) -> 
     first = (labels == _NOT_A_POINT).int().argsort(dim=1, stable=True)[:, :points]
     return Prompts(
         image_of=prompts.image_of[rows].to(device),
-        boxes=prompts.boxes[rows].to(device),
+        boxes=None if prompts.boxes is None else prompts.boxes[rows].to(device),
         points=prompts.points[rows].gather(1, first[..., None].expand(-1, -1, 2)).to(device),
         point_labels=labels.gather(1, first).to(device),
         masks=None if prompts.masks is None else prompts.masks[rows].to(device),

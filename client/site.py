@@ -1,12 +1,13 @@
 """A site while a run lasts: its images in memory, its U-Net++ and SAM loaded once."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from knowmine.client.at_rest import Seal
 from knowmine.client.compute import Compute
@@ -14,7 +15,7 @@ from knowmine.client.dataset import Case, SiteData, load_images, refuse_many_bad
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.frames import Frames
 from knowmine.client.participation import Participation, withdrawn_in
-from knowmine.client.sam import Sam
+from knowmine.client.sam import Tunable
 from knowmine.client.scoring import Scorer
 from knowmine.shared.errors import Refused
 from knowmine.shared.images import read_image
@@ -26,6 +27,7 @@ from knowmine.shared.unetplusplus import (
     build_model,
     manifest_of_model,
     put_weights,
+    weights_of,
 )
 from knowmine.shared.weights import Weights, digest_of_manifest, load_weights, save_weights
 
@@ -84,7 +86,7 @@ class Site:
         *,
         folder: Path,
         embeddings: Path,
-        open_sam: Callable[[], Sam],
+        open_sam: Callable[[], Tunable],
         compute: Compute,
         max_image_px: int,
         max_bad_share: float,
@@ -102,6 +104,9 @@ class Site:
         self.labelled = self._load(data.labelled, with_truth=True)
         self.probe = self._load(data.probe, with_truth=True)
         self.unlabelled = self._load(data.unlabelled)
+        # What a review at this site left to mine, and what it made labels of; see `improve`.
+        self.to_mine: Kind = self.unlabelled
+        self.reviewed: Kind | None = None
         self.test = self._load(data.test)
         scorer.check(self.test.cases)
         usable = sum(map(len, (self.labelled, self.probe, self.unlabelled, self.test)))
@@ -110,6 +115,7 @@ class Site:
         self.model = build_model(model.model_copy(update={"pretrained": False}), seed=0)
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
+        self._tuned: set[int] = set()
 
     @property
     def left_out(self) -> list[str]:
@@ -144,7 +150,7 @@ class Site:
         )
 
     @cached_property
-    def sam(self) -> Sam:
+    def sam(self) -> Tunable:
         """SAM, loaded when the first image is mined."""
         return self._open_sam()
 
@@ -200,6 +206,34 @@ class Site:
         save_weights(self._own_layers(round_), own)
         for old in [n for n in self._own_rounds() if n < round_][:-1]:
             self._own_layers(old).unlink(missing_ok=True)
+
+    def has_tuned(self, round_: int) -> bool:
+        """Whether SAM's decoder was tuned in `round_` since this site was opened."""
+        return round_ in self._tuned
+
+    def tuned_sam(self, round_: int) -> Tunable | None:
+        """SAM as it was tuned last, in `round_` or before; None if it never was."""
+        on_disk = [n for n in self._decoder_rounds() if n <= round_]
+        if not on_disk:
+            return None
+        state = load_weights(self._decoder_file(max(on_disk)))
+        decoder = copy.deepcopy(self.sam.mask_decoder)
+        put_weights(decoder, state)
+        return self.sam.with_decoder(decoder)
+
+    def keep_decoder(self, decoder: nn.Module, round_: int) -> None:
+        """Remember SAM's decoder as it was tuned in `round_`, atomically; it never leaves."""
+        save_weights(self._decoder_file(round_), weights_of(decoder))
+        self._tuned.add(round_)
+        for old in [n for n in self._decoder_rounds() if n < round_][:-1]:
+            self._decoder_file(old).unlink(missing_ok=True)
+
+    def _decoder_rounds(self) -> list[int]:
+        files = self.folder.glob("sam-decoder-*.safetensors")
+        return sorted(int(file.stem.removeprefix("sam-decoder-")) for file in files)
+
+    def _decoder_file(self, round_: int) -> Path:
+        return self.folder / f"sam-decoder-{round_:04d}.safetensors"
 
     def _own_rounds(self) -> list[int]:
         files = self.folder.glob("batch-norm-*.safetensors")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from knowmine.client.augmentation import augment
+from knowmine.client.augmentation import augment, cut_mix
 from knowmine.client.compute import Compute
+from knowmine.client.teacher import Teacher
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Progress
 from knowmine.shared.losses import proximal_term, segmentation_losses
@@ -22,19 +23,23 @@ class Examples:
     """Images with targets to learn, in the model frame.
 
     images: (N, 3, S, S) uint8; targets: (N, C, S, S) uint8, 255 for certain foreground;
-    weights: (N,) float32, how much each counts.
+    weights: (N,) float32, how much each counts. doubts: (N, C, S, S) uint8, 255 for pixels that
+    count nothing; None where all count alike.
     """
 
     images: Tensor
     targets: Tensor
     weights: Tensor
+    doubts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def at(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Some rows as floats in [0, 1]."""
-        return self.images[rows] / 255, self.targets[rows] / 255, self.weights[rows]
+    def at(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Some rows' images, targets, doubts and weights as floats in [0, 1]."""
+        targets = self.targets[rows] / 255
+        doubts = torch.zeros_like(targets) if self.doubts is None else self.doubts[rows] / 255
+        return self.images[rows] / 255, targets, doubts, self.weights[rows]
 
 
 def train(
@@ -45,6 +50,8 @@ def train(
     *,
     pseudo_share: float,
     pseudo_weight: float,
+    cut_mix_chance: float = 0.0,
+    renew: float = 0.0,
     finished: float,
     ahead: float,
     generator: Generator,
@@ -54,6 +61,8 @@ def train(
     """Train `model` in place for one round and return its mean loss.
 
     pseudo_share: part of each batch drawn from `pseudo_labelled`, where both have images.
+    cut_mix_chance: that a pseudo-labelled view gets a box of another of its batch.
+    renew: share of a moving average's opinion in the pseudo-labels, renewed at each step.
     finished, ahead: parts of the whole run, in [0, 1], that lie before and after this round;
         the learning rate falls along one cosine over the run.
     Raises `RunFailed` when the loss stops being a number.
@@ -65,19 +74,30 @@ def train(
         parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     batches = _Batches(labelled, pseudo_labelled, settings.batch, pseudo_share, generator)
+    teacher = Teacher(model, renew, compute) if renew and len(pseudo_labelled) else None
     total = 0.0
     progress.start("training", settings.steps)
     for step in range(settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings.steps, finished, ahead)
-        images, targets, weights, strong = batches.next()
-        images, targets = augment(
-            images, targets, generator, orientation=settings.orientation, strong=strong
+        images, targets, doubts, weights, strong = batches.next()
+        if teacher:
+            targets[strong] = teacher.renew(images[strong], targets[strong])
+        images, planes = augment(
+            images,
+            torch.cat([targets, doubts], 1),
+            generator,
+            orientation=settings.orientation,
+            strong=strong,
         )
+        if cut_mix_chance and strong.any():
+            images, planes = cut_mix(images, planes, generator, strong, cut_mix_chance)
+        targets, doubts = planes.to(compute.device).chunk(2, 1)
+        trust = None if pseudo_labelled.doubts is None else 1 - doubts
         weights = torch.where(strong, weights * pseudo_weight, weights).to(compute.device)
         with compute.autocast():
             logits = model(images.to(compute.device))
-        losses = segmentation_losses(logits, targets.to(compute.device))
+        losses = segmentation_losses(logits, targets, trust)
         loss = (losses * weights).sum() / weights.sum().clamp_min(1e-6)
         if settings.fedprox:
             loss = loss + settings.fedprox * proximal_term(parameters, anchors)
@@ -85,6 +105,8 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimiser.step()
+        if teacher:
+            teacher.follow(model)
         total += loss.item()
         if not math.isfinite(total):
             raise RunFailed(
@@ -118,8 +140,8 @@ class _Batches:
         self.labelled, self.pseudo = labelled, pseudo
         self.rows = _Shuffled(len(labelled), generator), _Shuffled(len(pseudo), generator)
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images, targets, weights and which of them are pseudo-labelled."""
+    def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Images, targets, doubts, weights and which of them are pseudo-labelled."""
         parts = [
             examples.at(rows.take(n))
             for examples, rows, n in (
@@ -128,8 +150,8 @@ class _Batches:
             )
             if n
         ]
-        images, targets, weights = (torch.cat(column) for column in zip(*parts, strict=True))
-        return images, targets, weights, torch.arange(len(images)) >= self.n_labelled
+        images, targets, doubts, weights = (torch.cat(c) for c in zip(*parts, strict=True))
+        return images, targets, doubts, weights, torch.arange(len(images)) >= self.n_labelled
 
 
 class _Shuffled:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -106,8 +107,9 @@ class Remembering:
         update = self._worker.improve(task)
         fields = {**update.__dict__, "mined": asdict(update.mined)}
         del fields["weights"]
-        save_weights(path, update.weights, {"update": json.dumps(fields)})
-        self._forget("update-*", path)
+        with suppress(OSError):  # a full disk: the answer is worth more than its copy
+            save_weights(path, update.weights, {"update": json.dumps(fields)})
+            self._forget("update-*", path)
         return update
 
     def evaluate(self, task: EvaluateTask) -> Scores:
@@ -120,8 +122,9 @@ class Remembering:
         except (WeightsError, KeyError, TypeError, ValueError):
             pass
         scores = self._worker.evaluate(task)
-        save_weights(path, {}, {"scores": json.dumps(asdict(scores))})
-        self._forget("scores-*", path)
+        with suppress(OSError):
+            save_weights(path, {}, {"scores": json.dumps(asdict(scores))})
+            self._forget("scores-*", path)
         return scores
 
     def _forget(self, pattern: str, but: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from knowmine.server.cli import app, main
-from knowmine.shared.errors import UsageError
+from knowmine.shared.errors import CannotWrite, UsageError
 
-__all__ = ["server"]
+__all__ = ["app", "server"]
 
 
 @app.command()
@@ -21,6 +21,10 @@ def provision(
     new_kit: Annotated[
         str | None, typer.Option(metavar="SITE", help="Another kit for this site.")
     ] = None,
+    example: Annotated[
+        bool,
+        typer.Option("--example", help="Write FEDERATION first: two sites on this machine."),
+    ] = False,
 ) -> None:
     """Make a federation: its authority, the server's settings, and a kit for each site.
 
@@ -29,8 +33,10 @@ def provision(
     """
     from knowmine.deploy.provision import provision as make
 
+    if example:
+        _write_example(federation)
     if not federation.is_file():
-        raise UsageError(f"no file {federation}: write one, see docs/hospital-guide.md")
+        raise UsageError(f"no file {federation}: write one; --example gives one to begin with")
     made = make(federation, out, new_kit=new_kit)
     for site, kit in made.kits.items():
         typer.echo(f"{'new ' if site in made.made else ''}kit for {site}: {kit}")
@@ -38,6 +44,16 @@ def provision(
         typer.echo(f"the kit of {site} has ended: make another with --new-kit {site}")
     typer.echo("Send each kit to its site by a way that you trust; it lets one site in, once.")
     typer.echo(f"SHA-256 of the authority, for the sites to compare: {made.authority}")
+
+
+def _write_example(file: Path) -> None:
+    """The example in the package, with its comments; never over a file that is there."""
+    if file.exists():
+        raise UsageError(f"{file} is there already: leave out --example to provision from it")
+    try:
+        file.write_bytes(Path(__file__).with_name("federation.yaml").read_bytes())
+    except OSError as error:
+        raise CannotWrite(f"cannot write {file} ({error.strerror})") from error
 
 
 def server() -> None:

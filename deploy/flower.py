@@ -176,7 +176,7 @@ def open_site_of(
     """The node's site, opened once for as long as the process lives."""
     from knowmine.client.compute import pick_compute, settle
     from knowmine.client.opening import cache_of, opened
-    from knowmine.client.sam import Sam, load_sam
+    from knowmine.client.sam import Tunable, load_sam
     from knowmine.client.sam_weights import find_weights
 
     config, run_config = dict(node_items), dict(run_items)
@@ -192,7 +192,7 @@ def open_site_of(
     machine, sam = settings.machine, settings.sam
     settle(machine.threads)
 
-    def open_sam() -> Sam:
+    def open_sam() -> Tunable:
         weights = find_weights(sam.weights, cache_of(sam))
         return load_sam(weights, device=machine.device, threads=machine.threads)
 

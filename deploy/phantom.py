@@ -21,8 +21,12 @@ EMPTY_SHARE = 0.12
 """Share of images without a lesion."""
 
 
-def make_folder(folder: Path, images: int, seed: int = 0, style: int = 0) -> None:
+def make_folder(
+    folder: Path, images: int, seed: int = 0, style: int = 0, masks: int | None = None
+) -> None:
     """Draw a data folder of `images` images: images/*.jpg, and a mask of each in masks/*.png.
+
+    masks: so many of the images get one, and the others are unlabelled; all, if not given.
 
     Image number i depends on the seed, the style and i alone, so a larger folder begins with a
     smaller one. What else is in the folder stays.
@@ -33,7 +37,8 @@ def make_folder(folder: Path, images: int, seed: int = 0, style: int = 0) -> Non
         image, mask = draw(index, seed, style)
         stem = f"phantom-{index:04d}"
         Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=92)
-        Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
+        if masks is None or index < masks:
+            Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
 
 
 def draw(index: int, seed: int = 0, style: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -99,9 +104,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=150, help="how many (default 150)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal images")
     parser.add_argument("--style", type=int, default=0, help="look of one hospital, 0 is neutral")
+    parser.add_argument("--masks", type=int, help="images that get a mask; not given: all")
+    parser.add_argument(
+        "--site",
+        action="append",
+        metavar="NAME",
+        help="draw into FOLDER/NAME, in a look of its own; give it once for each site",
+    )
     wanted = parser.parse_args(arguments)
-    make_folder(wanted.folder, wanted.images, wanted.seed, wanted.style)
-    print(f"{wanted.images} phantom images in {wanted.folder}")
+    if wanted.site is None:
+        folders = [(wanted.folder, wanted.style)]
+    else:
+        folders = [(wanted.folder / n, wanted.style + i) for i, n in enumerate(wanted.site, 1)]
+    for folder, style in folders:
+        make_folder(folder, wanted.images, wanted.seed, style, wanted.masks)
+        print(f"{wanted.images} phantom images in {folder}")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ class FederationSettings(Settings):
     plan: Plan = Field(default_factory=Plan, description="What all sites do alike.")
     run: RunSettings = Field(default_factory=RunSettings, description="What the server does.")
     attendance: AttendanceSettings = Field(
-        default_factory=AttendanceSettings, description="Which sites a round waits for."
+        default_factory=lambda: AttendanceSettings(attempts=5),
+        description="Which sites a round waits for.",
     )
     deadlines: DeadlineSettings = Field(
         default_factory=DeadlineSettings, description="How long a site may take."

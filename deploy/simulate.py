@@ -19,7 +19,7 @@ from knowmine.client.compute import pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
 from knowmine.client.gallery import load_gallery
 from knowmine.client.opening import cache_of, opened
-from knowmine.client.sam import Sam, load_sam
+from knowmine.client.sam import Tunable, load_sam
 from knowmine.client.sam_weights import SamWeights, find_weights
 from knowmine.client.site import Site
 from knowmine.client.worker import SiteWorker
@@ -306,9 +306,9 @@ class _Once:
 
     weights: SamWeights | None
     settings: SimulationSettings
-    loaded: Sam | None = None
+    loaded: Tunable | None = None
 
-    def open(self) -> Sam:
+    def open(self) -> Tunable:
         if self.weights is None:
             raise UsageError(f"method {self.settings.plan.method!r} uses no SAM")
         if self.loaded is None:

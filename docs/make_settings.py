@@ -9,43 +9,85 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from knowmine.deploy.settings import SimulationSettings
+from knowmine.client.settings import ClientSettings
+from knowmine.deploy.settings import FederationSettings, SimulationSettings
+from knowmine.server.settings import ServerSettings
 
 PAGE = Path(__file__).with_name("settings.md")
-HEAD = """# Settings of a simulation
+HEAD = """# Settings
 
-`knowmine-simulate SETTINGS.yaml` reads these keys; all are optional, and flags override them.
-An unknown key or an impossible value is refused with the file, the key and the repair. This page
-is written by `docs/make_settings.py`.
+Four files, one for each command that reads settings. An unknown key or an impossible value is
+refused with the file, the key and the repair; flags override keys. Groups that several files share
+are described once, where they come first. This page is written by `docs/make_settings.py`.
+
+| file | read by | written by |
+|---|---|---|
+| [a simulation](#a-simulation) | `knowmine-simulate` | you |
+| [federation.yaml](#federationyaml) | `knowmine-server provision` | you; `--example` gives one to begin with |
+| [server.yaml](#serveryaml) | `knowmine-server run`, `status` | `provision`, from federation.yaml |
+| [client.yaml](#clientyaml) | `knowmine-client run`, `check` | `knowmine-client enrol`; add to it what you need |
 """
+FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
+    ("A simulation", "All keys are optional.", SimulationSettings),
+    (
+        "federation.yaml",
+        "Change it and provision again: what is there stays, `server.yaml` and unused kits follow.",
+        FederationSettings,
+    ),
+    (
+        "server.yaml",
+        "Paths are relative to the file. Change federation.yaml rather than this.",
+        ServerSettings,
+    ),
+    (
+        "client.yaml",
+        "Paths are relative to the file. `model` is what this site agreed to train, and no other.",
+        ClientSettings,
+    ),
+)
 
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(section(name, field) for name, field in fields(SimulationSettings))
+    text, told = HEAD, dict[type[BaseModel], str]()
+    for title, what, kind in FILES:
+        text += f"\n## {title}\n\n{what}\n"
+        alone = [(name, field) for name, field in fields(kind) if model_in(field) is None]
+        text += table(alone)
+        for name, field in fields(kind):
+            text += section(name, field, told)
+    return text
 
 
-def section(path: str, field: FieldInfo) -> str:
-    """A group of settings as a table, its inner groups behind it."""
+def section(path: str, field: FieldInfo, told: dict[type[BaseModel], str]) -> str:
+    """A group of settings and its inner groups, or a line where `told` says they were before."""
     kind = model_in(field)
-    assert kind is not None, f"{path} is no group of settings"
-    inner = [(f"{path}.{name}", value) for name, value in fields(kind)]
-    rows = [(name, value) for name, value in inner if model_in(value) is None]
-    text = f"\n## {path}\n\n{field.description}\n"
-    if rows:
-        text += "\n| key | default | what it is |\n|---|---|---|\n"
-        text += "".join(
-            f"| `{name.removeprefix(path + '.')}` | {shown(value)} | {value.description} |\n"
-            for name, value in rows
-        )
-    groups = [(name, value) for name, value in inner if model_in(value) is not None]
-    return text + "".join(section(name, value) for name, value in groups)
+    if kind is None:
+        return ""
+    text = f"\n### {path}\n\n{field.description}"
+    if kind in told:
+        return f"{text} Keys as in `{told[kind]}` above.\n"
+    told[kind] = path
+    inner = fields(kind)
+    text += "\n" + table([(name, value) for name, value in inner if model_in(value) is None])
+    return text + "".join(section(f"{path}.{name}", value, told) for name, value in inner)
+
+
+def table(rows: list[tuple[str, FieldInfo]]) -> str:
+    """Keys, defaults and what they are."""
+    if not rows:
+        return ""
+    return "\n| key | default | what it is |\n|---|---|---|\n" + "".join(
+        f"| `{name}` | {shown(value)} | {value.description} |\n" for name, value in rows
+    )
 
 
 def shown(field: FieldInfo) -> str:
     """A default as one writes it in YAML."""
+    if field.is_required():
+        return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
-    if value is None or value == {}:
+    if value in (None, {}, ()):
         return "not set"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

@@ -155,7 +155,9 @@ def _calibration(door: Door, sums: Calibration, features: int, max_images: int) 
         images=images,
         fused=door.numbers("calibration.fused", sums.fused, len(FUSE_WEIGHTS), low=0, high=images),
         gram=door.numbers("calibration.gram", sums.gram, features**2, low=-cross, high=cross),
-        target=door.numbers("calibration.target", sums.target, features, low=-most, high=most),
+        target=door.numbers(
+            "calibration.target", sums.target, features * len(FUSE_WEIGHTS), low=-most, high=most
+        ),
         empty=empty,
         empty_predicted=predicted,
         empty_right=door.count("calibration.empty_right", sums.empty_right, high=both),

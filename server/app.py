@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from flwr.app import Context, Message, RecordDict
@@ -128,17 +129,28 @@ class GridSites:
 
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update | KnowmineError]]:
         """Send the tasks and give each update as it comes."""
-        return self._answers("train", tasks, wire.unpack_update)
+        return self._answers(
+            "train", tasks, lambda name, records: wire.unpack_update(records, tasks[name])
+        )
 
     def evaluate(
         self, tasks: Mapping[str, EvaluateTask]
     ) -> Iterator[tuple[str, Scores | KnowmineError]]:
         """Send the tasks and give each site's scores as they come."""
-        return self._answers("evaluate", tasks, wire.unpack_scores)
+        return self._answers("evaluate", tasks, lambda _, records: wire.unpack_scores(records))
 
-    def dismiss(self) -> None:
-        """Tell the sites that the run is over; those that do not hear it time out by themselves."""
-        nodes = {node: name for name, node in self._nodes.items() if name in self.here()}
+    def dismiss(self, expected: Collection[str] = (), wait_s: float = 0.0) -> None:
+        """Tell the sites that the run is over; those that do not hear it go on asking.
+
+        wait_s: time for the `expected` to come, where they are not here yet.
+        """
+        until = time.monotonic() + wait_s
+        while True:
+            nodes = {node.node_id: node.name for node in self._grid.get_nodes()}
+            left = until - time.monotonic()
+            if left <= 0 or set(expected) <= {*nodes.values()}:
+                break
+            self._wait(min(left, 1.0))
         goodbye = dict.fromkeys(nodes, wire.pack_goodbye())
         for _ in self._ask("query", goodbye, nodes, at_most_s=GOODBYE_S):
             pass
@@ -147,13 +159,13 @@ class GridSites:
         self,
         kind: str,
         tasks: Mapping[str, TrainTask] | Mapping[str, EvaluateTask],
-        unpack: Callable[[RecordDict], R],
+        unpack: Callable[[str, RecordDict], R],
     ) -> Iterator[tuple[str, R | KnowmineError]]:
         names = {self._nodes[name]: name for name in tasks}
         packed = wire.pack_tasks(tasks)
         records = {node: packed[name] for node, name in names.items()}
-        for node, reply in self._ask(kind, records, names):
-            yield names[node], self._parsed(reply, unpack)
+        for node, reply in self._ask(kind, records, names, pace=_pace(kind, tasks)):
+            yield names[node], self._parsed(reply, partial(unpack, names[node]))
             del reply  # before the next one comes
 
     def _ask(
@@ -162,6 +174,7 @@ class GridSites:
         records: Mapping[int, RecordDict],
         names: Mapping[int, str],
         at_most_s: float = math.inf,
+        pace: str = "",
     ) -> Iterator[tuple[int, Message | str]]:
         """Push one message a node; yield replies one by one.
 
@@ -170,27 +183,28 @@ class GridSites:
         processes = self._processes()
         pending = []
         for node, content in records.items():
-            deadline = min(self._deadlines.of(names[node], kind), at_most_s)
+            deadline = min(self._deadlines.of(names[node], pace or kind), at_most_s)
             asked = _Asked(node, content, processes.get(node, ""), time.monotonic(), deadline)
             self._push(asked, kind)
             pending.append(asked)
-            self._tell_asked(names[node], kind)
+            self._tell_asked(names[node], kind, pace or kind)
         wanted, took = math.ceil(self._quorum * len(pending)), list[float]()
         while pending:
             found = False
             # One id a call, so that at most one large reply is in memory.
             for asked in list(pending):
-                for reply in self._pulled(asked):
+                for reply in self._pulled(asked)[:1]:
                     if _is_gone(reply):
                         # Flower lost the question with the node; it is asked again on its return.
                         asked.since = "gone"
                         continue
                     found = True
                     pending.remove(asked)
-                    took.append(time.monotonic() - asked.started)
-                    if not reply.has_error():
-                        self._deadlines.took(names[asked.node], kind, took[-1])
-                    self._tell_answered(names[asked.node], kind, took[-1], reply)
+                    seconds = time.monotonic() - asked.started
+                    if not reply.has_error():  # a quick failure hurries nobody
+                        took.append(seconds)
+                        self._deadlines.took(names[asked.node], pace or kind, seconds)
+                    self._tell_answered(names[asked.node], kind, seconds, reply)
                     yield asked.node, reply
                     del reply
             if found or not pending:
@@ -234,9 +248,9 @@ class GridSites:
     def _processes(self) -> dict[int, str]:
         return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
-    def _tell_asked(self, site: str, kind: str) -> None:
+    def _tell_asked(self, site: str, kind: str, pace: str) -> None:
         if self._board:
-            self._board.asked(site, kind, self._deadlines.expected(site, kind))
+            self._board.asked(site, kind, self._deadlines.expected(site, pace))
 
     def _tell_answered(self, site: str, kind: str, seconds: float, reply: Message | str) -> None:
         if self._board:
@@ -259,6 +273,18 @@ def _error_of(reply: Message) -> str:
         return ""
     reason = reply.error.reason or ""
     return REASONS.get(reason, reason) or f"error {reply.error.code}"
+
+
+def _pace(kind: str, tasks: Mapping[str, TrainTask] | Mapping[str, EvaluateTask]) -> str:
+    """Tasks whose times can be compared: a round that mines takes many times a warm-up round.
+
+    Otherwise a site's deadline in its first round with SAM would follow from rounds without.
+    """
+    mines = any(
+        isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds
+        for task in tasks.values()
+    )
+    return "mine" if mines else kind
 
 
 def _is_gone(reply: Message) -> bool:

@@ -81,13 +81,14 @@ def run(
 
     checked_format(format_)
     flags = {"out": out, "listen.port": port, "run.rounds": rounds}
-    summary = run_federation(
-        read_settings(ServerSettings, settings, flags), _Lines(quiet=format_ == "json")
-    )
+    ready = read_settings(ServerSettings, settings, flags)
+    lines = _Lines(quiet=format_ == "json")
+    lines.begun(ready.federation, ready.listen.host, ready.listen.port)
+    summary = run_federation(ready, lines)
     if format_ == "json":
         say_json(summary)
     else:
-        typer.echo(f"Done: {summary['rounds']} rounds, model.safetensors is in the run's folder")
+        typer.echo(_result(summary, ready.out))
 
 
 @app.command()
@@ -123,6 +124,10 @@ class _Lines:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
 
+    def begun(self, federation: str, host: str, port: int) -> None:
+        """Say where sites are waited for."""
+        self._say(f"federation {federation}: waiting for sites on {host}:{port}")
+
     def round_started(self, round_: int, rounds: int) -> None:
         """Say that the sites are asked."""
         self._say(f"round {round_}/{rounds} begins")
@@ -138,6 +143,16 @@ class _Lines:
     def _say(self, line: str) -> None:
         if not self._quiet:
             typer.echo(line)
+
+
+def _result(summary: Mapping[str, Any], run: Path) -> str:
+    """The model and how good it is, for the whole and for each site."""
+    lines = [f"Done: {summary['rounds']} rounds; the model is {run / 'model.safetensors'}"]
+    if (whole := summary["global"]) and whole["dice"] is not None:
+        lines.append(f"  all     Dice {whole['dice']:.3f} on {whole['test_images']} test images")
+    for site, scores in summary["per_site"].items():
+        lines.append(f"  {site:<7} Dice {scores['dice']:.3f} on {scores['test_images']}")
+    return "\n".join(lines)
 
 
 def _table(status: Mapping[str, Any]) -> Table:

@@ -55,6 +55,7 @@ def run_federation(
             log.event("expiry", level="warning", reason=warning)
 
         def end(status: str, reason: str) -> None:
+            board.end(status, reason)
             records = journal.records()
             journal.write_summary(
                 summarise(
@@ -68,7 +69,6 @@ def run_federation(
                     versions=versions(),
                 )
             )
-            board.end(status, reason)
 
         with _sigterm_interrupts(), ending(settings.out, log, end, "start the server again"):
             try:
@@ -92,8 +92,10 @@ def run_federation(
                     log=log,
                     watch=board,
                     attendance=settings.attendance.model_copy(update={"expected": expected}),
+                    welcome=allow_list.sites,
                 )
-                sites.dismiss()
+                # A run that was killed at its very end goes on here, and has met nobody yet.
+                sites.dismiss(expected, 0 if sites.here() else settings.attendance.gather_s)
             finally:
                 fleet.close()
         return journal.read_summary()
@@ -108,7 +110,8 @@ def _journal(settings: ServerSettings) -> Iterator[Journal]:
             yield journal
         return
     with Journal.open(out) as journal:
-        if (out / "model.safetensors").exists():
+        # Not by the model: a server that is killed with its goodbye unsaid has still to say it.
+        if journal.read_summary().get("status") == "done":
             raise UsageError(
                 f"the run in {out} is done ({out / 'model.safetensors'}): name another folder "
                 "with `out` or --out to begin the next"

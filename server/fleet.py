@@ -35,7 +35,8 @@ from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Message  # isort: skip
+from flwr.app import Error, Message, Metadata  # isort: skip
+from flwr.app.message import make_message  # isort: skip
 from flwr.common.constant import (  # isort: skip
     HEARTBEAT_MAX_INTERVAL,
     NOOP_ACCOUNT_NAME,
@@ -50,6 +51,7 @@ from flwr.supercore.constant import (  # isort: skip
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLWR_IN_MEMORY_DB_NAME,
     NOOP_FEDERATION_ID,
+    SYSTEM_MESSAGE_TYPE,
     TaskType,
 )
 from flwr.supercore.error import http_error_translator  # isort: skip
@@ -70,7 +72,9 @@ from flwr.superlink.servicer.runtime import runtime_handlers  # isort: skip
 LONG_POLL_S = 20.0
 """A site's question for work is held this long, so that work reaches it at once; proxies cut
 connections that are silent for a minute."""
-TASK_BEAT_S = 10.0
+TASK_BEAT_S = 5.0
+BAD_ANSWER = 2
+"""Flower's code for an error in a site's app."""
 
 
 def _speaker(request: Request) -> Speaker:
@@ -95,7 +99,7 @@ async def _check(request: Request, speaker: From) -> dict[str, Any]:
 class Fleet:
     """Listens for the sites on a thread of its own, from `start` to `close`.
 
-    presence: which sites are here. port: where it listens.
+    presence: which sites are here. revoked: nodes that were taken away. port: where it listens.
     """
 
     def __init__(
@@ -111,8 +115,10 @@ class Fleet:
         self.state = factory.state()
         self.uploads, self._doorbell, self.news = Uploads(), Doorbell(), threading.Event()
         self._nodes: dict[str, int] = {}
+        self._polls: dict[int, object] = {}
+        self.revoked: set[int] = set()
         self._changing = threading.Lock()
-        self._over = threading.Event()
+        self._over, self.lapsed = threading.Event(), threading.Event()
         self._task_id: int | None = None
         app = FastAPI(
             docs_url=None,
@@ -214,6 +220,7 @@ class Fleet:
     def _remove(self, site: str) -> None:
         if (node := self._nodes.pop(site, None)) is not None:
             self.state.delete_node(NOOP_FLWR_AID, node)
+            self.revoked.add(node)
             self.presence.forget(site)
 
     def _open_run(self) -> tuple[Any, Any]:
@@ -234,7 +241,10 @@ class Fleet:
 
     def _beat(self, task: int) -> None:
         while not self._over.wait(TASK_BEAT_S):
-            self.state.acknowledge_task_heartbeat(task)
+            if not self.state.acknowledge_task_heartbeat(task):
+                self.lapsed.set()
+                self.news.set()
+                return
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
@@ -256,6 +266,7 @@ class Fleet:
                 raise HTTPException(status_of(error), str(error)) from error
             # Flower lets nobody join who is there already by its own clock; here Presence decides.
             state.deactivate_node(self._nodes[speaker.site])
+            self._polls.pop(self._nodes[speaker.site], None)
             reply = fleet_handlers.activate_node(request, state)
             self.presence.arrive(speaker.site, speaker.instance, speaker.version)
             self._log.event("joined", site=speaker.site, version=speaker.version)
@@ -283,8 +294,14 @@ class Fleet:
         ) -> fleet_pb2.PullMessagesResponse:
             clock = asyncio.get_running_loop().time
             until = clock() + LONG_POLL_S
+            node = request.node.node_id
+            # Of a broken connection the server learns late. What waits on it would take a
+            # message and lose it, so a site's newest question ends those before.
+            newest = self._polls[node] = object()
             while True:
                 rung = bell.next()
+                if self._polls.get(node) is not newest:
+                    return fleet_pb2.PullMessagesResponse()
                 found = await run_in_threadpool(
                     fleet_handlers.pull_messages, request, state, state.object_store
                 )
@@ -298,11 +315,17 @@ class Fleet:
 
         @router.post("/push-messages")
         def push_messages(
-            request: Annotated[fleet_pb2.PushMessagesRequest, body], speaker: From
+            request: Annotated[fleet_pb2.PushMessagesRequest, body],
         ) -> fleet_pb2.PushMessagesResponse:
-            question = request.messages_list[0].metadata.reply_to_message_id
+            if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+                raise HTTPException(400, "send one answer at a time")
+            head = request.messages_list[0].metadata
+            try:
+                uploads.begin(head.reply_to_message_id, request.node.node_id, head.message_id)
+            except Refused as error:
+                raise HTTPException(410, str(error)) from error
             reply = fleet_handlers.push_messages(request, state)
-            uploads.began(question, speaker.site, reply.objects_to_push)
+            uploads.began(head.reply_to_message_id, reply.objects_to_push)
             self.news.set()
             return reply
 
@@ -340,7 +363,7 @@ class FleetGrid(HttpGrid):
     def __init__(self, fleet: Fleet, task: Any, run: Any) -> None:
         super().__init__(token="in-process")  # noqa: S106 - Flower wants one; nothing reads it
         self._fleet = fleet
-        self._client = _Direct(fleet.state, task)  # type: ignore[assignment]
+        self._client = _Direct(fleet.state, task, fleet.uploads)  # type: ignore[assignment]
         self.set_run(run)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
@@ -361,32 +384,72 @@ class FleetGrid(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers that are whole; half an answer is left until the rest is here."""
-        whole = [question for question in message_ids if self._fleet.uploads.whole(question)]
+        uploads, message_ids = self._fleet.uploads, list(message_ids)
+        revoked = [q for q in message_ids if uploads.node_of(q) in self._fleet.revoked]
+        for question in revoked:
+            self.abandon(question)
+        if revoked:
+            return [_unreadable(question, "the site was revoked") for question in revoked]
+        whole = [question for question in message_ids if uploads.whole(question)]
         if not whole:
             return []
-        answers = super().pull_messages(whole)
-        for question in whole:
-            self._fleet.uploads.forget(question)
-        return answers
+        try:
+            return super().pull_messages(whole)
+        except Exception as error:  # noqa: BLE001 - a site can put anything into an answer
+            reason = f"not an answer: {type(error).__name__}"
+            return [_unreadable(question, reason) for question in whole]
+        finally:
+            for question in whole:
+                self.abandon(question)
 
     def abandon(self, message_id: str) -> None:
         """Nobody waits for this answer any more: free what it and its question hold."""
+        answer = self._fleet.uploads.forget(message_id)
         self._fleet.state.delete_messages({message_id})
-        self._fleet.state.object_store.delete(message_id)
-        self._fleet.uploads.forget(message_id)
+        for name in filter(None, (message_id, answer)):
+            self._fleet.state.object_store.delete(name)
 
     def wait(self, seconds: float) -> None:
-        """Return when a site came, left or answered, or after `seconds`."""
+        """Return when a site came, left or answered, or after `seconds`.
+
+        Raises `RunFailed` where the process was stopped for so long that Flower ended its run.
+        """
+        if self._fleet.lapsed.is_set():
+            raise RunFailed(
+                "this machine stood still for a minute or longer, and Flower gave up the run's "
+                "messages; the finished rounds are safe: start the server again and it goes on"
+            )
         if self._fleet.news.wait(seconds):
             self._fleet.news.clear()
+
+
+def _unreadable(question: str, reason: str) -> Message:
+    """What stands for an answer that cannot be read; its question alone is known."""
+    metadata = Metadata(
+        run_id=0,
+        message_id="",
+        src_node_id=SUPERLINK_NODE_ID,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=question,
+        group_id="",
+        created_at=0.0,
+        ttl=0.0,
+        message_type=SYSTEM_MESSAGE_TYPE,
+    )
+    return make_message(metadata=metadata, error=Error(code=BAD_ANSWER, reason=reason))
 
 
 class _Direct:
     """Flower's Runtime API for its own server process, called instead of requested."""
 
-    def __init__(self, state: Any, task: Any) -> None:
+    def __init__(self, state: Any, task: Any, uploads: Uploads) -> None:
+        def push_messages(request: Any, state: Any, task: Any) -> Any:
+            for message in request.messages_list:  # before a site can see it and answer
+                uploads.expect(message.metadata.message_id, message.metadata.dst_node_id)
+            return runtime_handlers.push_messages(request, state, task)
+
         for name, handler in (
-            ("PushMessages", runtime_handlers.push_messages),
+            ("PushMessages", push_messages),
             ("PullMessages", runtime_handlers.pull_messages),
             ("PushObject", runtime_handlers.push_object),
             ("PullObject", runtime_handlers.pull_object),

@@ -10,6 +10,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,9 +139,14 @@ class Guard:
                 raise ClientDisconnect
             return message
 
-        try:
-            await self._app(scope, counted, send)
-        except ClientDisconnect:
+        async def unless_too_large(message: Message) -> None:
+            if seen <= self._max_bytes:
+                await send(message)
+
+        # What is inside makes an answer of its own of the disconnect, and none of it counts.
+        with suppress(ClientDisconnect):
+            await self._app(scope, counted, unless_too_large)
+        if seen > self._max_bytes:
             await JSONResponse({"detail": self._too_large()}, 413)(scope, receive, send)
 
     def _judge(self, scope: Scope, headers: Headers) -> tuple[int, str]:

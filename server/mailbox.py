@@ -1,47 +1,67 @@
-"""Who has post: answers that are whole, and a bell for those who wait."""
+"""Who has post: questions that are open, answers that are whole, a bell for those who wait."""
 
 import asyncio
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from knowmine.shared.errors import Refused
 
-MAX_OPEN_UPLOADS = 4
-"""Answers that one site may be sending at a time; it is asked one question at a time."""
+
+@dataclass
+class _Open:
+    """A question that waits. missing: parts still to come; None until the answer began."""
+
+    node: int
+    answer: str = ""
+    missing: set[str] | None = None
 
 
 class Uploads:
-    """Answers arrive in parts. One is read only when it is whole.
+    """Answers arrive in parts, one to each open question, and are read only when whole.
 
-    A connection that breaks halfway leaves an answer that nobody waits for; the site sends it
-    again from the start.
+    A connection that breaks halfway leaves an answer that is not read; its site sends it again
+    from the start.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._missing: dict[str, set[str]] = {}
-        self._sender: dict[str, str] = {}
+        self._open: dict[str, _Open] = {}
 
-    def began(self, question: str, sender: str, parts: Iterable[str]) -> None:
-        """`sender` is about to send these parts of its answer to `question`.
+    def expect(self, question: str, node: int) -> None:
+        """A question was put to `node`."""
+        with self._lock:
+            self._open[question] = _Open(node)
 
-        Raises `Refused` where it has too many answers under way.
+    def node_of(self, question: str) -> int | None:
+        """Whom the question was put to, while it waits."""
+        with self._lock:
+            waiting = self._open.get(question)
+            return waiting.node if waiting else None
+
+    def begin(self, question: str, node: int, answer: str) -> None:
+        """`node` wants to send `answer`, for the first time or again.
+
+        Raises `Refused` where nobody waits for it, or another answer is there.
         """
         with self._lock:
-            under_way = [
-                other
-                for other, by in self._sender.items()
-                if by == sender and self._missing[other] and other != question
-            ]
-            if len(under_way) >= MAX_OPEN_UPLOADS:
-                raise Refused(f"site {sender!r} sends {len(under_way) + 1} answers at once")
-            self._missing[question] = set(parts)
-            self._sender[question] = sender
+            waiting = self._open.get(question)
+            if waiting is None or waiting.node != node:
+                raise Refused("nobody waits for this answer: it came too late, or was never asked")
+            if waiting.answer not in ("", answer):
+                raise Refused("another answer to this question is here: each is answered once")
+            waiting.answer = answer
+
+    def began(self, question: str, parts: Iterable[str]) -> None:
+        """These parts of the answer are still to come."""
+        with self._lock:
+            if waiting := self._open.get(question):
+                waiting.missing = set(parts)
 
     def arrived(self, part: str) -> bool:
         """One part is here; say whether an answer is whole now."""
         with self._lock:
-            waiting = [missing for missing in self._missing.values() if part in missing]
+            waiting = [w.missing for w in self._open.values() if w.missing and part in w.missing]
             for missing in waiting:
                 missing.discard(part)
             return any(not missing for missing in waiting)
@@ -49,13 +69,14 @@ class Uploads:
     def whole(self, question: str) -> bool:
         """Whether there is an answer to `question` and all of it is here."""
         with self._lock:
-            return question in self._missing and not self._missing[question]
+            waiting = self._open.get(question)
+            return waiting is not None and waiting.missing == set()
 
-    def forget(self, question: str) -> None:
-        """The answer was read, or nobody waits for it any more."""
+    def forget(self, question: str) -> str:
+        """The answer was read, or nobody waits for it any more; return what it was called."""
         with self._lock:
-            self._missing.pop(question, None)
-            self._sender.pop(question, None)
+            waiting = self._open.pop(question, None)
+            return waiting.answer if waiting else ""
 
 
 class Doorbell:

@@ -1,7 +1,7 @@
 """The rounds of a run. START HERE: ask, admit, aggregate, evaluate, record.
 
 ```
-journal.last() ── weights ──> sites improve them ──> admission ──> RunningMean ──> optimiser
+journal.last() ── weights ──> sites improve them ──> admission ──> aggregate ───> optimiser
       ^                                                                               │
       └────────── journal.commit_round <── sites score them <── next global weights <─┘
 ```
@@ -10,14 +10,15 @@ Nothing here knows how messages travel: `Sites` is the seam, `app.py` joins it t
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from knowmine.server.admission import admit, admit_hello, admit_scores
-from knowmine.server.aggregation import RunningMean, update_weight
+from knowmine.server.aggregation import update_weight
 from knowmine.server.journal import Journal
 from knowmine.server.optimiser import ServerOptimiser
+from knowmine.server.robust import aggregate_by
 from knowmine.server.settings import AttendanceSettings, RunSettings
 from knowmine.shared.errors import KnowmineError, Paused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
@@ -34,7 +35,14 @@ from knowmine.shared.protocol import (
     calibration_of,
 )
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest, manifest_of
+from knowmine.shared.weights import (
+    Manifest,
+    Weights,
+    bytes_of,
+    digest_of_manifest,
+    manifest_of,
+    sent_bytes_of,
+)
 
 ANYONE = AttendanceSettings()
 """One site is enough, and nobody is waited for: a simulation's sites are all there."""
@@ -91,10 +99,12 @@ def run_rounds(
     log: RunLog,
     watch: Watch,
     attendance: AttendanceSettings = ANYONE,
+    welcome: Callable[[], Collection[str]] | None = None,
 ) -> Weights:
     """Run the rounds that are still to do and return the global weights after the last.
 
     Goes on after the last round in `journal`; `initial` makes the weights of a fresh run.
+    welcome: the sites that may come at all, asked before each round; no round waits for another.
     Raises `UsageError` when no site has labels, `RunFailed` when a round misses its quorum,
     `Paused` when too few sites are here for too long.
     """
@@ -108,8 +118,13 @@ def run_rounds(
     known, attempt = Known(), 0
 
     while round_ <= settings.rounds:
+        expected = attendance.expected
+        if welcome is not None:
+            expected = tuple(site for site in expected if site in welcome())
+        waited_for = attendance.model_copy(update={"expected": expected})
+
         # ── meet ───────────────────────────────────────────────────────────────────────────────
-        roster = gather(sites, known, digest_of_manifest(manifest), attendance, log)
+        roster = gather(sites, known, digest_of_manifest(manifest), waited_for, log)
         started = time.monotonic()
         watch.round_started(round_, settings.rounds)
 
@@ -118,9 +133,12 @@ def run_rounds(
             name: TrainTask(round_, settings.rounds, plan, weights, lent)
             for name, lent in borrow(calibrations, roster, plan).items()
         }
-        mean, record = RunningMean(), RoundRecord(round_)
+        mean = aggregate_by(settings.aggregation, weights, journal.folder)
+        record = RoundRecord(round_)
         for name, reply in sites.train(tasks):
             try:
+                if isinstance(reply, KnowmineError):
+                    raise reply
                 update = _admitted(reply, roster[name], round_, manifest)
             except KnowmineError as refusal:
                 record.refused[name] = str(refusal)
@@ -128,6 +146,7 @@ def run_rounds(
                 continue
             mean.add(update.weights, update_weight(update, plan.mining.count_weight))
             record.take(name, update)
+            record.bytes_up += sent_bytes_of(reply.weights)
             log.event("update", round=round_, site=name, **record.updates[name])
             del reply, update  # one update in memory at a time, whatever the number of sites
         if lack := _lacking(record, roster, settings.quorum, attendance.minimum):
@@ -139,7 +158,6 @@ def run_rounds(
         attempt = 0
         # Every site gets the weights twice: to improve them, and to score what became of them.
         record.bytes_down = bytes_of(weights) * (len(tasks) + len(roster))
-        record.bytes_up = bytes_of(weights) * len(record.updates)
         if mean.sites:
             weights = sites.hold(optimiser.step(weights, mean.result()))
         del tasks, mean  # they hold the weights before, and these twice
@@ -317,13 +335,10 @@ def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
     )
 
 
-def _admitted(
-    reply: Update | KnowmineError, site: Hello, round_: int, manifest: Manifest
-) -> Update:
+def _admitted(reply: Update, site: Hello, round_: int, manifest: Manifest) -> Update:
     """The update, if it can be averaged and claims no more images than the site said it has."""
-    if isinstance(reply, KnowmineError):
-        raise reply
-    most = max(site.labelled, site.unlabelled)
+    # A review at the site turns unlabelled images into labelled ones while the run goes on.
+    most = site.labelled + site.unlabelled
     return admit(reply, site=site.site, round=round_, manifest=manifest, max_images=most)
 
 
@@ -341,7 +356,7 @@ def _lacking(record: RoundRecord, roster: Mapping[str, Hello], quorum: float, mi
     reasons = "; ".join(f"{name}: {why}" for name, why in sorted(record.refused.items()))
     return (
         f"round {record.round} got {len(record.updates)} of {len(roster)} updates, needs {needed} "
-        f"({reasons}); mend those sites and go on with --resume"
+        f"({reasons}); mend those sites, then go on with this run"
     )
 
 

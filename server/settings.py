@@ -36,6 +36,12 @@ class RunSettings(Settings):
         le=1,
         description="Share of the sites whose updates must be admitted for a round to count.",
     )
+    aggregation: Literal["mean", "clipped", "trimmed", "median"] = Field(
+        "mean",
+        description="How updates become one. mean: by images (FedAvg). clipped: no site moves the "
+        "model further than half of them do. trimmed, median: per number, without the extremes, "
+        "every site alike; slower, against sites that may be wrong or hostile.",
+    )
     optimiser: ServerOptimiserSettings = Field(
         default_factory=ServerOptimiserSettings, description="The server's optimiser."
     )

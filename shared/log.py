@@ -7,7 +7,7 @@ pixels, and nothing that unlocks anything: fields called like a secret are maske
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
@@ -29,8 +29,8 @@ _HEADER = frozenset(("time", "level", "event", "missed"))
 class RunLog:
     """Append-only JSON lines; see `open_log` and `silent`."""
 
-    def __init__(self, file: BinaryIO | None) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO | None, also: "Telling | None" = None) -> None:
+        self._file, self._also = file, also
         self._missed = 0
 
     def event(self, name: str, /, *, level: Level = "info", **fields: Any) -> None:
@@ -39,6 +39,8 @@ class RunLog:
         A line that cannot be written (a full disk) never stops the run: the next one that can
         says how many were missed.
         """
+        if self._also is not None:
+            self._also(name, fields)
         if self._file is None:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -74,7 +76,11 @@ class RunLog:
         self.close()
 
 
-def open_log(path: Path) -> RunLog:
+Telling = Callable[[str, Mapping[str, Any]], None]
+"""Who is told of each event too, by its name and fields."""
+
+
+def open_log(path: Path, also: Telling | None = None) -> RunLog:
     """Open the log at `path` to append to; raise `UsageError` where that is impossible."""
     try:
         torn = path.exists() and path.stat().st_size > 0 and not _ends_in_newline(path)
@@ -85,7 +91,7 @@ def open_log(path: Path) -> RunLog:
         raise UsageError(
             f"cannot write the log {path} ({error.strerror}): choose a folder you can write to"
         ) from error
-    return RunLog(file)
+    return RunLog(file, also)
 
 
 def silent() -> RunLog:

@@ -26,8 +26,9 @@ class Calibration:
     images: probe images behind the sums.
     fused: summed Dice of the fused masks, one sum for each weight in `FUSE_WEIGHTS`; the first
         is SAM alone, the last the U-Net++ alone.
-    gram, target: X^T X (row by row) and X^T y of the quality judge's linear model, X the
-        `FEATURES` and y the Dice of the evenly fused mask.
+    gram, target: X^T X (row by row) and, for each weight in `FUSE_WEIGHTS` one after the other,
+        X^T y of the quality judge's linear model: X the `FEATURES`, y the Dice of the mask fused
+        with that weight.
     empty, empty_predicted, empty_right: images without any foreground; images in which the
         U-Net++ saw none; images in which it was right to.
     """

@@ -110,7 +110,9 @@ class MiningSettings(Settings):
         description="Unlabelled images that a site mines a round, each once before any comes twice; "
         "0 takes all.",
     )
-    share: float = Field(0.5, gt=0, lt=1, description="Part of each batch that is pseudo-labelled.")
+    share: float = Field(
+        0.25, gt=0, lt=1, description="Part of each batch that is pseudo-labelled."
+    )
     weight: float = Field(
         1.0, ge=0, le=10, description="Weight of the pseudo-labelled loss beside the labelled."
     )
@@ -144,15 +146,69 @@ class MiningSettings(Settings):
         description="Probe images needed to judge SAM; with fewer, a site borrows the "
         "federation's sums.",
     )
-    probe_until: float = Field(
+    probe_rounds: int = Field(
+        1,
+        ge=1,
+        description="First rounds that keep the probe images apart. After them they are trained "
+        "on, for labels are few, and the last sums go on judging.",
+    )
+    refinements: int = Field(
+        1, ge=0, le=2, description="Times that a frozen SAM is prompted again with its own logits."
+    )
+    join_parts: bool = Field(
+        False,
+        description="Ask SAM about near components as one object too; the better answer stays.",
+    )
+    tune_passes: int = Field(
+        4,
+        ge=0,
+        description="Passes over a site's labels in which SAM's mask decoder is tuned the first "
+        "time; 0 leaves SAM frozen.",
+    )
+    tune_again: int = Field(
+        0, ge=0, description="Passes that each later mining round adds to the tuned decoder."
+    )
+    sharpen: bool = Field(
+        True, description="Push soft pseudo-labels towards 0 and 1; doubt stays at one half."
+    )
+    doubt: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How far a pixel on which U-Net++ and SAM disagree counts less: 0 as any "
+        "other, 1 nothing where one says yes and the other no.",
+    )
+    cut_mix: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="Share of the rounds that keep the probe images apart. After it they are "
-        "trained on, and the last sums go on judging.",
+        description="Chance that a pseudo-labelled view gets a box of another image of its batch.",
     )
-    refinements: int = Field(
-        1, ge=0, le=2, description="Times SAM is prompted again with its own logits."
+    renew: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share that a moving average of the model in training has in pseudo-labels, "
+        "beside what was mined before the round; 0 is off.",
+    )
+    consolidate_rounds: int = Field(
+        0, ge=0, description="Last rounds that train on labels alone, as the warm-up does."
+    )
+    restart: bool = Field(
+        False,
+        description="Start the first mining round from fresh weights, with the learning rate at "
+        "its peak; for runs of a thousand steps or more.",
+    )
+
+
+class TransportSettings(Settings):
+    """How updates travel."""
+
+    update: Literal["none", "bf16", "int8"] = Field(
+        "none",
+        description="none: a site sends its weights as they are. bf16, int8: it sends what "
+        "changed, rounded, in a half or a quarter of the bytes or less; what rounding took is "
+        "added to its next update.",
     )
 
 
@@ -171,6 +227,9 @@ class Plan(Settings):
     )
     mining: MiningSettings = Field(
         default_factory=MiningSettings, description="How pseudo-labels are made and used."
+    )
+    transport: TransportSettings = Field(
+        default_factory=TransportSettings, description="How updates travel."
     )
 
     @model_validator(mode="after")

@@ -56,6 +56,17 @@ def digest_of_manifest(manifest: Manifest) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+class Received(dict[str, Array]):
+    """Weights that came in fewer bytes than they have; `sent_bytes` of them."""
+
+    sent_bytes = 0
+
+
+def sent_bytes_of(weights: Weights) -> int:
+    """What these weights took on their way."""
+    return weights.sent_bytes if isinstance(weights, Received) else bytes_of(weights)
+
+
 def bytes_of(weights: Weights) -> int:
     """Bytes of all arrays together, without headers."""
     return sum(array.nbytes for array in weights.values())

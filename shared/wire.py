@@ -3,7 +3,6 @@
 Replies hold tensors and numbers, and for `Hello` two short texts; nothing else has a place.
 """
 
-import io
 import os
 
 # Flower reads these when it is first imported; a hospital's machine phones nobody.
@@ -14,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from numpy.typing import NDArray
 
+from knowmine.shared import packing
+from knowmine.shared.changes import unpack_change
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -36,7 +36,7 @@ from knowmine.shared.protocol import (
     calibration_of,
 )
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import Weights
+from knowmine.shared.weights import Received, Weights
 
 R = TypeVar("R")
 
@@ -45,6 +45,10 @@ RUN_NAME = "knowmine/federation"
 INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 """The random name of a site's process, and of the one before it on the same machine."""
 VERSION_HEADER = "knowmine-version"
+CHANGE = "knowmine-change"
+"""The same for a change of the weights that were sent, in the form that the plan names."""
+STYPE = "safetensors"
+"""What Flower's Array says of the bytes that hold all tensors of a model."""
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
 """Where a site sends its next certificate."""
 CHECK_PATH = "/v1/knowmine/check"
@@ -118,8 +122,11 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
     return _checked(unpack, "task")
 
 
-def pack_reply(reply: Reply | Hello) -> RecordDict:
-    """A reply as Flower records: tensors and numbers."""
+def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
+    """A reply as Flower records: tensors and numbers.
+
+    change: the packed change that an update's weights are, to be sent in their place.
+    """
     if isinstance(reply, Hello):
         return RecordDict(
             {"hello": ConfigRecord({f.name: getattr(reply, f.name) for f in fields(reply)})}
@@ -141,7 +148,9 @@ def pack_reply(reply: Reply | Hello) -> RecordDict:
         {
             "update": MetricRecord(numbers),
             "mined": MetricRecord(mined),
-            "weights": _pack_weights(reply.weights),
+            "weights": _pack_weights(reply.weights)
+            if change is None
+            else _as_record(change, CHANGE),
         }
     )
 
@@ -158,14 +167,18 @@ def unpack_hello(records: RecordDict) -> Hello:
     return _checked(unpack, "hello")
 
 
-def unpack_update(records: RecordDict) -> Update:
-    """A site's update; raise `Refused` for anything that is not one."""
+def unpack_update(records: RecordDict, task: TrainTask | None = None) -> Update:
+    """A site's update; raise `Refused` for anything that is not one.
+
+    task: that it answers; without it a change cannot be told.
+    """
 
     def unpack() -> Update:
         mined = _exactly(records.metric_records["mined"], Mined)
         mined["gate"] = dict(enumerate(GATES))[mined["gate"]]
         numbers: dict[str, Any] = dict(records.metric_records["update"])
-        return Update(weights=_unpack_weights(records), mined=Mined(**mined), **numbers)
+        weights = _unpack_answer(records, task)
+        return Update(weights=weights, mined=Mined(**mined), **numbers)
 
     return _checked(unpack, "update")
 
@@ -178,6 +191,13 @@ def unpack_scores(records: RecordDict) -> Scores:
         return Scores(calibration=_unpack_calibration(records), **numbers)
 
     return _checked(unpack, "scores")
+
+
+def round_of(records: RecordDict) -> int:
+    """The round that a question belongs to, for a log; 0 where it belongs to none."""
+    task: Any = records.config_records.get("task", {})
+    round_ = task.get("round", 0)
+    return round_ if isinstance(round_, int) else 0
 
 
 def pack_goodbye() -> RecordDict:
@@ -220,9 +240,24 @@ def _whole(value: object) -> int:
 
 
 def _pack_weights(weights: Weights) -> ArrayRecord:
-    return ArrayRecord(
-        {name: Array(np.asarray(value, order="C")) for name, value in weights.items()}
-    )
+    return _as_record(packing.pack(weights), STYPE)
+
+
+def _as_record(data: bytes, stype: str) -> ArrayRecord:
+    return ArrayRecord({"all": Array("uint8", (len(data),), stype, data)})
+
+
+def _unpack_answer(records: RecordDict, task: TrainTask | None) -> Weights:
+    """An update's weights, sent whole or as a change of the task's."""
+    (packed,) = records.array_records["weights"].values()
+    if packed.stype != CHANGE:
+        return _unpack_weights(records)
+    form = task.plan.transport.update if task else "none"
+    if task is None or form == "none":
+        raise Refused("an update comes as a change; the plan asks for whole weights")
+    weights = Received(unpack_change(packed.data, task.weights, form))
+    weights.sent_bytes = len(packed.data)
+    return weights
 
 
 def _unpack_weights(records: RecordDict) -> Weights:
@@ -230,24 +265,11 @@ def _unpack_weights(records: RecordDict) -> Weights:
 
 
 def _views_of(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    return {name: _view(name, array) for name, array in record.items()}
-
-
-def _view(name: str, packed: Array) -> NDArray[Any]:
-    """The tensor as a read-only view of the bytes that came: nothing is copied or unpickled."""
-    file = io.BytesIO(packed.data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise Refused(f"tensor {name} is not in the version of NumPy's format that knowmine sends")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran or dtype.hasobject or packed.stype != "numpy.ndarray":
-        raise Refused(f"tensor {name} is not a plain array in C order")
-    if (dtype.name, shape) != (np.dtype(packed.dtype).name, tuple(packed.shape)):
-        raise Refused(
-            f"tensor {name} says it is {packed.dtype}{tuple(packed.shape)} and holds "
-            f"{dtype}{shape}: its header lies"
-        )
-    values = np.frombuffer(packed.data, dtype, offset=file.tell())
-    return values.reshape(shape)
+    """The tensors as read-only views of the bytes that came: nothing is copied or unpickled."""
+    (packed,) = record.values()
+    if packed.stype != STYPE:
+        raise Refused(f"weights come as {packed.stype!r}; expected {STYPE!r}")
+    return packing.unpack(packed.data)
 
 
 def _pack_calibration(sums: Calibration) -> MetricRecord:

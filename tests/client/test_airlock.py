@@ -38,7 +38,7 @@ WEIGHTS: dict[str, Any] = {
     "head.bias": np.zeros(1, np.float32),
 }
 MANIFEST = manifest_of(WEIGHTS)
-SUMS = Calibration(10, (5.0,) * 5, (0.5,) * 36, (1.0,) * 6, 2, 1, 1)
+SUMS = Calibration(10, (5.0,) * 5, (0.5,) * 36, (1.0,) * 30, 2, 1, 1)
 TASK = TrainTask(2, 5, Plan(), WEIGHTS, SUMS)
 UPDATE = Update(2, WEIGHTS, 12, 30, 0.25, 61.5, Mined(30, 10, 2, "on", 0.25, 0.75, 0.5))
 FUZZ_S = float(os.environ.get("KNOWMINE_FUZZ_S", "20"))

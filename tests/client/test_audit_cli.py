@@ -44,7 +44,7 @@ def client(home, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["knowmine-client", *words])
         try:
             main()
-            ended = 0
+            ended: str | int | None = 0
         except SystemExit as left:
             ended = left.code
         said = capsys.readouterr()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from knowmine.client.augmentation import augment
+from knowmine.client.augmentation import augment, cut_mix
 
 PX = 48
 MANY = 40
@@ -139,3 +139,47 @@ def test_arguments_are_left_alone():
     before = images.clone()
     views(images, strong=True)
     assert torch.equal(images, before)
+
+
+# ------------------------------------------------------------------------------ cut-mix
+
+
+def mixed(strong, chance=1.0, seed=0):
+    """Image i is i + 1 everywhere, and so is its target."""
+    n = len(strong)
+    levels = torch.arange(1.0, n + 1).view(n, 1, 1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    return cut_mix(
+        levels.expand(n, 3, PX, PX),
+        levels.expand(n, 1, PX, PX),
+        generator,
+        torch.tensor(strong),
+        chance,
+    )
+
+
+def test_a_box_of_another_image_brings_its_target():
+    """Wherever the image is another's, so is the target."""
+    images, targets = mixed([True] * 6)
+    assert torch.equal(images[:, :1], targets)
+    assert all(len(image.unique()) == 2 for image in images)
+
+
+def test_labelled_views_get_no_box():
+    """Labels are learnt as they are."""
+    images, _ = mixed([False, False, True])
+    assert [len(image.unique()) for image in images] == [1, 1, 2]
+
+
+def test_without_chance_nothing_is_mixed():
+    """The off-value is off."""
+    images, _ = mixed([True] * 6, chance=0.0)
+    assert all(len(image.unique()) == 1 for image in images)
+
+
+def test_a_box_has_a_tenth_to_half_of_the_image():
+    """So that something of both is left."""
+    images, _ = mixed([True] * 40)
+    own = torch.arange(1.0, 41).view(40, 1, 1)
+    shares = (images[:, 0] != own).float().mean((1, 2))
+    assert shares.min() > 0.05 and shares.max() <= 0.5

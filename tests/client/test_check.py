@@ -11,9 +11,15 @@ from PIL import Image, ImageDraw
 from knowmine.client import check_data
 from knowmine.client.check import canary, check_site
 from knowmine.client.check_data import Look, balance, has_text, near_duplicates, sizes_of
-from knowmine.client.check_machine import check_disk, check_keys, check_weights
+from knowmine.client.check_machine import (
+    check_disk,
+    check_isolation,
+    check_keys,
+    check_weights,
+)
 from knowmine.client.check_network import check_network
 from knowmine.client.findings import Finding, as_json, worst
+from knowmine.client.isolation import tried
 from knowmine.client.settings import ClientSettings
 from knowmine.deploy.phantom import make_folder
 from tests.provisioned import NOW, Federation
@@ -181,3 +187,15 @@ def test_the_canary_does_a_whole_round(tmp_path):
     make_folder(tmp_path / "data", 12, seed=3)
     (found,) = canary(settings(tmp_path))
     assert found.level == "good" and "nothing was sent" in found.what
+
+
+def test_isolation_is_tried_and_not_claimed(enrolled):
+    """What this machine gives: a process tries what must fail."""
+    (found,) = check_isolation(settings(enrolled))
+    missing = tried(enrolled / "home-lyon" / "keys")
+    assert (found.level == "good") == (not missing)
+
+
+def test_isolation_that_is_off_is_a_warning(enrolled):
+    """Said plainly."""
+    assert levels(check_isolation(settings(enrolled, isolation="off"))) == ["warning"]

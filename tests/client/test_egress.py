@@ -32,7 +32,7 @@ PROBED = Calibration(
     images=2,
     fused=(0.5, 1.0, 1.5, 1.999999999, 2.0),
     gram=(2.0, 1.23456789, 1.23456789, 1.0),
-    target=(1.5, 0.5),
+    target=(1.5, 0.5) * 5,
     empty=1,
 )
 SCORES = Scores(round=1, test_images=3, dice=2.3456789, iou=2.0, hd95=41.5, calibration=PROBED)
@@ -148,7 +148,7 @@ MAY_NOT_LEAVE: dict[str, tuple[Any, str]] = {
         "iou as 3.5; expected a number from 0 to 3",
     ),
     "9 hidden in a tuple": (
-        replace(SCORES, calibration=replace(PROBED, target=(1.0, 2.0, 3.0))),
+        replace(SCORES, calibration=replace(PROBED, target=(1.0, 2.0, 3.0) * 5)),
         "calibration.gram as 4 numbers; expected a tuple of 9 numbers",
     ),
     "10 a free text": (

@@ -1,5 +1,7 @@
 """What a site keeps of a case or of a project is destroyed on request, and a receipt says so."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from knowmine.client.audit_report import rounds_of
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.forget import forget_case, forget_project
 from knowmine.client.gallery import load_gallery
+from knowmine.client.reviewed import Decision, append_decision, mask_path, read_decisions, save_mask
 from knowmine.client.round import evaluate, improve
 from knowmine.client.settings import ClientSettings
 from knowmine.shared.errors import UsageError
@@ -107,7 +110,7 @@ def test_a_forgotten_case_is_gone_and_the_others_stay(site, settings, home, seal
     assert load_gallery(site.folder, 9, seal=seal) == []
     about = last_receipt(settings).about
     assert (about["what"], about["case"]) == ("case", seal.alias("case", stem))
-    assert stem not in record_of(settings.state).read_text()
+    assert f'"{stem}"' not in record_of(settings.state).read_text()
 
 
 def test_a_case_whose_image_is_gone_is_forgotten_all_the_same(site, settings, home, seal):
@@ -125,6 +128,21 @@ def test_a_forgotten_test_image_leaves_its_scores(site, settings):
     assert stem in file.read_text()
     forget_case(settings, stem)
     assert f'"{stem}"' not in file.read_text()
+
+
+def test_a_forgotten_case_leaves_its_review(site, settings):
+    """Mask, strokes and decisions; another case's decision stays."""
+    gone, stays = (case.stem for case in site.unlabelled.cases[:2])
+    for stem in (gone, stays):
+        digest = save_mask(mask_path(site.folder, stem), b"png")
+        decision = Decision(
+            id=stem, stem=stem, verdict="accepted", role="reader", when=datetime.now(UTC), round=2,
+            image_sha256="", mask_sha256=digest, sam_sha256=None,
+        )  # fmt: skip
+        append_decision(site.folder, decision)
+    forget_case(settings, gone)
+    assert list(read_decisions(site.folder)) == [stays]
+    assert not mask_path(site.folder, gone).exists() and mask_path(site.folder, stays).exists()
 
 
 def test_a_forgotten_project_leaves_receipts_alone(site, settings, home):

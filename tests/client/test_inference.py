@@ -84,3 +84,17 @@ def test_images_are_left_alone():
     before = some.clone()
     predict(Mean(), some, CPU)
     assert torch.equal(some, before)
+
+
+def test_upside_down_is_asked_too_where_there_is_no_up_and_down():
+    """A model that looks at the upper half alone sees the lower half in the flipped view."""
+
+    class Upper(torch.nn.Module):
+        def forward(self, images):
+            logits = torch.full_like(images[:, :1], -30.0)
+            logits[:, :, : images.shape[2] // 2] = 30.0
+            return logits
+
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    seen = predict(Upper(), images, CPU, upside_down=True)
+    assert np.allclose(seen, 0.5)

@@ -154,7 +154,7 @@ MANUAL = Policy(approval="manual")
 @pytest.fixture
 def by_hand(porter, monkeypatch):
     """A porter who looks for decisions all the time."""
-    monkeypatch.setattr(approval.hold, "__kwdefaults__", {**approval.hold.__kwdefaults__, "look_s": 0.01})  # fmt: skip
+    monkeypatch.setattr(approval, "LOOK_S", 0.01)
     porter.policy = MANUAL
     return porter
 

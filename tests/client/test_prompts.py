@@ -27,6 +27,12 @@ SIZES = st.tuples(st.integers(60, 500), st.integers(60, 500)).filter(
 FEW = settings(max_examples=25, deadline=None)
 
 
+def boxes_of(prompts):
+    """Every prompt that the U-Net++ gives has a box."""
+    assert prompts.boxes is not None
+    return prompts.boxes
+
+
 def plane(*boxes, px=PX, inside=0.95, outside=0.02):
     """Probabilities (px, px) with a rectangle for each (x0, y0, x1, y1), ends excluded."""
     drawn = np.full((px, px), outside, np.float32)
@@ -82,7 +88,7 @@ def test_the_box_contains_the_lesion(drawn):
     frames, mask, (x0, y0, x1, y1) = drawn
     prompts = ask(seen(mask), frames).prompts
     assert prompts is not None
-    left, top, right, bottom = to_original(prompts.boxes.view(2, 2), frames).ravel()
+    left, top, right, bottom = to_original(boxes_of(prompts).view(2, 2), frames).ravel()
     assert left <= x0 and top <= y0 and right >= x1 and bottom >= y1
 
 
@@ -93,7 +99,7 @@ def test_the_box_is_not_much_larger_than_the_lesion(drawn):
     frames, mask, (x0, y0, x1, y1) = drawn
     prompts = ask(seen(mask), frames).prompts
     assert prompts is not None
-    box = to_original(prompts.boxes.view(2, 2), frames)
+    box = to_original(boxes_of(prompts).view(2, 2), frames)
     width, height = box[1] - box[0]
     assert width <= 1.1 * (x1 - x0 + 1) + 2 * frames.width / PX
     assert height <= 1.1 * (y1 - y0 + 1) + 2 * frames.height / PX
@@ -129,7 +135,7 @@ def test_x_comes_first():
     prompts = ask(seen(mask), Frames(100, 400, PX)).prompts
     assert prompts is not None
     # 1024 / 400 = 2.56 SAM pixels to a pixel: 768 to 972.8 by 25.6 to 102.4.
-    x0, y0, x1, y1 = prompts.boxes[0].tolist()
+    x0, y0, x1, y1 = boxes_of(prompts)[0].tolist()
     assert (x0, y0, x1, y1) == pytest.approx((768, 25.6, 972.8, 102.4), abs=20)
 
 
@@ -266,7 +272,7 @@ def test_no_box_is_ever_empty(drawn):
     prompts = ask(probabilities, frames).prompts
     if prompts is None:
         return
-    x0, y0, x1, y1 = prompts.boxes.T
+    x0, y0, x1, y1 = boxes_of(prompts).T
     height, width = frames.sam_size()
     assert (x1 > x0).all() and (y1 > y0).all()
     assert min(x0.min(), y0.min()) >= -0.51 and x1.max() < width and y1.max() < height
@@ -284,7 +290,7 @@ def test_prompts_are_numbers_for_worthy_components(drawn):
         return
     assert asked.prompts.masks is not None
     assert asked.prompts.masks.abs().max() <= LOGIT
-    assert asked.prompts.points.isfinite().all() and asked.prompts.boxes.dtype == torch.float32
+    assert asked.prompts.points.isfinite().all() and boxes_of(asked.prompts).dtype == torch.float32
 
 
 @FEW
@@ -297,3 +303,27 @@ def test_points_say_what_the_probabilities_say(drawn):
         columns, rows = xy.astype(int).T
         assert component[rows[0], columns[0]]
         assert (probabilities[0][rows, columns][labels == 0] < CLEAR).all()
+
+
+# ------------------------------------------------------------------- one object in parts
+
+CLOSE, FAR = [(10, 10, 20, 20), (22, 10, 32, 20)], [(2, 2, 10, 10), (50, 50, 60, 60)]
+
+
+def test_near_parts_are_asked_about_as_one_too():
+    """Two pixels apart: a third prompt whose region is both."""
+    asked = ask(plane(*CLOSE)[None], Frames(PX, PX, PX), join=True)
+    assert asked.joins == ((2, (0, 1)),)
+    assert torch.equal(asked.regions[2], asked.regions[0] | asked.regions[1])
+
+
+@pytest.mark.parametrize(("boxes", "join"), [(FAR, True), (CLOSE, False), (CLOSE[:1], True)])
+def test_what_is_far_or_alone_is_not_joined(boxes, join):
+    """Nor anything where nobody asks for it."""
+    assert ask(plane(*boxes)[None], Frames(PX, PX, PX), join=join).joins == ()
+
+
+def test_parts_of_two_classes_are_not_joined():
+    """Neighbours of another kind are other objects."""
+    two = np.stack([plane(CLOSE[0]), plane(CLOSE[1])])
+    assert ask(two, Frames(PX, PX, PX), join=True).joins == ()

@@ -257,13 +257,13 @@ ALIKE = opinions([half(0.9)], [half(1.0)])
 def test_without_a_probe_the_prior_judges():
     """Agreement, certainty, SAM's word and its stability, as PRIOR weighs them."""
     expected = float(features_of(ALIKE)[0] @ PRIOR)
-    assert judge(ALIKE, Calibration()) == pytest.approx([expected])
+    assert judge(ALIKE, Calibration(), 0.5) == pytest.approx([expected])
 
 
 def test_the_prior_trusts_agreement():
     """Masks that agree are judged better than masks that do not."""
     both = opinions([half(0.9)] * 2, [half(1.0), half(1.0, top=1)])
-    alike, apart = judge(both, Calibration())
+    alike, apart = judge(both, Calibration(), 0.5)
     assert alike > apart + 0.3
 
 
@@ -271,14 +271,22 @@ def test_the_probe_set_outweighs_the_prior():
     """Two hundred times both models agreed and were half right: 2 * 16 / (32 + 16) = 2/3."""
     many = opinions([half(0.9)] * 200, [half(1.0)] * 200)
     truth = np.stack([half(1, top=2)] * 200) > 0
-    assert judge(ALIKE, calibrate(many, truth)) == pytest.approx([2 / 3], abs=0.01)
+    assert judge(ALIKE, calibrate(many, truth), 0.5) == pytest.approx([2 / 3], abs=0.01)
+
+
+def test_the_judge_knows_the_mask_of_each_weight():
+    """SAM alone is right, the U-Net++ half right: the more SAM speaks, the better the label."""
+    many = opinions([half(0.9)] * 200, [half(1.0, top=2)] * 200)
+    sums = calibrate(many, np.stack([half(1, top=2)] * 200) > 0)
+    judged = [judge(many, sums, weight)[0] for weight in (0.0, 1.0)]
+    assert judged == pytest.approx([1.0, 2 / 3], abs=0.01)
 
 
 def test_few_probe_images_move_the_judge_a_little():
     """Two images do less than two hundred."""
     truth = half(1, top=2)[None] > 0
     once = calibrate(ALIKE, truth)
-    prior, few = judge(ALIKE, Calibration()), judge(ALIKE, once + once)
+    prior, few = judge(ALIKE, Calibration(), 0.5), judge(ALIKE, once + once, 0.5)
     assert 2 / 3 < few[0] < prior[0]
 
 
@@ -286,21 +294,21 @@ def test_nothing_is_as_good_as_it_has_been():
     """(2 right + 2 * 4.2 / 10) / (2 + 2): two of two, and nearly half of all are empty."""
     empty = opinions([NOTHING], [NOTHING], [False])
     sums = Calibration(images=9, empty=4, empty_predicted=2, empty_right=2)
-    assert judge(empty, sums) == pytest.approx([0.71])
+    assert judge(empty, sums, 0.5) == pytest.approx([0.71])
 
 
 def test_nothing_is_doubted_where_it_was_wrong():
     """Ten times nothing was seen, never rightly."""
     empty = opinions([NOTHING], [NOTHING], [False])
     sums = Calibration(images=20, empty=0, empty_predicted=10, empty_right=0)
-    assert judge(empty, sums)[0] < 0.05
+    assert judge(empty, sums, 0.5)[0] < 0.05
 
 
 @FEW
-@given(any_opinions(), any_opinions())
-def test_quality_is_a_dice(drawn, probed):
+@given(any_opinions(), any_opinions(), st.sampled_from(FUSE_WEIGHTS))
+def test_quality_is_a_dice(drawn, probed, weight):
     """In [0, 1] even where the regression goes further."""
-    quality = judge(drawn[0], calibrate(*probed))
+    quality = judge(drawn[0], calibrate(*probed), weight)
     assert quality.min() >= 0 and quality.max() <= 1
 
 

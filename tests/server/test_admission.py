@@ -36,7 +36,7 @@ PROBED = Calibration(
     images=4,
     fused=(1.0, 2.0, 3.0, 3.5, 4.0),
     gram=(4.0, 2.0, 2.0, 3.0),
-    target=(3.0, 2.0),
+    target=(3.0, 2.0) * 5,
     empty=2,
     empty_predicted=2,
     empty_right=1,
@@ -237,7 +237,7 @@ BAD_SCORES = {
         "sent calibration.fused as 1 numbers; expected a tuple of 5 numbers",
     ),
     "13 another judge": (
-        replace(SCORES, calibration=replace(PROBED, gram=(1.0,) * 9, target=(1.0,) * 3)),
+        replace(SCORES, calibration=replace(PROBED, gram=(1.0,) * 9, target=(1.0,) * 15)),
         "sent calibration.gram as 9 numbers; expected a tuple of 4 numbers",
     ),
     "13 too good": (
@@ -245,7 +245,7 @@ BAD_SCORES = {
         r"sent calibration.fused\[0\] as 4.5",
     ),
     "13 not a number": (
-        replace(SCORES, calibration=replace(PROBED, target=(float("nan"), 0.0))),
+        replace(SCORES, calibration=replace(PROBED, target=(float("nan"),) * 10)),
         r"sent calibration.target\[0\] as nan",
     ),
     "13 right more often than asked": (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from knowmine.server.aggregation import CHUNK, RunningMean, update_weight
+from knowmine.server.aggregation import CHUNK, PIECE, RunningMean, update_weight
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.protocol import Update
 from knowmine.shared.weights import Array
@@ -44,10 +44,10 @@ def averaged(stacked: Iterable[Array], weights: Sequence[float]) -> Array:
 
 @given(sites(float_arrays))
 def test_floats_are_within_float32_rounding_of_the_float64_mean(drawn):
-    """One rounding for each site, of the largest value at most."""
+    """The roundings of one step for each site: its difference, its share, and the sum."""
     stacked, weights = drawn
     exact = np.average(stacked.astype(np.float64), axis=0, weights=weights)
-    tolerance = len(weights) * EPSILON * np.abs(stacked).max()
+    tolerance = 2.5 * len(weights) * EPSILON * np.abs(stacked).max()
     assert (np.abs(averaged(stacked, weights) - exact) <= tolerance).all()
 
 
@@ -122,7 +122,7 @@ def test_what_was_added_is_left_alone():
 
 def test_tensors_larger_than_a_chunk_are_averaged_whole():
     """The seams between chunks leave no mark."""
-    size = 2 * CHUNK + 3
+    size = PIECE + 2 * CHUNK + 3
     stacked = [np.zeros(size, np.float32), np.arange(size, dtype=np.float32)]
     assert (averaged(stacked, [1, 1]) == np.arange(size) / 2).all()
 
@@ -143,10 +143,25 @@ def test_memory_does_not_grow_with_the_number_of_sites():
     mean.result()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1.5 * model["w"].nbytes + 3 * CHUNK * 8
+    assert peak < 1.2 * model["w"].nbytes + 16 * CHUNK * 8
 
 
 def test_pseudo_labelled_images_count_for_less():
     """10 labels and 40 pseudo-labels at a quarter weigh 20."""
     update = Update(1, {}, labelled=10, pseudo_labelled=40, loss=0.1, seconds=1.0)
     assert update_weight(update, 0.25) == 20
+
+
+def test_threads_change_nothing():
+    """A model of many tensors is averaged to the bit as each of them alone."""
+    draw = np.random.default_rng(0)
+    models = [
+        {str(n): draw.normal(size=PIECE // 3 + n).astype(np.float32) for n in range(6)}
+        for _ in range(3)
+    ]
+    mean = RunningMean()
+    for weight, model in enumerate(models, 1):
+        mean.add(model, weight)
+    alone = {n: averaged([m[n] for m in models], [1, 2, 3]) for n in models[0]}
+    together = mean.result()
+    assert all(np.array_equal(together[n], alone[n]) for n in alone)

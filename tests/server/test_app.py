@@ -136,6 +136,20 @@ def test_a_silent_node_is_an_error_after_the_timeout():
     assert str(hellos["node-11"]) == "no answer within 0 s"
 
 
+def test_a_round_that_mines_is_not_hurried_by_rounds_without():
+    """A first round with SAM takes many times a warm-up round, and gets the time of an unknown."""
+    deadlines = Deadlines(DeadlineSettings(first_s=3600, at_least_s=1))
+    sites = GridSites(TinyGrid(a=site("lyon")), deadlines)
+    list(sites.greet())
+    warmup, mining = (TrainTask(round_, 2, Plan(), WEIGHTS) for round_ in (1, 2))
+
+    list(sites.train({"lyon": warmup}))
+    assert deadlines.of("lyon", "mine") == 3600
+
+    list(sites.train({"lyon": mining}))
+    assert deadlines.of("lyon", "mine") < 3600
+
+
 def test_an_error_reply_is_an_error_with_its_reason():
     """What the site's transport reports is passed on."""
     _, hellos = greeted(TinyGrid(a=failing))

@@ -38,8 +38,8 @@ def federation(tmp_path):
     return found
 
 
-def settings_of(federation):
-    flags = {"listen.port": 0, "listen.host": "127.0.0.1", "run.rounds": 2}
+def settings_of(federation, **more):
+    flags = {"listen.port": 0, "listen.host": "127.0.0.1", "run.rounds": 2, **more}
     return read_settings(ServerSettings, federation.folder / "server.yaml", flags)
 
 
@@ -65,9 +65,9 @@ def port_of(run: Path):
 def running(federation):
     """The federation's whole run with one site, whose certificate is as old as asked."""
 
-    def run(age: timedelta):
+    def run(age: timedelta, **more):
         admit_request(federation.enrol("lyon", now=NOW - age), federation.folder, NOW - age)
-        settings, stop = settings_of(federation), threading.Event()
+        settings, stop = settings_of(federation, **more), threading.Event()
         settings.out.mkdir()
         site = []
 
@@ -97,6 +97,14 @@ def test_a_run_ends_with_a_model_and_its_roster(running):
     model = load_weights(settings.out / "model.safetensors")
     assert (summary["status"], summary["sites"]) == ("done", ["lyon"])
     assert np.all(model["layer0.weight"] == 2)
+
+
+def test_a_run_ends_alike_with_small_updates(running):
+    """In a quarter of the bytes: a change of 1 everywhere is a whole number of int8's steps."""
+    settings, summary = running(timedelta(0), **{"plan.transport.update": "int8"})
+    model = load_weights(settings.out / "model.safetensors")
+    assert np.allclose(model["layer0.weight"], 2)
+    assert 4 * summary["per_round"][1]["bytes_up"] < summary["per_round"][0]["bytes_down"] / 2
 
 
 def test_a_site_renews_its_certificate_by_itself(running, federation):

@@ -110,7 +110,7 @@ def probed(images):
     if not images:
         return Calibration()
     sums = (float(images),)
-    return Calibration(images, sums * 5, sums * len(FEATURES) ** 2, sums * len(FEATURES))
+    return Calibration(images, sums * 5, sums * len(FEATURES) ** 2, sums * (5 * len(FEATURES)))
 
 
 def run(folder, *fakes, rounds=1, watch=None, log=None, sites=None, **settings):
@@ -139,6 +139,13 @@ def test_sites_weigh_as_many_images_as_they_trained_on(folder):
     """Three labels that say 1, and four pseudo-labels at 1/4 that say 5: (3 + 5) / 4."""
     weights, _ = run(folder, Fake("a", 1, labelled=3), Fake("b", 5, labelled=0, pseudo=4))
     assert weights["w"].tolist() == [2, 2]
+
+
+def test_with_the_median_one_wild_site_moves_nothing(folder):
+    """Two add 1, one adds a thousand and claims most of the images."""
+    sites = (Fake("a"), Fake("b"), Fake("c", 1000, labelled=1000))
+    weights, _ = run(folder, *sites, aggregation="median")
+    assert weights["w"].tolist() == [1, 1]
 
 
 def test_batch_counters_are_averaged_as_whole_numbers(folder):
@@ -228,7 +235,7 @@ def from_round_2(round_, update):
 def test_a_missed_quorum_ends_the_run_with_the_reasons(folder):
     """One of three is less than half."""
     gone = [Fake(name, spoil=from_round_2) for name in ("b", "c")]
-    words = r"round 2 got 1 of 3 updates, needs 2 .*b: it is gone; c: it is gone.*--resume"
+    words = r"round 2 got 1 of 3 updates, needs 2 .*b: it is gone; c: it is gone.*go on"
     with pytest.raises(RunFailed, match=words):
         run(folder, Fake("a"), *gone, rounds=3)
 

@@ -81,3 +81,21 @@ def test_the_proximal_term_pulls_home():
     parameter = torch.tensor([1.0, -2.0], requires_grad=True)
     proximal_term([parameter], [torch.tensor([0.5, 0.0])]).backward()
     assert parameter.grad is not None and parameter.grad.tolist() == [0.5, -2.0]
+
+
+def test_doubted_pixels_count_nothing():
+    """Wherever trust is 0, another target changes neither loss nor gradient."""
+    logits = torch.linspace(-2, 2, 16).view(1, 1, 4, 4)
+    target = torch.zeros(1, 1, 4, 4)
+    trust = torch.ones(1, 1, 4, 4)
+    trust[..., 2:] = 0
+    other = torch.where(trust > 0, target, 1.0)
+    one, two = (segmentation_losses(logits, t, trust) for t in (target, other))
+    assert torch.equal(one, two)
+
+
+def test_full_trust_is_no_trust_at_all():
+    """All ones give what None gives."""
+    logits, target = torch.randn(2, 2, 4, 4), torch.rand(2, 2, 4, 4)
+    trusted = segmentation_losses(logits, target, torch.ones_like(target))
+    assert torch.allclose(trusted, segmentation_losses(logits, target))

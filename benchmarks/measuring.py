@@ -1,0 +1,107 @@
+"""What every benchmark writes: one JSON of both sides, and its table in docs/performance.md."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+
+
+def row(
+    name: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    unit: str,
+    goal: float | None = None,
+    *,
+    memory_mb: tuple[float | None, float | None] = (None, None),
+    note: str = "",
+) -> dict[str, Any]:
+    """Medians of both sides' repeats; ratio is theirs over ours, above 1 is better for us.
+
+    goal: the least ratio wanted. theirs may be empty where there is nobody to compare with.
+    memory_mb: peaks of ours and theirs.
+    """
+    mine = statistics.median(ours)
+    other = statistics.median(theirs) if theirs else None
+    return {
+        "name": name,
+        "ours": mine,
+        "theirs": other,
+        "unit": unit,
+        "ratio": other / mine if other and mine else None,
+        "goal": goal,
+        "spread": {
+            "ours": [min(ours), max(ours)],
+            "theirs": [min(theirs), max(theirs)] if theirs else None,
+        },
+        "memory_mb": {"ours": memory_mb[0], "theirs": memory_mb[1]},
+        "note": note,
+    }
+
+
+def in_turns(
+    repeats: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Both sides so many times, one after the other, so that a disturbance hits both."""
+    pairs = [(ours(), theirs()) for _ in range(repeats)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def machine() -> str:
+    """The processor, its cores, and how busy it is now."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    load = os.getloadavg()[0]
+    return f"{models[0] if models else 'unknown CPU'}, {os.cpu_count()} cores, load {load:.1f}"
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a running process has held, resident."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1000
+    return 0.0
+
+
+def write(name: str, rows: list[dict[str, Any]], before: str) -> None:
+    """results/NAME.json, and the table between its markers.
+
+    before: what `machine` said as the benchmark began.
+    """
+    file = HERE / "results" / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    command = f"python -m benchmarks.bench_{name}"
+    where = {"machine": before, "load_after": os.getloadavg()[0]}
+    file.write_text(json.dumps({"name": name, "command": command, **where, "rows": rows}, indent=1))
+    lines = [f"`{command}` on {before} (at the end {os.getloadavg()[0]:.1f}):", ""]
+    lines += ["| what | ours | theirs | ratio | goal | spread of ours | memory, ours and theirs |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    lines += [_line(found) for found in rows]
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    page = PAGE.read_text()
+    if begin not in page:
+        page += f"\n## {name.capitalize()}\n\n{begin}\n{end}\n"
+    head, rest = page.split(begin)
+    PAGE.write_text(f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
+
+
+def _line(found: dict[str, Any]) -> str:
+    def number(value: float | None, unit: str = "") -> str:
+        return "-" if value is None else f"{value:.3g} {unit}".strip()
+
+    unit, low_high = found["unit"], found["spread"]["ours"]
+    memory = " / ".join(number(found["memory_mb"][side], "MB") for side in ("ours", "theirs"))
+    what = found["name"] + (f" ({found['note']})" if found["note"] else "")
+    return (
+        f"| {what} | {number(found['ours'], unit)} | {number(found['theirs'], unit)} "
+        f"| {number(found['ratio'])} | {number(found['goal'])} "
+        f"| {number(low_high[0])} to {number(low_high[1])} | {memory} |"
+    )

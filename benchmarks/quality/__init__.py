@@ -1,0 +1,1 @@
+"""How good the segmentation gets, method against method, from the same few labels."""

@@ -1,0 +1,150 @@
+"""Make the tables and the plot of docs/results.md from benchmarks/quality/results/*.json.
+
+python -m benchmarks.quality.tables
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "results.md"
+PLOT = HERE.parents[1] / "docs" / "images" / "quality.svg"
+ORDER = ("supervised", "self-training", "paper", "knowmine", "supervised-all", "oracle")
+BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
+DRAWS = 10_000
+COLUMNS = (
+    *("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px"),
+    *("against supervised", "against self-training"),
+)
+
+Result: TypeAlias = Mapping[str, Any]
+Scores: TypeAlias = Mapping[tuple[int, str], float]
+
+
+def main() -> None:
+    """Write the tables between their markers, and the plot."""
+    results = [json.loads(file.read_text()) for file in sorted((HERE / "results").glob("*.json"))]
+    experiments: dict[str, list[Result]] = {}
+    for result in results:
+        experiments.setdefault(result["experiment"], []).append(result)
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    tables = "\n".join(table(name, of) for name, of in sorted(experiments.items()))
+    PAGE.write_text(f"{before}{BEGIN}\n{tables}{END}{after}")
+    plot(experiments)
+
+
+def table(name: str, results: Iterable[Result]) -> str:
+    """One experiment: each method's means, and its gains with their intervals."""
+    by_method = gathered(results)
+    any_result = next(iter(by_method.values()))[0]
+    seeds = sorted({r["seed"] for of in by_method.values() for r in of})
+    lines = [
+        f"### {name}",
+        "",
+        (
+            f"{any_result['setting']}, {any_result['sites']} site(s), {any_result['steps']} steps at "
+            f"each, {any_result['labels']:.0%} of the labels, seeds {', '.join(map(str, seeds))}, "
+            f"{len(any_result['test_dice'])} test images."
+        ),
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for method, of in by_method.items():
+        cells = [" ".join(f"{r['dice']:.3f}".removeprefix("0") for r in of[0]["per_round"])]
+        cells += [f"{mean(scores(of, 'dice')):.3f}", _worst(of), f"{mean(scores(of, 'iou')):.3f}"]
+        cells.append(f"{mean(scores(of, 'hd95')):.1f}")
+        for base in ("supervised", "self-training"):
+            cells.append(_gain(of, by_method.get(base, [])) if base != method else "-")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    command = f"make bench-quality EXPERIMENT={name} DATA='NAME=FOLDER'"
+    return "\n".join([*lines, "", f"    {command}", "", ""])
+
+
+def gathered(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results by method, in the order in which tables show them."""
+    by_method: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda r: (ORDER.index(r["method"]), r["seed"])):
+        by_method.setdefault(result["method"], []).append(result)
+    return by_method
+
+
+def scores(results: Iterable[Result], measure: str) -> dict[tuple[int, str], float]:
+    """Each test image's score, by seed and stem."""
+    return {(r["seed"], stem): v for r in results for stem, v in r[f"test_{measure}"].items()}
+
+
+def mean(of: Scores) -> float:
+    """Mean over test images and seeds."""
+    return float(np.mean(list(of.values())))
+
+
+def interval(a: Scores, b: Scores) -> tuple[float, float, float]:
+    """Mean of a - b and its 95 % interval, by a bootstrap over test images.
+
+    Paired: only images (and seeds) that both have count. All seeds of an image are drawn
+    together, for they are not independent; so the interval is over images, not over training.
+    """
+    stems = sorted({key[1] for key in set(a) & set(b)})
+    gains = np.array(
+        [np.mean([a[k] - b[k] for k in a if k[1] == stem and k in b]) for stem in stems]
+    )
+    draws = np.random.default_rng(0).integers(0, len(gains), (DRAWS, len(gains)))
+    low, high = np.percentile(gains[draws].mean(1), [2.5, 97.5])
+    return float(gains.mean()), float(low), float(high)
+
+
+def plot(experiments: Mapping[str, Iterable[Result]]) -> None:
+    """Each method's gain over supervised, experiment by experiment."""
+    rows = []
+    for name, results in sorted(experiments.items()):
+        by_method = gathered(results)
+        base = scores(by_method.get("supervised", []), "dice")
+        for method, of in by_method.items():
+            if base and method != "supervised":
+                rows.append((f"{name}: {method}", interval(scores(of, "dice"), base)))
+    if not rows:
+        return
+    plt.rcParams["svg.hashsalt"] = "knowmine"  # the same plot is the same file
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.35 * len(rows)), layout="constrained")
+    for place, (_, (gain, low, high)) in enumerate(rows):
+        axes.plot([low, high], [place, place], color="#2c6fbb", linewidth=2)
+        axes.plot(gain, place, "o", color="#2c6fbb")
+    axes.axvline(0, color="0.6", linewidth=1)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice above supervised, 95 % interval over test images")
+    figure.savefig(PLOT, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _gain(of: list[Result], base: list[Result]) -> str:
+    if not base:
+        return "-"
+    gain, low, high = interval(scores(of, "dice"), scores(base, "dice"))
+    return f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _worst(of: list[Result]) -> str:
+    """The lowest of the sites' means, over seeds."""
+    by_site: dict[str, list[float]] = {}
+    for result in of:
+        for stem, site in result["site_of"].items():
+            by_site.setdefault(site, []).append(result["test_dice"][stem])
+    if len(by_site) < 2:
+        return "-"
+    return f"{min(float(np.mean(values)) for values in by_site.values()):.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What pseudo-labels are worth: frozen and tuned SAM against the truth of unlabelled images.
+
+    python -m benchmarks.quality.worth --data KVASIR [--labelled 88] [--steps 160]
+
+Everything comes from the training list of a data folder, so that recipes can be chosen without its
+test set: some labelled images, and a hundred whose hidden masks only score. Prints one line for
+each recipe: Dice of the mix, by the U-Net++'s share in it, and how well the judge orders the images.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.quality.run import open_site
+from knowmine.client.compute import settle
+from knowmine.client.draws import ranked
+from knowmine.client.folder import read_stems, scan
+from knowmine.client.pseudo_labels import Opinions, calibrate, dice_of, features_of, fuse, judge
+from knowmine.client.round import consult, improve, tune_sam
+from knowmine.client.site import Kind, Site
+from knowmine.shared.protocol import FUSE_WEIGHTS, Calibration, TrainTask
+from knowmine.shared.settings import Plan
+from knowmine.shared.unetplusplus import build_model, weights_of
+from knowmine.shared.weights import Weights
+
+PROBED, SCORED = 18, 100
+
+
+def main() -> None:
+    """Train a U-Net++ on the labels, then ask SAM in several ways."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--train-list", default="splits/train.txt")
+    parser.add_argument("--labelled", type=int, default=88)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--image-px", type=int, default=160)
+    parser.add_argument("--orientation", default="any")
+    parser.add_argument("--passes", nargs="+", type=int, default=[0, 2, 4, 6])
+    options = parser.parse_args()
+    settle()
+    cases = scan(options.data)
+    stems = ranked(read_stems(options.data / options.train_list, cases), 0, "worth")
+    split = {
+        "data": "data",
+        "labelled": stems[: options.labelled],
+        "probe": [],
+        "unlabelled": stems[options.labelled : options.labelled + PROBED + SCORED],
+        "test": [],
+    }
+    plan = Plan.model_validate(
+        {
+            "model": {"image_px": options.image_px},
+            "training": {"steps": options.steps, "orientation": options.orientation},
+        }
+    )
+    with tempfile.TemporaryDirectory() as home:
+        site = open_site("worth", split, {"data": options.data}, plan, "knowmine", Path(home))
+        warm_up(site, plan)
+        for name, opinions in recipes(site, plan, options.passes):
+            print(f"{name}: {worth(opinions, truth_of(site, site.unlabelled))}", flush=True)
+
+
+def warm_up(site: Site, plan: Plan) -> None:
+    """Train the site's model on its labels, as the first 40 % of a longer run."""
+    supervised = plan.model_copy(update={"method": "supervised"})
+    weights: Weights = weights_of(build_model(plan.model, plan.seed))
+    halved = plan.training.model_copy(update={"steps": max(1, plan.training.steps // 2)})
+    supervised = supervised.model_copy(update={"training": halved})
+    for round_ in (1, 2):
+        weights = improve(site, TrainTask(round_, 5, supervised, weights)).weights
+
+
+def recipes(site: Site, plan: Plan, passes: list[int]) -> Iterator[tuple[str, Opinions]]:
+    """Both models' masks of the unlabelled images, for each number of passes; 0 is frozen."""
+    for count in passes:
+        mining = plan.mining.model_copy(update={"tune_passes": count})
+        its = plan.model_copy(update={"mining": mining})
+        for file in site.folder.glob("sam-decoder-*"):
+            file.unlink()
+        tune_sam(site, its, count + 1, [site.labelled])
+        name = f"tuned {count} passes" if count else "frozen"
+        yield name, consult(site, site.unlabelled, its, count + 1)
+
+
+def worth(opinions: Opinions, truth: NDArray[np.bool_]) -> str:
+    """Dice by fuse weight on all but the probed images; what judge and agreement know of it."""
+    probe, rest = slice(0, PROBED), slice(PROBED, None)
+    dice = {w: dice_of(fuse(opinions, w) > 0.5, truth) for w in FUSE_WEIGHTS}
+    by_weight = " ".join(f"{w:.2f}={d[rest].mean():.3f}" for w, d in dice.items())
+    sums: Calibration = calibrate(_part(opinions, probe), truth[probe])
+    others, true = _part(opinions, rest), dice[0.5][rest]
+    judged = np.corrcoef(judge(others, sums, 0.5), true)[0, 1]
+    agreed = np.corrcoef(features_of(others)[:, 1], true)[0, 1]
+    return f"{by_weight}; correlation of judge {judged:.2f}, of agreement {agreed:.2f}"
+
+
+def truth_of(site: Site, kind: Kind) -> NDArray[np.bool_]:
+    """The hidden masks (N, 1, S, S) of the first class."""
+    px = site.settings.image_px
+    masks = [site.scorer.truth(case.stem, px) for case in kind.cases]
+    if any(mask is None for mask in masks):
+        raise SystemExit("worth: every image of the training list needs a mask to be scored by")
+    return torch.from_numpy(np.stack([m == 1 for m in masks if m is not None]))[:, None].numpy()
+
+
+def _part(of: Opinions, rows: slice) -> Opinions:
+    return Opinions(
+        of.unet[rows], of.sam[rows], of.prompted[rows], of.sam_iou[rows], of.sam_stability[rows]
+    )
+
+
+if __name__ == "__main__":
+    main()

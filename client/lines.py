@@ -1,0 +1,48 @@
+"""A site's log as a person at its terminal reads it: one short line for what they want to know."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_DOING = {"train": "train", "evaluate": "score the model", "query": "introduce itself"}
+
+
+class Lines:
+    """Turns events of the site's log into lines, and leaves out what was just said.
+
+    >>> Lines().of("joined", {"server": "localhost:9443"})
+    'connected to localhost:9443; waiting to be asked'
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def of(self, event: str, fields: Mapping[str, Any]) -> str:
+        """The line for an event; empty where there is nothing new to say."""
+        line = _line(event, fields)
+        if line == self._last:
+            return ""
+        self._last = line or self._last
+        return line
+
+
+def _line(event: str, fields: Mapping[str, Any]) -> str:
+    if event in ("unreachable", "unsent"):
+        waits = "waiting" if event == "unreachable" else "the answer waits"
+        return f"{waits}: {fields['reason']}; next attempt in {fields['pause_s']} s"
+    doing = _DOING.get(fields.get("kind", ""), "")
+    round_ = f"round {fields['round']}: " if fields.get("round") else ""
+    lines = {
+        "start": "site {site}, server {server}",
+        "joined": "connected to {server}; waiting to be asked",
+        "lost": "connecting again: {reason}",
+        "asked": f"{round_}asked to {doing}",
+        "answered": f"{round_}answered after {{seconds:.1f}} s",
+        "failed": f"{round_}could not {doing}: {{reason}}",
+        "dropped": "the server did not take the answer: {reason}",
+        "expiry": "{reason}",
+        "renewed": "this site's certificate was renewed",
+        "not renewed": "this site's certificate was not renewed: {reason}",
+        "clock": "this machine's clock is wrong by {wrong_by_s} s; going by the server's",
+        "end": "the end: {reason}",
+    }
+    return lines.get(event, "").format(**fields)

@@ -1,0 +1,104 @@
+// Speaks with the review's server; what it cannot deliver it keeps and sends again.
+
+export class Refusal extends Error {
+  constructor(status, told) {
+    super(told.error || `the server answered ${status}`);
+    this.status = status;
+    this.decision = told.decision || null;
+  }
+}
+
+export async function ask(path, options = {}) {
+  const answer = await fetch(path, {
+    ...options,
+    headers: { "x-knowmine": "review", ...(options.headers || {}) },
+  });
+  if (answer.ok) return answer;
+  const text = await answer.text();
+  let told = { error: text };
+  try { told = JSON.parse(text); } catch { /* plain words */ }
+  throw new Refusal(answer.status, told);
+}
+
+/** Delivers one job after another, in order, until each was taken or refused for good. */
+export class Outbox {
+  #jobs = [];
+  #busy = false;
+
+  /** tell(waiting, error): called whenever the number of waiting jobs or the trouble changes. */
+  constructor(tell, retryMs = 1500) {
+    this.tell = tell;
+    this.retryMs = retryMs;
+  }
+
+  get waiting() { return this.#jobs.length; }
+
+  /** Resolves with the answer, rejects with a Refusal that no repetition would change. */
+  send(id, path, options) {
+    return new Promise((resolve, reject) => {
+      // A newer draft of a case makes one that still waits needless; the one under way goes on.
+      const old = this.#jobs.findIndex((job, i) => (i > 0 || !this.#busy) && job.id === id);
+      if (id && old >= 0) this.#jobs.splice(old, 1)[0].resolve(null);
+      this.#jobs.push({ id, path, options, resolve, reject });
+      this.tell(this.waiting, null);
+      this.#work();
+    });
+  }
+
+  async #work() {
+    if (this.#busy) return;
+    this.#busy = true;
+    while (this.#jobs.length) {
+      const job = this.#jobs[0];
+      try {
+        const answer = await ask(job.path, job.options);
+        this.#jobs.shift();
+        job.resolve(answer);
+        this.tell(this.waiting, null);
+      } catch (error) {
+        const final = error instanceof Refusal && [404, 409, 422].includes(error.status);
+        if (final) {
+          this.#jobs.shift();
+          job.reject(error);
+          this.tell(this.waiting, null);
+        } else {
+          this.tell(this.waiting, error);
+          await new Promise((resolve) => setTimeout(resolve, this.retryMs));
+        }
+      }
+    }
+    this.#busy = false;
+  }
+}
+
+/** A mask's PNG as one byte a pixel, 0 or 1; null where there is none. */
+export async function readMask(answer) {
+  if (answer.status === 204) return null;
+  const picture = await createImageBitmap(await answer.blob());
+  const canvas = new OffscreenCanvas(picture.width, picture.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(picture, 0, 0);
+  const { data } = context.getImageData(0, 0, picture.width, picture.height);
+  const mask = new Uint8Array(picture.width * picture.height);
+  for (let i = 0; i < mask.length; i++) mask[i] = data[4 * i] > 127 ? 1 : 0;
+  return mask;
+}
+
+/** A mask as a PNG of 0 and 255. */
+export async function writeMask(mask, width, height) {
+  const canvas = new OffscreenCanvas(width, height);
+  const pixels = new ImageData(width, height);
+  const words = new Uint32Array(pixels.data.buffer);
+  for (let i = 0; i < mask.length; i++) words[i] = mask[i] ? 0xffffffff : 0xff000000;
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+export async function asBase64(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 32768) {
+    text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+  }
+  return btoa(text);
+}

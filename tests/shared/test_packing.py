@@ -1,0 +1,48 @@
+"""Weights as bytes: what goes in comes out, and other readers agree."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load, save
+
+from knowmine.shared.packing import DTYPES, pack, unpack
+
+dtypes: Any = sorted(DTYPES.values(), key=str)
+arrays = st.sampled_from(dtypes).flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))
+)
+weights = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), arrays, max_size=5)
+
+
+@given(weights)
+def test_what_goes_in_comes_out(some):
+    """Names, order, shapes, dtypes and bits."""
+    some.pop("__metadata__", None)
+    out = unpack(pack(some))
+    assert list(out) == list(some)
+    assert all(out[n].dtype == a.dtype and out[n].shape == a.shape for n, a in some.items())
+    assert all(out[n].tobytes() == a.tobytes() for n, a in some.items())
+
+
+@given(weights)
+def test_safetensors_reads_what_we_write(some):
+    """And we what it writes."""
+    some.pop("__metadata__", None)
+    theirs = load(pack(some))
+    ours = unpack(save(some))
+    assert all(theirs[n].tobytes() == ours[n].tobytes() == a.tobytes() for n, a in some.items())
+
+
+def test_tensors_begin_where_their_dtype_may():
+    """A counter behind an odd number of floats is aligned all the same."""
+    out = unpack(pack({"w": np.ones(3, np.float32), "n": np.ones((), np.int64)}))
+    assert all(array.flags.aligned for array in out.values())
+
+
+def test_nothing_is_copied():
+    """The arrays are read-only views of the bytes that came."""
+    out = unpack(pack({"w": np.ones(3, np.float32)}))
+    assert not out["w"].flags.owndata and not out["w"].flags.writeable

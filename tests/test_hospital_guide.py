@@ -1,0 +1,129 @@
+"""The commands of docs/hospital-guide.md do what the guide says."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+
+from knowmine.client.cli import app as client
+from knowmine.deploy.commands import app as server
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "hospital-guide.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```console\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("$ ")
+]
+TRIAL = COMMANDS[:6]
+OURS = [line for line in COMMANDS if line.startswith("knowmine-")]
+
+# What the test changes of the guide's trial, to end in seconds: labels alone (so no SAM), a tiny
+# untrained network, one round of two steps on eight images, and a port that is free.
+FEWER_IMAGES = ("--images 40 --masks 24", "--images 8 --masks 8")
+TINY = {
+    "plan": {
+        "method": "supervised",
+        "model": {"image_px": 32, "pretrained": False},
+        "training": {"steps": 2, "batch": 2},
+    },
+    "run": {"rounds": 1},
+}
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_every_command_of_the_guide_is_spelled_right(line):
+    """Command, arguments and options are known; nothing is run."""
+    program, *words = shlex.split(line.partition(" > ")[0])
+    group = typer.main.get_command({"knowmine-server": server, "knowmine-client": client}[program])
+    if words == ["--version"]:
+        return
+    assert isinstance(group, click.Group)
+    command = group.commands[words[0]]
+    context = command.make_context(words[0], words[1:])
+    assert context.args == []
+
+
+def test_the_trial_has_six_commands():
+    """From an empty folder to a model, as the guide promises."""
+    assert [shlex.split(line)[0] for line in TRIAL] == [
+        "python",
+        "knowmine-server",
+        "knowmine-client",
+        "knowmine-client",
+        "knowmine-server",
+        "knowmine-server",
+    ]
+
+
+def test_the_trial_ends_in_a_model_of_both_sites(tmp_path):
+    """The guide's six commands, word for word but for what is noted above."""
+    draw, provision, first, second, admit, run = TRIAL
+    assert FEWER_IMAGES[0] in draw
+    said(draw.replace(*FEWER_IMAGES), tmp_path)
+    said(provision, tmp_path)
+    make_tiny(tmp_path / "federation.yaml")
+    said(provision.replace(" --example", ""), tmp_path)
+
+    sites = [started(line, tmp_path) for line in (first, second)]
+    try:
+        for site in sites:
+            assert "Send" in site.stdout.readline()
+        said(admit, tmp_path)
+        ending = said(run, tmp_path)
+        told = [site.communicate(timeout=120)[0] for site in sites]
+    finally:
+        for site in sites:
+            site.kill()
+
+    summary = json.loads((tmp_path / "fed" / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["sites"]) == ("done", ["bergen", "lyon"])
+    assert (tmp_path / "fed" / "run" / "model.safetensors").is_file()
+    assert "Done: 1 rounds" in ending and "bergen" in ending
+    for lines in told:
+        assert "round 1: asked to train" in lines
+        assert "the end: the run is over" in lines
+
+
+def make_tiny(file):
+    """The example's file, made small."""
+    values = yaml.safe_load(file.read_text()) | TINY
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        values["server"]["port"] = free.getsockname()[1]
+    file.write_text(yaml.safe_dump(values))
+
+
+def environment():
+    """The tests' own environment comes first, as after `activate`."""
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": commands, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+
+
+def started(line, folder):
+    """A command of the guide, running."""
+    return subprocess.Popen(
+        shlex.split(line),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def said(line, folder):
+    """What a command of the guide prints; it has to end well."""
+    command = started(line, folder)
+    output, _ = command.communicate(timeout=400)
+    assert command.returncode == 0, output
+    return output
