@@ -1,4 +1,4 @@
-"""The site's ClientApp: joins a Worker to Flower's public API; all that leaves passes egress."""
+"""The site's ClientApp: joins a Worker to Flower's public API; all that leaves passes the porter."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,54 +9,81 @@ from typing import TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from knowmine.client.egress import release
 from knowmine.client.feedback import Feedback
+from knowmine.client.porter import Porter
 from knowmine.client.worker import Worker
 from knowmine.shared import wire
-from knowmine.shared.protocol import Hello, Scores, Update
+from knowmine.shared.changes import Change
+from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 
 R = TypeVar("R", Update, Scores, Hello)
 
 
-def client_app(worker_of: Callable[[Context], Worker], state: Path | None = None) -> ClientApp:
+def client_app(
+    worker_of: Callable[[Context], Worker],
+    state: Path | None = None,
+    porter_of: Callable[[Context], Porter] | None = None,
+) -> ClientApp:
     """A ClientApp whose questions are answered by the worker of a node's context.
 
     state: folder of what the next update needs of this one; without it that is in memory.
+    porter_of: who checks what a node is asked and what it lets out; not set, one without a record.
 
     It answers three messages: `query` introduces the site, `train` improves the global model,
     `evaluate` scores it. Errors become Flower's error replies in the transport.
     """
-    app = ClientApp()
+    app, plain = ClientApp(), Porter()
+    the_porter = porter_of or (lambda _: plain)
     feedback: defaultdict[int, Feedback] = defaultdict(lambda: Feedback(state))
+
+    def answer(
+        context: Context, task: TrainTask | EvaluateTask | None, work: Callable[[Worker], R]
+    ) -> R:
+        worker, porter = worker_of(context), the_porter(context)
+        asked = porter.ask(task, str(context.run_id), worker.manifest)
+        try:
+            reply = work(worker)
+        except Exception as error:
+            porter.failed(error, asked, worker.manifest)
+            raise
+        return porter.let_out(reply, asked, worker.manifest)
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
         if wire.is_goodbye(message.content):
+            the_porter(context).end(str(context.run_id))
             return Message(RecordDict(), reply_to=message)
-        worker = worker_of(context)
-        return _answer(worker, worker.hello(), message)
+        reply = answer(context, None, lambda worker: worker.hello())
+        return Message(wire.pack_reply(reply), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        worker = worker_of(context)
         task = wire.unpack_train_task(message.content)
-        update, form = worker.improve(task), task.plan.transport.update
-        if form == "none":
-            return _answer(worker, update, message)
-        # What the server will make of the change is what leaves, so that is what egress sees.
-        change = feedback[context.node_id].pack(update, task, form)
-        rounded = release(replace(update, weights=change.weights), manifest=worker.manifest)
-        return Message(wire.pack_reply(rounded, change.data), reply_to=message)
+        form, packed = task.plan.transport.update, list[Change]()
+
+        def improve(worker: Worker) -> Update:
+            update = worker.improve(task)
+            if form == "none":
+                return update
+            # What the server will make of the change is what leaves: the porter sees that.
+            packed.append(feedback[context.node_id].pack(update, task, form))
+            return replace(update, weights=packed[0].weights)
+
+        leaving = answer(context, task, improve)
+        return Message(wire.pack_reply(leaving, _bytes_of(leaving, packed)), reply_to=message)
 
     @app.evaluate()
     def score(message: Message, context: Context) -> Message:
-        worker = worker_of(context)
         task = wire.unpack_evaluate_task(message.content)
-        return _answer(worker, worker.evaluate(task), message)
+        reply = answer(context, task, lambda worker: worker.evaluate(task))
+        return Message(wire.pack_reply(reply), reply_to=message)
 
     return app
 
 
-def _answer(worker: Worker, reply: R, message: Message) -> Message:
-    content: RecordDict = wire.pack_reply(release(reply, manifest=worker.manifest))
-    return Message(content, reply_to=message)
+def _bytes_of(leaving: Update, packed: list[Change]) -> bytes | None:
+    """The packed change, if its weights are those that the porter let out: it may put others there."""
+    for change in packed:
+        if all(leaving.weights[name] is array for name, array in change.weights.items()):
+            return change.data
+    return None

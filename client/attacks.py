@@ -53,7 +53,7 @@ def losses_of(model: nn.Module, images: Tensor, truth: Tensor) -> NDArray[np.flo
     with torch.inference_mode():
         parts = [
             segmentation_losses(model(image / 255), mask.float())
-            for image, mask in zip(images.split(4), truth.split(4), strict=True)
+            for image, mask in zip(torch.split(images, 4), torch.split(truth, 4), strict=True)
         ]
     return torch.cat(parts).double().numpy()
 

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from knowmine.client.approval_cli import approve
+from knowmine.client.audit_cli import audit
 from knowmine.client.check_cli import check
+from knowmine.client.forget_cli import forget
 from knowmine.client.lines import Lines
 from knowmine.client.predict_cli import predict
 from knowmine.client.review_cli import review
@@ -103,6 +106,9 @@ def _say_event() -> Telling:
 
 app.command()(predict)
 app.command()(review)
+app.command()(approve)
+app.command()(forget)
+app.add_typer(audit, name="audit")
 app.command("check")(check)
 
 

@@ -22,6 +22,7 @@ from knowmine.client.loading import (
     load_masks,
     refuse_many_bad,
 )
+from knowmine.client.participation import WITHDRAWN
 from knowmine.shared.errors import DataError, SettingsError
 from knowmine.shared.images import MAX_IMAGE_PX
 
@@ -46,6 +47,7 @@ class SiteData:
     probe: labelled images that judge and are not trained on.
     left_out: "stem: reason" of each image that the headers show to be of no use.
     warnings: what a person should know about the folder, in sentences.
+    withdrawn: list of cases that take no part any more, read at each round; it may not be there.
     """
 
     name: str
@@ -55,6 +57,7 @@ class SiteData:
     test: tuple[Case, ...]
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    withdrawn: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,16 @@ def open_site(
     """
     _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
     division = divide(folder, labelled, test, test_fraction, group_by, seed)
-    return _site(name, division, labelled, probe_fraction, seed, max_bad_share, max_image_px)
+    return _site(
+        name,
+        division,
+        labelled,
+        probe_fraction,
+        seed,
+        max_bad_share,
+        max_image_px,
+        withdrawn=folder / WITHDRAWN,
+    )
 
 
 def split_sites(
@@ -144,6 +156,7 @@ def split_sites(
             seed,
             max_bad_share,
             max_image_px,
+            withdrawn=folder / WITHDRAWN,
         )
         for i in range(1, sites + 1)
     }
@@ -176,6 +189,8 @@ def _site(
     seed: int,
     max_bad_share: float,
     max_image_px: int,
+    *,
+    withdrawn: Path,
 ) -> tuple[SiteData, HiddenMasks]:
     """Draw labels and probe set, hide the other masks, leave out what headers show to be bad."""
     test, rest, labels, notes = division
@@ -209,6 +224,7 @@ def _site(
         test=tuple(case for case in usable if case.stem in in_test),
         left_out=tuple(problems.values()),
         warnings=notes,
+        withdrawn=withdrawn,
     )
     if not any((data.labelled, data.unlabelled)):
         raise DataError(

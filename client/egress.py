@@ -1,8 +1,10 @@
 """Let nothing leave a site but the model's weights and a few counts and means.
 
-`release` is the one door: every reply passes it, and what fails a check stays here. The reply
-that leaves is built anew from the fields named below, so nothing rides along.
+`release` is the one door, in a simulation, under `flwr run` and in a hospital's courier: every
+reply passes it, and what fails a check stays here. The reply that leaves is built anew from the
+fields named below, so nothing rides along.
 
+What it may be:
  1. it is an `Update`, `Scores` or `Hello`, and no subclass of them
  2. its tensors are exactly the installed model's, by name, in the model's order
  3. each has the model's shape
@@ -15,12 +17,43 @@ that leaves is built anew from the fields named below, so nothing rides along.
 10. the only texts are the gate's word and, in an introduction, the site's plain name and the
     model's SHA-256
 
-The weights are a fact about the channel, not a promise of anonymity: what they may reveal is
-for clipping, noise and secure aggregation to bound.
+What the site's policy says of it (client/policy.py; its defaults are the loosest values):
+11. it answers the question that was asked, and for the round that was asked
+12. the round is one of the run's, and the run has not ended
+13. the time of day is one in which something may leave
+14. the installed model is one that may be trained here
+15. trained weights moved no farther from those that were sent than `max_update_norm` together
+    and `max_change` each, and counters by no more than a round can count
+16. numbers about fewer than `min_cases` cases are left out
+17. the question was not answered before, unless by this very answer
+18. rounds and bytes are within their budgets
+
+The weights are a fact about the channel, not a promise of anonymity. What a lying vault could
+hide in legal ones is measured by benchmarks/bench_covert.py and told in docs/audit.md: megabytes
+in each update, whatever the limits. Checks 15 to 18 bound how often and how far; against a vault
+that lies they are no more than that. What honest weights may reveal is for clipping, noise and
+secure aggregation to bound.
 """
 
+from datetime import datetime
 from typing import Any, TypeVar
 
+from knowmine.client.limits import (
+    check_move,
+    check_sent,
+    suppress_hello,
+    suppress_scores,
+    suppress_update,
+)
+from knowmine.client.policy import LOOSEST, Policy
+from knowmine.client.questions import (
+    NOTHING,
+    Asked,
+    Past,
+    check_answer,
+    check_budget,
+    check_question,
+)
 from knowmine.shared.checks import Door, shown
 from knowmine.shared.errors import EgressRefused
 from knowmine.shared.protocol import (
@@ -43,11 +76,34 @@ _LARGE = 1e15
 _DOOR = Door("this site was about to send", EgressRefused)
 
 
-def release(reply: R, *, manifest: Manifest) -> R:
+def release(
+    reply: R,
+    *,
+    manifest: Manifest,
+    asked: Asked | None = None,
+    policy: Policy = LOOSEST,
+    past: Past = NOTHING,
+    now: datetime | None = None,
+) -> R:
     """Give `reply` back as it may leave; raise `EgressRefused` where it may not.
 
     manifest: of the model that is installed here, never one that came with a task.
+    asked: without it the checks 11, 12, 15 and 17 have nothing to go by; whoever has a network
+    has a question.
     """
+    plain = _plain(reply, manifest)
+    check_question(asked, manifest, policy=policy, past=past, now=now)  # 12, 13, 14
+    if asked:
+        check_answer(plain, asked)  # 11
+    allowed = _limited(plain, manifest, asked, policy)  # 15, 16
+    check_budget(allowed, asked, policy, past)  # 17, 18
+    return allowed
+
+
+# ------------------------------------------------------------ 1 to 10: what it may be
+
+
+def _plain(reply: R, manifest: Manifest) -> R:
     if type(reply) is Update:  # 1
         return _update(reply, manifest)
     if type(reply) is Scores:
@@ -152,3 +208,35 @@ def _numbers(
 ) -> tuple[float, ...]:
     checked = _DOOR.numbers(what, values, length, low=low, high=high)
     return tuple(round(value, DECIMALS) for value in checked)
+
+
+# ------------------------------------------------------------ 15, 16: what the policy limits
+
+
+def _limited(reply: R, manifest: Manifest, asked: Asked | None, policy: Policy) -> R:
+    if type(reply) is Update:
+        return _limited_update(reply, manifest, asked, policy)
+    if type(reply) is Scores:
+        return suppress_scores(reply, policy.min_cases)
+    if type(reply) is Hello:
+        return suppress_hello(reply, policy.min_cases)
+    raise AssertionError("nothing else passed check 1")
+
+
+def _limited_update(
+    update: Update, manifest: Manifest, asked: Asked | None, policy: Policy
+) -> Update:
+    if asked is None and policy == LOOSEST:
+        return update
+    if asked is None or asked.weights is None:
+        raise _DOOR.refuse(
+            "an update",
+            "weights alone",
+            "the weights that it was made from beside them",
+            "say what was asked: release(..., asked=...)",
+        )
+    check_sent(Door("the server sent", EgressRefused), asked.weights, manifest)
+    norm, change = policy.max_update_norm, policy.max_change
+    check_move(_DOOR, update.weights, asked.weights, max_norm=norm, max_change=change)
+    sent = {name: asked.weights[name] for name in manifest}
+    return suppress_update(update, policy.min_cases, sent)

@@ -3,10 +3,12 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from knowmine.client.at_rest import Seal
 from knowmine.client.pseudo_labels import Floats, Opinions
 from knowmine.client.site import Kind
 from knowmine.shared.weights import write_atomically
@@ -43,8 +45,13 @@ def save_gallery(
     labels: Floats,
     quality: NDArray[np.float64],
     kept: NDArray[np.bool_],
+    *,
+    seal: Seal | None = None,
 ) -> None:
-    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`."""
+    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`.
+
+    seal: encrypts the file, which is then `mined-0002.sealed`.
+    """
     order = np.argsort(quality, kind="stable")
     rows = np.unique(np.concatenate([order[:WORST], order[-BEST:]]))
     content = io.BytesIO()
@@ -62,15 +69,23 @@ def save_gallery(
         sizes=np.array([kind.sizes[row] for row in rows], np.int64),
         classes=np.array(labels.shape[1]),
     )
-    write_atomically(folder / f"mined-{round_:04d}.npz", content.getvalue())
+    name = f"mined-{round_:04d}"
+    if seal is None:
+        write_atomically(folder / f"{name}.npz", content.getvalue())
+    else:
+        write_atomically(folder / f"{name}.sealed", seal.seal("gallery", name, content.getvalue()))
 
 
-def load_gallery(folder: Path, rounds: int) -> list[Kept]:
-    """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first."""
+def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[Kept]:
+    """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first.
+
+    Sealed files whose key is gone or that are damaged show nothing.
+    """
     found = []
-    for file in mined_files(folder)[-rounds:]:
-        with np.load(file, allow_pickle=False) as arrays:
-            content = dict(arrays)
+    for file in mined_files(folder, seal)[-rounds:]:
+        content = _content_of(file, seal)
+        if content is None:
+            continue
         count, px = content["images"].shape[0], content["images"].shape[-1]
         digests = content.get("digests", np.array([""] * count))
         sizes = content.get("sizes", np.full((count, 2), px))
@@ -93,9 +108,33 @@ def load_gallery(folder: Path, rounds: int) -> list[Kept]:
     return found
 
 
-def mined_files(folder: Path) -> list[Path]:
+def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
     """What `save_gallery` wrote into a site's folder, oldest round first."""
-    return sorted(folder.glob("mined-*.npz"))
+    return sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))
+
+
+def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
+    """Destroy keys and files of the rounds in whose gallery a case is; how many there were."""
+    found = 0
+    for file in mined_files(folder, seal):
+        content = _content_of(file, seal)
+        # What cannot be opened any more might be of this case: it helps nobody.
+        if content is None or stem in content["stems"]:
+            if seal:
+                seal.destroy("gallery", file.stem)
+            file.unlink(missing_ok=True)
+            found += 1
+    return found
+
+
+def _content_of(file: Path, seal: Seal | None) -> dict[str, NDArray[Any]] | None:
+    content: bytes | None = file.read_bytes()
+    if seal is not None:
+        content = seal.unseal("gallery", file.stem, content or b"")
+    if content is None:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _bytes(masks: Floats) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from knowmine.client.at_rest import VAULT_KEYS, Seal
 from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site
 from knowmine.client.sam import Tunable, load_sam
@@ -25,6 +26,8 @@ def opened(
     open_sam: Callable[[], Tunable],
     compute: Compute,
     progress: Progress | None = None,
+    seal: Seal | None = None,
+    embeddings_bytes: int = 0,
 ) -> Site:
     """The site, its images decoded; `folder` is its own."""
     return Site(
@@ -38,6 +41,8 @@ def opened(
         max_image_px=split.max_image_px,
         max_bad_share=split.max_bad_share,
         progress=progress,
+        seal=seal,
+        embeddings_bytes=embeddings_bytes,
     )
 
 
@@ -68,7 +73,15 @@ def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> 
         open_sam=open_sam,
         compute=pick_compute(machine.device),
         progress=progress,
+        seal=seal_of(settings) if settings.at_rest.encrypt else None,
+        embeddings_bytes=int(settings.at_rest.quota_gb * 1e9),
     )
+
+
+def seal_of(settings: ClientSettings) -> Seal:
+    """The project's key, which the process that sees the images makes and keeps."""
+    # Not in the folder of the network's keys: that one is out of the vault's reach.
+    return Seal(settings.state / VAULT_KEYS)
 
 
 def cache_of(sam: SamSettings) -> Path:

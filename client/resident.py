@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from knowmine.client.app import client_app
+from knowmine.client.approval import PENDING
+from knowmine.client.audit import Chain, record_of
 from knowmine.client.fleet import Link
-from knowmine.client.settings import ClientSettings
+from knowmine.client.porter import Porter
+from knowmine.client.settings import ClientSettings, policy_of
 from knowmine.client.site_keys import SiteKeys
 from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
@@ -36,6 +39,7 @@ class Resident:
         self._missing = missing
         self._tell = tell
         self._keys = SiteKeys.load(settings.keys, settings.site)
+        self._policy = policy_of(settings)
         self.working = False
 
     def run(self, stop: threading.Event) -> str:
@@ -58,18 +62,25 @@ class Resident:
         if warning := warning_of_expiry(self._keys.certificate):
             log.event("expiry", level="warning", reason=warning)
         self._log = log
-        link = Link(settings.network, settings.site, self._keys, settings.keys, settings.state, log)
-        try:
-            how = link.serve(
-                client_app(lambda _: self._worker, settings.state / "feedback"),
-                stop,
-                settings.stop_s,
+        policy, records = self._policy, self._policy.records
+        log.event("policy", digest=policy.digest(), approval=policy.approval)
+        path = record_of(settings.state)
+        # The record first: where it is wrong, nothing may leave, and nobody need be called.
+        with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
+            porter = Porter(policy, chain, settings.state / PENDING, stop)
+            link = Link(
+                settings.network, settings.site, self._keys, settings.keys, settings.state, log
             )
-            log.event("end", reason=how)
-            return how
-        finally:
-            self.working = any(thread.name == "work" for thread in threading.enumerate())
-            link.close()
+            try:
+                app = client_app(
+                    lambda _: self._worker, settings.state / "feedback", lambda _: porter
+                )
+                how = link.serve(app, stop, settings.stop_s)
+                log.event("end", reason=how)
+                return how
+            finally:
+                self.working = any(thread.name == "work" for thread in threading.enumerate())
+                link.close()
 
     @cached_property
     def _worker(self) -> Worker:

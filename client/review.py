@@ -100,13 +100,13 @@ class Review:
             files = tuple(
                 (file, file.stat().st_mtime_ns)
                 for place in self.places
-                for file in mined_files(place.folder)
+                for file in mined_files(place.folder, place.seal)
             )
             if files != self._files:
                 newest = {
                     (place.site, kept.stem): (place, kept)
                     for place in self.places
-                    for kept in load_gallery(place.folder, ROUNDS)
+                    for kept in load_gallery(place.folder, ROUNDS, seal=place.seal)
                 }
                 self._cases = {case.id: case for case in (_case(*both) for both in newest.values())}
                 self._files = files
@@ -236,7 +236,7 @@ class Review:
 
     def _embedding(self, case: ReviewCase) -> tuple[NDArray[np.float16], tuple[int, int]]:
         """The image's embedding and the size of what SAM saw; from the cache wherever it is."""
-        store = EmbeddingStore(self.embeddings, self.sam())
+        store = EmbeddingStore(self.embeddings, self.sam(), seal=case.place.seal)
         digest, kept = case.kept.digest, case.kept.image
         if digest and store.has(digest):
             return store.get(digest, lambda: kept), case.kept.size

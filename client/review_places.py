@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
 from knowmine.client.folder import scan
 from knowmine.client.gallery import mined_files
 from knowmine.client.opening import cache_of
@@ -16,11 +17,15 @@ from knowmine.shared.settings import read_settings
 
 @dataclass(frozen=True)
 class Place:
-    """One site's own folder in a run, and the images of its data folder by stem."""
+    """One site's own folder in a run, and the images of its data folder by stem.
+
+    seal: opens what the site encrypted; None where it did not.
+    """
 
     site: str
     folder: Path
     images: Mapping[str, Path]
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
         found = Places(
             folder.absolute().parent.name, (_place(folder.name, folder, data),), SamSettings(), True
         )
-    if not any(mined_files(place.folder) for place in found.places):
+    if not any(mined_files(place.folder, place.seal) for place in found.places):
         raise UsageError(
             f"no pseudo-labels in {run}: expected a simulation's run folder, a site's client.yaml "
             "or its state folder, after a round that mined. Rounds mine from the second on, and "
@@ -105,7 +110,9 @@ def _of_simulation(run: Path, data: Path | None) -> Places:
 
 
 def _place(site: str, folder: Path, data: Path | None) -> Place:
-    return Place(site, folder, _images(data))
+    keys = folder.parent / VAULT_KEYS
+    seal = Seal(keys) if (keys / PROJECT).exists() else None
+    return Place(site, folder, _images(data), seal)
 
 
 def _images(data: Path | None) -> dict[str, Path]:

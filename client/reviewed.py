@@ -115,6 +115,27 @@ def append_decision(folder: Path, decision: Decision) -> None:
         os.fsync(file.fileno())
 
 
+def forget_review(folder: Path, stem: str) -> int:
+    """Remove a case's reviewed mask, strokes and decisions; from how many files."""
+    files = [path for path in (mask_path(folder, stem), draft_path(folder, stem)) if path.exists()]
+    if stem in read_decisions(folder):
+        lines = (folder / REVIEWS).read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if not _is_of(line, stem)]
+        write_atomically(folder / REVIEWS, b"".join(kept))
+        files.append(folder / REVIEWS)
+    for path in files:
+        if path.name != REVIEWS:
+            path.unlink(missing_ok=True)
+    return len(files)
+
+
+def _is_of(line: bytes, stem: str) -> bool:
+    try:
+        return Decision.model_validate_json(line).stem == stem
+    except ValidationError:
+        return False
+
+
 def save_mask(path: Path, png: bytes) -> str:
     """Write a mask, whole or not at all, and return its SHA-256."""
     path.parent.mkdir(exist_ok=True)

@@ -66,6 +66,7 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     started = time.monotonic()
     plan = task.plan
     local = plan.training.batch_norm == "local"
+    site.leave_out_withdrawn()
     site.load_model(task.weights, plan.model, task.round, local)
     site.to_mine, site.reviewed = after_review(site.unlabelled, site.folder)
     labelled = labels_of(site, plan, task.round, task.rounds)
@@ -78,6 +79,8 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loss = learn(site, task, labelled, pseudo_labelled, seed)
+    for kind in teaching(site, plan, task.round, task.rounds):
+        site.note(task.round, "trained", kind)
     weights = weights_of(site.model)
     if local:
         site.keep_batch_norm(weights, task.round)
@@ -121,6 +124,7 @@ def learn(
 def evaluate(site: Site, task: EvaluateTask) -> Scores:
     """Score the global model on this site's test images, and pseudo-labels on its probe set."""
     plan = task.plan
+    site.leave_out_withdrawn()
     site.load_model(task.weights, plan.model, task.round + 1, plan.training.batch_norm == "local")
     site.progress.start("scoring", len(site.test))
     masks = predict(site.model, site.test.images, site.compute, site.progress.advance)
@@ -130,6 +134,8 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
     write_atomically(
         site.folder / f"scores-{task.round:04d}.json", json.dumps(scores, indent=1).encode()
     )
+
+    site.note(task.round, "scored", site.test)
 
     # Only what the model has not been trained on can judge it, and only mining rounds ask.
     judged = probe_apart(plan, task.round, task.rounds)
@@ -172,7 +178,10 @@ def mine_images(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
         quality = judge(opinions, task.calibration, verdict.fuse_weight)
         share = share_to_keep(plan.mining, task.round, task.rounds)
         chosen = select(quality, share, plan.mining.min_quality)
-    save_gallery(site.folder, task.round, kind, opinions, labels, quality, chosen.kept)
+    site.note(task.round, "mined", kind)
+    save_gallery(
+        site.folder, task.round, kind, opinions, labels, quality, chosen.kept, seal=site.seal
+    )
     kept = torch.from_numpy(np.flatnonzero(chosen.kept))
     return (
         Examples(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from knowmine.client.policy import Policy, read_policy
 from knowmine.shared.settings import FilePath, ModelSettings, Settings, SiteName
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -73,6 +74,20 @@ class MachineSettings(Settings):
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes what the machine has.")
 
 
+class AtRestSettings(Settings):
+    """What is kept of images on disk: SAM's embeddings and the pseudo-labels to look at."""
+
+    encrypt: bool = Field(
+        True, description="Encrypt it (AES-256-GCM) by a key in the state folder, vault-keys/."
+    )
+    quota_gb: float = Field(
+        0,
+        ge=0,
+        description="Largest size of this project's embeddings; the least recently used "
+        "go first. 0: no limit.",
+    )
+
+
 class NetworkSettings(Settings):
     """The way out of the hospital. HTTPS_PROXY and NO_PROXY of the environment are honoured."""
 
@@ -110,6 +125,14 @@ class ClientSettings(Settings):
     model: ModelSettings = Field(
         default_factory=ModelSettings, description="The network that this site agreed to train."
     )
+    policy: FilePath = Field(
+        Path("policy.yaml"),
+        description="What this site allows to leave, in a file of its own: see docs/audit.md. "
+        "Not set and not there: the built-in limits.",
+    )
+    at_rest: AtRestSettings = Field(
+        default_factory=AtRestSettings, description="What the site keeps of its images on disk."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Draws the probe and test images.")
     split: DataSettings = Field(
         default_factory=DataSettings, description="How the folder is divided."
@@ -130,3 +153,9 @@ class ClientSettings(Settings):
     stop_s: float = Field(
         30, ge=0, description="Seconds that a task may go on after the site was told to stop."
     )
+
+
+def policy_of(settings: ClientSettings) -> Policy:
+    """The site's policy; a file that the settings name must be there. Raises `SettingsError`."""
+    named = "policy" in settings.model_fields_set
+    return read_policy(settings.policy if named or settings.policy.exists() else None)

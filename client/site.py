@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from knowmine.client.at_rest import Seal
 from knowmine.client.compute import Compute
 from knowmine.client.dataset import Case, SiteData, load_images, refuse_many_bad
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.frames import Frames
+from knowmine.client.participation import Participation, withdrawn_in
 from knowmine.client.sam import Tunable
 from knowmine.client.scoring import Scorer
 from knowmine.shared.errors import Refused
@@ -47,6 +49,14 @@ class Kind:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def without(self, stems: frozenset[str]) -> "Kind":
+        """Itself, but for the cases of these stems."""
+        rows = [i for i, case in enumerate(self.cases) if case.stem not in stems]
+        if len(rows) == len(self):
+            return self
+        truth = self.truth[rows] if len(self.truth) else self.truth
+        return replace(self.at(rows), truth=truth)
+
     def at(self, rows: list[int]) -> "Kind":
         """Some rows of a kind that has no truth."""
         return Kind(
@@ -63,6 +73,8 @@ class Site:
 
     folder: the site's own folder of this run, made by who opens the site; nothing in it leaves.
     open_sam: loads SAM the first time a round needs it; some methods never do.
+    seal: encrypts what is kept of images. embeddings_bytes: most that embeddings may take; 0 is no
+    limit.
     Raises `DataError` when too many images cannot be used.
     """
 
@@ -79,12 +91,15 @@ class Site:
         max_image_px: int,
         max_bad_share: float,
         progress: Progress | None = None,
+        seal: Seal | None = None,
+        embeddings_bytes: int = 0,
     ) -> None:
         self.name, self.scorer, self.settings = data.name, scorer, model
         self.folder, self.compute = folder, compute
         self.progress: Progress = progress or Silent()
         self._max_image_px = max_image_px
         self._embeddings, self._open_sam = embeddings, open_sam
+        self.seal, self._embeddings_bytes, self._withdrawn = seal, embeddings_bytes, data.withdrawn
         self._left_out, self.warnings = list(data.left_out), list(data.warnings)
         self.labelled = self._load(data.labelled, with_truth=True)
         self.probe = self._load(data.probe, with_truth=True)
@@ -107,8 +122,23 @@ class Site:
         """Each image that takes no part, as "stem: reason"."""
         return [*self._left_out, *self.scorer.left_out]
 
+    def leave_out_withdrawn(self) -> None:
+        """Drop the cases of withdrawn.txt from memory: they take no part from here on.
+
+        Raises `DataError` where the list cannot be read.
+        """
+        if stems := withdrawn_in(self._withdrawn):
+            self.labelled, self.probe = self.labelled.without(stems), self.probe.without(stems)
+            self.unlabelled, self.test = self.unlabelled.without(stems), self.test.without(stems)
+
+    def note(self, round_: int, as_: str, kind: Kind) -> None:
+        """Remember, by the project's key, which cases took part in a round and as what."""
+        if self.seal:
+            Participation(self.folder, self.seal).note(round_, as_, kind.cases, kind.digests)
+
     def hello(self) -> Hello:
         """Who this site is and what it has."""
+        self.leave_out_withdrawn()
         return Hello(
             site=self.name,
             protocol=PROTOCOL,
@@ -127,7 +157,9 @@ class Site:
     @cached_property
     def store(self) -> EmbeddingStore:
         """SAM's embeddings of this site's images."""
-        return EmbeddingStore(self._embeddings, self.sam)
+        return EmbeddingStore(
+            self._embeddings, self.sam, seal=self.seal, quota_bytes=self._embeddings_bytes
+        )
 
     @property
     def encoded(self) -> int:

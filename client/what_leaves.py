@@ -6,6 +6,7 @@ real one; nothing is sent. What is listed is read back from the packed messages 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,11 @@ def what_leaves(
         yield Finding("leaves", "error", str(error), "a round would fail here as well")
 
 
-def contents(records: wire.RecordDict) -> dict[str, Any]:
+def contents(records: Any) -> dict[str, Any]:
     """All that a packed reply holds: tensors, numbers, texts and bytes."""
-    tensors, numbers, size = [], {}, 0
+    tensors: list[dict[str, Any]] = []
+    numbers: dict[str, Any] = {}
+    size = 0
     for group, record in records.items():
         size += record.count_bytes()
         if group in records.array_records:
@@ -144,7 +147,7 @@ def _inversion(
         target = [g.detach() for g in gradients_of(model, images[row : row + 1], mask)]
         made.append(
             invert(
-                lambda guess, mask=mask: gradients_of(model, guess, mask),
+                partial(gradients_of, model, truth=mask),
                 target,
                 tuple(images[:1].shape),
                 steps=steps,
@@ -155,9 +158,9 @@ def _inversion(
     progress.done()
     own, other = (psnr_db(guess, images[:1]) for guess in made)
     file = settings.state / "what-leaves" / "inversion.png"
-    row = torch.cat([images[:1], *made], 3)[0].permute(1, 2, 0)
+    side_by_side = torch.cat([images[:1], *made], 3)[0].permute(1, 2, 0)
     try:
-        Image.fromarray((row * 255).round().to(torch.uint8).numpy()).save(file)
+        Image.fromarray((side_by_side * 255).round().to(torch.uint8).numpy()).save(file)
     except OSError as error:
         raise RunFailed(f"cannot write {file} ({error.strerror})") from error
     what = (

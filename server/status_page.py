@@ -151,16 +151,18 @@ def _told(record: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, scores in record.get("per_site", {}).items()
     }
-    shown = [s for s in sites.values() if s["test_images"] and s["dice"] is not None]
-    images = sum(s["test_images"] for s in shown)
+    shown = [
+        (int(s["test_images"]), float(s["dice"]))
+        for s in sites.values()
+        if s["test_images"] and s["dice"] is not None
+    ]
+    images = sum(count for count, _ in shown)
     return {
         "round": record["round"],
         "seconds": record["seconds"],
         "sites": record["sites"],
         # Not the run's own mean: beside the others it would give away a site that is left out.
-        "dice": round(sum(s["dice"] * s["test_images"] for s in shown) / images, 6)
-        if images
-        else None,
+        "dice": round(sum(dice * count for count, dice in shown) / images, 6) if images else None,
         "bytes_down": record.get("bytes_down", 0),
         "bytes_up": record.get("bytes_up", 0),
         "mined": record["mined"],

@@ -1,12 +1,14 @@
 """Embeddings are computed once an image, kept on disk and not trusted blindly."""
 
+import os
 import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from knowmine.client.embeddings import EmbeddingStore
+from knowmine.client.at_rest import Seal
+from knowmine.client.embeddings import EmbeddingStore, forget_embeddings
 from knowmine.shared.errors import RunFailed
 
 DIGEST = "ab" + "0" * 62
@@ -128,3 +130,99 @@ def test_values_beyond_half_precision_stay_finite(tmp_path):
     huge = np.full((2, 2, 3), 1e6)  # the fake takes any number
     store.get(DIGEST, lambda: huge)
     assert store.has(DIGEST)
+
+
+# ------------------------------------------------------------------------- sealed, and how much
+
+
+OTHER = "cd" + "0" * 62
+
+
+@pytest.fixture
+def seal(tmp_path):
+    return Seal(tmp_path / "keys")
+
+
+@pytest.fixture
+def sealed(tmp_path, seal):
+    return EmbeddingStore(tmp_path / "cache", FakeSam(), seal=seal)
+
+
+def files_in(folder):
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_sealed_embedding_is_read_back(tmp_path, seal, sealed):
+    """By a later process with the key, without the encoder."""
+    first = sealed.get(DIGEST, lambda: IMAGE)
+    later = EmbeddingStore(tmp_path / "cache", FakeSam(), seal=seal)
+    assert np.array_equal(later.get(DIGEST, never), first)
+
+
+def test_a_sealed_file_tells_neither_image_nor_embedding(tmp_path, sealed):
+    """Its name and content are noise."""
+    sealed.get(DIGEST, lambda: IMAGE)
+    (file,) = files_in(tmp_path / "cache")
+    assert DIGEST not in str(file) and b"NUMPY" not in file.read_bytes()
+
+
+def test_sealed_files_that_changed_places_are_computed_again(tmp_path, sealed):
+    """One image's embedding never serves as another's."""
+    sealed.get(DIGEST, lambda: IMAGE)
+    sealed.get(OTHER, lambda: 2 * IMAGE)
+    a, b = files_in(tmp_path / "cache")
+    a.write_bytes(b.read_bytes())
+    assert sorted(map(sealed.has, (DIGEST, OTHER))) == [False, True]
+
+
+def test_a_damaged_sealed_file_is_computed_again(tmp_path, sealed):
+    """As a plain one is."""
+    sealed.get(DIGEST, lambda: IMAGE)
+    (file,) = files_in(tmp_path / "cache")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert (sealed.get(DIGEST, lambda: IMAGE) == 7).all() and sealed.encoded == 2
+
+
+def test_another_projects_embeddings_are_elsewhere(tmp_path, sealed):
+    """One cache, two projects, nothing shared."""
+    sealed.get(DIGEST, lambda: IMAGE)
+    other = EmbeddingStore(tmp_path / "cache", FakeSam(), seal=Seal(tmp_path / "other"))
+    assert not other.has(DIGEST)
+
+
+def test_forgotten_embeddings_are_gone_with_their_keys(tmp_path, seal, sealed):
+    """A copy of the file opens no more; the other image's stays."""
+    sealed.get(DIGEST, lambda: IMAGE)
+    (file,) = files_in(tmp_path / "cache")
+    copy = file.read_bytes()
+    sealed.get(OTHER, lambda: IMAGE)
+    assert forget_embeddings(tmp_path / "cache", seal, [seal.alias("embedding", DIGEST)]) == 1
+    file.write_bytes(copy)
+    assert (sealed.has(DIGEST), sealed.has(OTHER)) == (False, True)
+
+
+@pytest.mark.parametrize("with_seal", [False, True])
+def test_beyond_the_quota_the_least_recently_used_goes(tmp_path, seal, with_seal):
+    """Reading counts as use; the newest stays."""
+    store = EmbeddingStore(
+        tmp_path / "cache",
+        FakeSam(),
+        seal=seal if with_seal else None,
+        quota_bytes=3 * 2_097_152 + 1000,
+    )
+    names = [f"{i:02x}" + "0" * 62 for i in range(4)]
+    for i, name in enumerate(names[:3]):
+        store.get(name, lambda: IMAGE)
+        newest = max(files_in(tmp_path / "cache"), key=lambda file: file.stat().st_mtime_ns)
+        os.utime(newest, (i, i))  # used long ago, one after the other
+    store.get(names[0], never)
+    store.get(names[3], lambda: IMAGE)
+    assert [store.has(name) for name in names] == [True, False, False, True]
+
+
+def test_without_a_quota_nothing_goes(tmp_path):
+    """However much there is."""
+    store = EmbeddingStore(tmp_path, FakeSam())
+    for i in range(4):
+        store.get(f"{i:02x}" + "0" * 62, lambda: IMAGE)
+    assert len(files_in(tmp_path)) == 4

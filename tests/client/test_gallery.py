@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from knowmine.client.at_rest import Seal
 from knowmine.client.dataset import Case
-from knowmine.client.gallery import load_gallery, save_gallery
+from knowmine.client.gallery import forget_in_gallery, load_gallery, save_gallery
 from knowmine.client.pseudo_labels import Opinions
 from knowmine.client.site import Kind
 
@@ -28,7 +29,7 @@ def opinions(n, classes=1, prompted=None):
     return Opinions(unet, 3 * unet, asked, *np.ones((2, n), np.float32))
 
 
-def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None):
+def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None, seal=None):
     n = len(quality)
     of = opinions(n) if of is None else of
     save_gallery(
@@ -39,8 +40,9 @@ def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None):
         of.unet if labels is None else labels,
         np.array(quality),
         np.ones(n, bool) if kept is None else np.array(kept),
+        seal=seal,
     )
-    return load_gallery(folder, 9)
+    return load_gallery(folder, 9, seal=seal)
 
 
 def test_what_was_kept_comes_back(tmp_path):
@@ -113,3 +115,22 @@ def test_a_round_done_again_replaces_itself(tmp_path):
 def test_a_site_that_mined_nothing_has_no_gallery(tmp_path):
     """Nor an error."""
     assert load_gallery(tmp_path, 9) == []
+
+
+def test_a_sealed_gallery_comes_back_by_its_key_alone(tmp_path):
+    """The file shows no stem; another project's key shows nothing."""
+    (item,) = saved(tmp_path, [0.625], seal=Seal(tmp_path / "keys"))
+    (file,) = tmp_path.glob("mined-*")
+    assert (item.stem, item.quality, file.name) == ("a0", 0.625, "mined-0002.sealed")
+    assert b"stems" not in file.read_bytes()
+    assert load_gallery(tmp_path, 9, seal=Seal(tmp_path / "other")) == []
+
+
+@pytest.mark.parametrize("with_seal", [False, True])
+def test_a_forgotten_case_takes_its_rounds_from_the_gallery(tmp_path, with_seal):
+    """The rounds that it is not in stay."""
+    seal = Seal(tmp_path / "keys") if with_seal else None
+    saved(tmp_path, [0.5], round_=2, seal=seal)
+    saved(tmp_path, [0.5, 0.6], round_=3, seal=seal)
+    assert forget_in_gallery(tmp_path, "a1", seal) == 1
+    assert [item.round for item in load_gallery(tmp_path, 9, seal=seal)] == [2]

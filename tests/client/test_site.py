@@ -163,3 +163,41 @@ def test_another_model_is_refused(site):
     """Its settings are shown beside the site's own."""
     with pytest.raises(Refused, match=r"'classes': 1.*this site was set up for.*'classes': 2"):
         site.load_model({}, MODEL, 1, local=False)
+
+
+# ------------------------------------------------------------------------- withdrawn cases
+
+
+def stems_of(kind):
+    return [case.stem for case in kind.cases]
+
+
+def test_withdrawn_cases_leave_every_kind(site, folder):
+    """With image, truth, digest and size; the others keep theirs."""
+    gone = [stems_of(kind)[0] for kind in (site.labelled, site.probe, site.unlabelled, site.test)]
+    stays = {stem: site.labelled.truth[i] for i, stem in enumerate(stems_of(site.labelled))}
+    (folder / "withdrawn.txt").write_text("\n".join(gone))
+    site.leave_out_withdrawn()
+    kinds = (site.labelled, site.probe, site.unlabelled, site.test)
+    assert [len(kind) for kind in kinds] == [1, 1, 3, 1]
+    assert not {stem for kind in kinds for stem in stems_of(kind)} & set(gone)
+    for kind in kinds:
+        assert len(kind.images) == len(kind.digests) == len(kind.sizes) == len(kind)
+    (left,) = stems_of(site.labelled)
+    assert torch.equal(site.labelled.truth[0], stays[left])
+
+
+def test_a_site_introduces_itself_without_withdrawn_cases(site, folder):
+    """The list is read whenever the server asks."""
+    (folder / "withdrawn.txt").write_text(stems_of(site.test)[0])
+    assert site.hello().test == 1
+
+
+def test_withdrawing_draws_nothing_anew(folder, tmp_path):
+    """The probe and test images stay what they were, so nothing leaks from one to the other."""
+    before = small_site(folder, tmp_path, model=TWO_CLASSES, **SPLIT)
+    (folder / "withdrawn.txt").write_text(stems_of(before.unlabelled)[0])
+    after = small_site(folder, tmp_path, model=TWO_CLASSES, **SPLIT)
+    after.leave_out_withdrawn()
+    assert stems_of(after.test) == stems_of(before.test)
+    assert stems_of(after.probe) == stems_of(before.probe)

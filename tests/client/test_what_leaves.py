@@ -1,5 +1,7 @@
 """The list of what leaves is what the packed messages hold."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from knowmine.shared.wire import pack_reply
 
 def test_the_list_accounts_for_every_byte_of_an_update():
     """The tensors it names, packed anew, are the bytes that the message carries."""
-    weights = {"a.w": np.ones((2, 3), np.float32), "b.n": np.zeros((), np.int64)}
+    weights: dict[str, Any] = {"a.w": np.ones((2, 3), np.float32), "b.n": np.zeros((), np.int64)}
     records = pack_reply(release(Update(1, weights, 3, 0, 0.5, 1.0), manifest=manifest_of(weights)))
     held = contents(records)
     (sent,) = records.array_records["weights"].values()
