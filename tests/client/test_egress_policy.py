@@ -220,7 +220,7 @@ def test_scores_over_few_cases_are_left_out():
 
 def test_probe_sums_over_few_cases_are_left_out():
     """Scores over enough stay."""
-    sums = Calibration(2, (1.0,) * 5, (1.0,), (1.0,), 1, 1, 1)
+    sums = Calibration(2, (1.0,) * 5, (1.0,), (1.0,) * 5, 1, 1, 1)
     seen = out(dataclasses.replace(SCORES, calibration=sums), SCORED, min_cases=3)
     assert (seen.test_images, seen.calibration) == (4, Calibration())
 
