@@ -125,12 +125,8 @@ def test_nothing_is_left_when_the_courier_is_killed(hospital, tmp_path):
 def test_a_vault_that_cannot_open_its_site_says_why_by_its_exit_code(hospital, tmp_path):
     """An error of settings or data is not tried again."""
     missing = hospital.model_copy(update={"data": tmp_path / "nowhere"})
-    with (
-        Vault(missing) as vault,
-        vault.worker() as worker,
-        pytest.raises(UsageError, match="the vault ended with 2"),
-    ):
-        worker.hello()
+    with Vault(missing) as vault, pytest.raises(UsageError, match="the vault ended with 2"):
+        vault.worker()
 
 
 def test_isolation_that_is_required_and_missing_is_refused(hospital):
