@@ -62,6 +62,11 @@ def scan(folder: Path) -> tuple[Case, ...]:
     return tuple(Case(stem, path, masks.get(stem), stem) for stem, path in images.items())
 
 
+def images_in(folder: Path) -> dict[str, Path]:
+    """Stem to image of a data folder, without a word about masks."""
+    return {case.stem: case.image for case in scan(folder)}
+
+
 def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case, ...]:
     """The cases with the groups that a column of the folder's index.csv gives them."""
     file = folder / INDEX

@@ -13,7 +13,7 @@ from pathlib import Path
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal, destroy_keys
 from knowmine.client.audit import Chain, record_of
 from knowmine.client.embeddings import folder_of, forget_embeddings, forget_plain
-from knowmine.client.folder import scan
+from knowmine.client.folder import images_in
 from knowmine.client.gallery import forget_in_gallery
 from knowmine.client.participation import Participation
 from knowmine.client.reviewed import forget_review
@@ -99,7 +99,7 @@ def _embeddings(settings: ClientSettings) -> Path:
 def _images(settings: ClientSettings) -> list[tuple[str, Path]]:
     """Stems and files of the images that are still there."""
     try:
-        return [(case.stem, case.image) for case in scan(settings.data)]
+        return list(images_in(settings.data).items())
     except DataError:
         return []
 

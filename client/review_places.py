@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
-from knowmine.client.folder import scan
+from knowmine.client.folder import images_in
 from knowmine.client.gallery import mined_files
 from knowmine.client.opening import cache_of
 from knowmine.client.settings import ClientSettings, SamSettings
@@ -118,6 +118,6 @@ def _place(site: str, folder: Path, data: Path | None) -> Place:
 def _images(data: Path | None) -> dict[str, Path]:
     """The images of a data folder by stem; none where it is gone or in disorder."""
     try:
-        return {case.stem: case.image for case in scan(data)} if data else {}
+        return images_in(data) if data else {}
     except (DataError, OSError):
         return {}

@@ -47,8 +47,10 @@ FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ),
     (
         "A site's policy",
-        "`policy.yaml`, beside `client.yaml`. All keys are optional, and every default is the "
-        "loosest value: see [what leaves a site](audit.md).",
+        (
+            "`policy.yaml`, beside `client.yaml`. All keys are optional, and every default is the "
+            "loosest value: see [what leaves a site](audit.md)."
+        ),
         Policy,
     ),
 )

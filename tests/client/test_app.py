@@ -124,7 +124,7 @@ def calls_of(name):
 def test_there_is_one_app_and_it_packs_what_the_porter_gave():
     """Simulation, `flwr run` and courier all use it: no other file makes or packs an answer."""
     assert calls_of("let_out") == {"client/app.py"}
-    # The dry run packs to say how many bytes it would be; it has no network.
+    # what_leaves packs what it lists, and sends nothing.
     assert calls_of("pack_reply") == {"client/app.py", "client/what_leaves.py"}
     # Flower imports an app by name before there is a site: that one hands all on to client_app's.
     assert calls_of("ClientApp") == {"client/app.py", "deploy/flower.py"}
