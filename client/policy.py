@@ -81,8 +81,8 @@ class Policy(Settings):
     models: tuple[Digest, ...] = Field(
         (),
         max_length=100,
-        description="Models that may be trained here, by the digest that `check` shows. Not set: "
-        "the one in the settings.",
+        description="Models that may be trained here, by the SHA-256 of their list of tensors, which a "
+        "refusal names. Not set: the one in the settings.",
     )
     min_cases: int = Field(
         1,

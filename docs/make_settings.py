@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from knowmine.client.policy import Policy
 from knowmine.client.settings import ClientSettings
 from knowmine.deploy.settings import FederationSettings, SimulationSettings
 from knowmine.server.settings import ServerSettings
@@ -43,6 +44,14 @@ FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
         "client.yaml",
         "Paths are relative to the file. `model` is what this site agreed to train, and no other.",
         ClientSettings,
+    ),
+    (
+        "A site's policy",
+        (
+            "`policy.yaml`, beside `client.yaml`. All keys are optional, and every default is the "
+            "loosest value: see [what leaves a site](audit.md)."
+        ),
+        Policy,
     ),
 )
 
