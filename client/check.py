@@ -42,24 +42,18 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
     from knowmine.client.compute import pick_compute, settle
     from knowmine.client.dataset import open_site
     from knowmine.client.egress import release
-    from knowmine.client.opening import cache_of, opened
-    from knowmine.client.sam import Tunable, load_sam
-    from knowmine.client.sam_weights import find_weights
+    from knowmine.client.opening import opened, sam_opener
     from knowmine.client.worker import SiteWorker
     from knowmine.shared.protocol import EvaluateTask, TrainTask
     from knowmine.shared.settings import MiningSettings, Plan, TrainingSettings
     from knowmine.shared.unetplusplus import build_model, weights_of
 
     settle(settings.machine.threads)
-    split = settings.split.model_dump()
-    split["probe_fraction"] = split.pop("probe")
-    data, hidden = open_site(settings.site, settings.data, **split, seed=settings.seed)
+    data, hidden = open_site(
+        settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
+    )
     kinds = ("labelled", "probe", "unlabelled", "test")
     few = replace(data, **{kind: getattr(data, kind)[:CANARY_IMAGES] for kind in kinds})
-
-    def open_sam() -> Tunable:
-        weights = find_weights(settings.sam.weights, cache_of(settings.sam))
-        return load_sam(weights, device=settings.machine.device, threads=settings.machine.threads)
 
     folder = settings.state / "canary"
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +67,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
                 settings.split,
                 settings.sam,
                 folder=folder,
-                open_sam=open_sam,
+                open_sam=sam_opener(settings.sam, settings.machine),
                 compute=pick_compute(settings.machine.device),
             )
         )

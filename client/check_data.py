@@ -47,10 +47,10 @@ class Look:
 
 def check_data(settings: ClientSettings) -> list[Finding]:
     """Findings about the folder; writes `check-contact-sheet.png` into the state folder."""
-    split = settings.split.model_dump()
-    split["probe_fraction"] = split.pop("probe")
     try:
-        data, _ = open_site(settings.site, settings.data, **split, seed=settings.seed)
+        data, _ = open_site(
+            settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
+        )
     except DataError as error:
         return [
             Finding("data", "error", str(error), "the site cannot take part", "mend the folder")

@@ -9,7 +9,7 @@ from knowmine.client.dataset import HiddenMasks, SiteData, open_site
 from knowmine.client.sam import Tunable, load_sam
 from knowmine.client.sam_weights import default_cache, find_weights
 from knowmine.client.scoring import Scorer
-from knowmine.client.settings import ClientSettings, DataSettings, SamSettings
+from knowmine.client.settings import ClientSettings, DataSettings, MachineSettings, SamSettings
 from knowmine.client.site import Site
 from knowmine.shared.log import Progress
 from knowmine.shared.settings import ModelSettings
@@ -53,13 +53,9 @@ def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> 
     """
     machine, sam = settings.machine, settings.sam
     settle(machine.threads)
-    split = settings.split.model_dump()
-    split["probe_fraction"] = split.pop("probe")
-    data, hidden = open_site(settings.site, settings.data, **split, seed=settings.seed)
-
-    def open_sam() -> Tunable:
-        weights = find_weights(sam.weights, cache_of(sam))
-        return load_sam(weights, device=machine.device, threads=machine.threads)
+    data, hidden = open_site(
+        settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
+    )
 
     folder = settings.state / "site"
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,12 +66,22 @@ def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> 
         settings.split,
         sam,
         folder=folder,
-        open_sam=open_sam,
+        open_sam=sam_opener(sam, machine),
         compute=pick_compute(machine.device),
         progress=progress,
         seal=seal_of(settings) if settings.at_rest.encrypt else None,
         embeddings_bytes=int(settings.at_rest.quota_gb * 1e9),
     )
+
+
+def sam_opener(sam: SamSettings, machine: MachineSettings) -> Callable[[], Tunable]:
+    """Finds SAM's weights and loads them, when it is called."""
+
+    def open_sam() -> Tunable:
+        weights = find_weights(sam.weights, cache_of(sam))
+        return load_sam(weights, device=machine.device, threads=machine.threads)
+
+    return open_sam
 
 
 def seal_of(settings: ClientSettings) -> Seal:

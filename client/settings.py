@@ -1,7 +1,7 @@
 """What one site decides for itself: its data, its copy of SAM, its machine."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -52,6 +52,12 @@ class DataSettings(Settings):
     max_image_px: int = Field(
         100_000_000, ge=1, description="Largest image, in pixels; a larger one is not decoded."
     )
+
+    def arguments(self) -> dict[str, Any]:
+        """These settings as `client.dataset` takes them."""
+        values = self.model_dump()
+        values["probe_fraction"] = values.pop("probe")
+        return values
 
 
 class SamSettings(Settings):

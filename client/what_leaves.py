@@ -172,9 +172,9 @@ def _inversion(
 
 
 def _open(settings: ClientSettings, progress: Progress) -> Site:
-    split = settings.split.model_dump()
-    split["probe_fraction"] = split.pop("probe")
-    data, hidden = open_site(settings.site, settings.data, **split, seed=settings.seed)
+    data, hidden = open_site(
+        settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
+    )
     kinds = ("labelled", "probe", "test")
     few: dict[str, Any] = {kind: getattr(data, kind)[:IMAGES] for kind in kinds}
     folder = settings.state / "what-leaves"

@@ -175,9 +175,7 @@ def open_site_of(
 ) -> "Site":
     """The node's site, opened once for as long as the process lives."""
     from knowmine.client.compute import pick_compute, settle
-    from knowmine.client.opening import cache_of, opened
-    from knowmine.client.sam import Tunable, load_sam
-    from knowmine.client.sam_weights import find_weights
+    from knowmine.client.opening import opened, sam_opener
 
     config, run_config = dict(node_items), dict(run_items)
     settings: NodeSettings | SimulationSettings
@@ -192,10 +190,6 @@ def open_site_of(
     machine, sam = settings.machine, settings.sam
     settle(machine.threads)
 
-    def open_sam() -> Tunable:
-        weights = find_weights(sam.weights, cache_of(sam))
-        return load_sam(weights, device=machine.device, threads=machine.threads)
-
     folder = state / data.name
     folder.mkdir(parents=True, exist_ok=True)
     return opened(
@@ -205,7 +199,7 @@ def open_site_of(
         settings.split,
         sam,
         folder=folder,
-        open_sam=open_sam,
+        open_sam=sam_opener(sam, machine),
         compute=pick_compute(machine.device),
     )
 
@@ -220,9 +214,7 @@ def node_settings(config: Config) -> NodeSettings:
 def _own(settings: NodeSettings) -> "tuple[SiteData, HiddenMasks]":
     from knowmine.client.dataset import open_site
 
-    split = settings.split.model_dump()
-    split["probe_fraction"] = split.pop("probe")
-    return open_site(settings.site, settings.data, **split, seed=settings.seed)
+    return open_site(settings.site, settings.data, **settings.split.arguments(), seed=settings.seed)
 
 
 def _part(settings: SimulationSettings, part: int, parts: int) -> "tuple[SiteData, HiddenMasks]":

@@ -213,9 +213,7 @@ def simulate(
 
 def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, HiddenMasks]]:
     """Each site's images by name, and the masks that only its scorer may open."""
-    split = settings.split.model_dump()
-    split["probe_fraction"] = split.pop("probe")
-    common = {**split, "seed": settings.plan.seed}
+    common = {**settings.split.arguments(), "seed": settings.plan.seed}
     if settings.sites.data:
         return split_sites(
             settings.sites.data,

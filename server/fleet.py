@@ -1,9 +1,9 @@
 """The closed federation: Flower's Fleet API for admitted sites, and nothing else of its server.
 
 All Flower internals of the server side are in this file. A site may ask the nine questions of
-`_routes`, renew its certificate and ask whether it is welcome: there is no Control API, no Runtime API, no way to start a run or to hand out code.
-Before a request comes here it has passed TLS 1.3 (`trust.py`) and `guard.py`; Flower then
-checks that its node key signed the time of day.
+`_routes`, renew its certificate and ask whether it is welcome: there is no Control API, no
+Runtime API, no way to start a run or to hand out code. Before a request comes here it has passed
+TLS 1.3 (`trust.py`) and `guard.py`; Flower then checks that its node key signed the time of day.
 
 What sites send is kept in memory only. A server that is started again knows nothing of the old
 one's messages: the sites join again, and are asked again for the round under way.

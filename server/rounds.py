@@ -120,7 +120,8 @@ def run_rounds(
     while round_ <= settings.rounds:
         expected = attendance.expected
         if welcome is not None:
-            expected = tuple(site for site in expected if site in welcome())
+            may_come = welcome()  # reads the allow-list: once a round, not once a site
+            expected = tuple(site for site in expected if site in may_come)
         waited_for = attendance.model_copy(update={"expected": expected})
 
         # ── meet ───────────────────────────────────────────────────────────────────────────────
