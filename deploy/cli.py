@@ -1,13 +1,12 @@
 """`knowmine-simulate`: arguments to settings, errors to exit codes."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 from rich.console import Console
 
-from knowmine.shared.command import run_command
+from knowmine.shared.command import checked_format, run_command, say_json, say_version
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import Method, read_settings
 
@@ -60,18 +59,16 @@ def simulate(
     format_: Annotated[
         str, typer.Option("--format", help="text, or json: the summary on standard output.")
     ] = "text",
-    show_version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=say_version, is_eager=True, help="Say the version."),
+    ] = False,
 ) -> None:
     """Several hospitals on one machine improve one U-Net++ together, with SAM's help.
 
     Each keeps its own images; only weights are averaged. The run's folder gets a summary, the
     model and a report to look at.
     """
-    if show_version:
-        from importlib.metadata import version
-
-        typer.echo(f"knowmine {version('knowmine')}")
-        return
     flags = {
         "sites.data": data,
         "sites.count": sites,
@@ -88,11 +85,10 @@ def simulate(
         "sam.weights": sam,
         "machine.device": device,
     }
-    if format_ not in ("text", "json"):
-        raise UsageError(f"--format {format_!r} is not known; use text or json")
-    summary = _simulate(settings, flags, out, resume, cast(Literal["text", "json"], format_))
+    checked = cast(Literal["text", "json"], checked_format(format_))
+    summary = _simulate(settings, flags, out, resume, checked)
     if format_ == "json":
-        typer.echo(json.dumps(summary, indent=2))
+        say_json(summary)
 
 
 def _simulate(
