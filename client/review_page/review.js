@@ -196,13 +196,9 @@ async function changed() {
   const id = current, { width, height } = stage;
   const mask = stage.mask.slice();
   unsaved.set(id, mask);
-  $("saved").textContent = "saving…";
-  $("saved").dataset.waiting = outbox.waiting + 1;
-  const body = await writeMask(mask, width, height);
+  const options = writeMask(mask, width, height).then((body) => ({ method: "PUT", body }));
   try {
-    // Decided meanwhile: the decision carried this mask, and a draft must not come after it.
-    if (unsaved.get(id) !== mask) return;
-    await outbox.send(`draft ${id}`, `/api/cases/${id}/draft`, { method: "PUT", body });
+    await outbox.send(`draft ${id}`, `/api/cases/${id}/draft`, options);
     if (unsaved.get(id) !== mask) return;
     if (pixels.has(id)) (await load(id)).mine = mask;
     unsaved.delete(id);
@@ -255,10 +251,10 @@ async function decide(verdict) {
 async function deliver(id, verdict, seen, before, mask, width, height) {
   const label = verdict === "accepted" || verdict === "corrected";
   try {
-    const body = JSON.stringify({
-      verdict, seen, mask: label ? await asBase64(await writeMask(mask, width, height)) : null,
-    });
-    const answer = await outbox.send(null, `/api/cases/${id}/decision`, { method: "POST", body });
+    const drawn = label ? writeMask(mask, width, height).then(asBase64) : Promise.resolve(null);
+    const options = drawn.then((drawn) => (
+      { method: "POST", body: JSON.stringify({ verdict, seen, mask: drawn }) }));
+    const answer = await outbox.send(null, `/api/cases/${id}/decision`, options);
     const told = await answer.json();
     cases.get(id).decision = told.decision;
     listed();

@@ -38,7 +38,8 @@ export class Outbox {
 
   get waiting() { return this.#jobs.length; }
 
-  /** Resolves with the answer, rejects with a Refusal that no repetition would change. */
+  /** Resolves with the answer, rejects with a Refusal that no repetition would change.
+   * `options` may be a promise: what is still being prepared already counts as waiting. */
   send(id, path, options) {
     return new Promise((resolve, reject) => {
       // A newer draft of a case makes one that still waits needless; the one under way goes on.
@@ -56,12 +57,14 @@ export class Outbox {
     while (this.#jobs.length) {
       const job = this.#jobs[0];
       try {
-        const answer = await ask(job.path, job.options);
+        const answer = await ask(job.path, await job.options);
         this.#jobs.shift();
         job.resolve(answer);
         this.tell(this.waiting, null);
       } catch (error) {
-        const final = error instanceof Refusal && [404, 409, 422].includes(error.status);
+        const final = error instanceof Refusal
+          ? [404, 409, 422].includes(error.status)
+          : !(error instanceof Unreachable);
         if (final) {
           this.#jobs.shift();
           job.reject(error);

@@ -116,6 +116,24 @@ def test_drawn_accepted_rejected_and_there_after_a_reload(page, served, tmp_path
     assert mask[:24, :24].any() and mask[32, 32]
 
 
+def test_a_decision_still_being_written_counts_as_unsaved(page, served, tmp_path):
+    """A browser that is slow to make the mask's PNG does not say "all saved" meanwhile."""
+    page.add_init_script(
+        "const plain = OffscreenCanvas.prototype.convertToBlob;"
+        "OffscreenCanvas.prototype.convertToBlob = async function (...told) {"
+        "  await new Promise((go) => { window.write = go; }); return plain.apply(this, told); };"
+    )
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.keyboard.press("a")
+    shown(page, "case-1")
+    assert page.locator("#saved").get_attribute("data-waiting") == "1"
+    page.evaluate("write()")
+    saved(page)
+    (decision,) = read_decisions(tmp_path / "state" / "site").values()
+    assert decision.verdict == "accepted"
+
+
 def test_a_killed_server_costs_no_stroke(page, served, tmp_path):
     """Strokes and decisions made while it was dead arrive once it is back."""
     page.goto(served.url)

@@ -75,6 +75,7 @@ def address(run):
     """Where the page is served, on a free port."""
     config = uvicorn.Config(status_app(run), port=0, log_config=None, lifespan="off")
     listening = config.bind_socket()
+    listening.listen()  # or a page that is quicker than uvicorn would be refused
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
