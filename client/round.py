@@ -155,13 +155,21 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
 
 def mine_images(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
-    plan, doubts = task.plan, None
+    plan = task.plan
     kind = todays(site.to_mine, plan, task.round)
     if not len(kind):
         return _none(site), Mined()
     if plan.method == "knowmine":
         tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
     opinions = consult(site, kind, plan, task.round)
+    return settle_labels(site, task, kind, opinions)
+
+
+def settle_labels(
+    site: Site, task: TrainTask, kind: Kind, opinions: Opinions
+) -> tuple[Examples, Mined]:
+    """Steps 5 to 7: one pseudo-label out of both opinions of each image of `kind`."""
+    plan, doubts = task.plan, None
     if plan.method == "self-training":
         labels, chosen, verdict = opinions.unet, _all(opinions), Verdict("unused", 1.0)
         quality = np.ones(len(opinions))

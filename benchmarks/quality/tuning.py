@@ -1,0 +1,112 @@
+"""How long tuning SAM's decoder takes, and what it is worth, by passes and precision.
+
+    python -m benchmarks.quality.tuning --data KVASIR [--labelled 60] [--passes 1 2]
+
+No U-Net++ is needed: the decoder learns from labelled training images as a round does it, and is
+then asked about other training images through truths made worse by the same rules. Their Dice
+before and after says what tuning is worth; the seconds are of tuning alone, embeddings on disk.
+Writes results/tuning/NAME.json beside this file. Measure on a quiet machine.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.quality.experiment import HERE
+from benchmarks.quality.run import open_site
+from benchmarks.quality.worth import truth_of
+from knowmine.client.compute import pick_compute, settle
+from knowmine.client.draws import ranked
+from knowmine.client.folder import read_stems, scan
+from knowmine.client.prompts import ask
+from knowmine.client.pseudo_labels import dice_of
+from knowmine.client.refine import refine
+from knowmine.client.sam import Tunable
+from knowmine.client.site import Site
+from knowmine.client.tuning import Lessons, degrade, tune
+from knowmine.shared.log import Silent
+from knowmine.shared.settings import Plan
+
+
+def main() -> None:
+    """Tune, ask, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--name", default="kvasir")
+    parser.add_argument("--train-list", default="splits/train.txt")
+    parser.add_argument("--labelled", type=int, default=60)
+    parser.add_argument("--asked", type=int, default=60)
+    parser.add_argument("--passes", nargs="+", type=int, default=[1, 2])
+    options = parser.parse_args()
+    settle()
+    cases = scan(options.data)
+    stems = ranked(read_stems(options.data / options.train_list, cases), 0, "tuning")
+    split = {
+        "data": "data",
+        "labelled": stems[: options.labelled],
+        "probe": [],
+        "unlabelled": stems[options.labelled : options.labelled + options.asked],
+        "test": [],
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as home:
+        site = open_site("tuning", split, {"data": options.data}, Plan(), "knowmine", Path(home))
+        lessons = lessons_of(site)
+        worse, before = answers(site, site.sam)
+        for passes in options.passes:
+            begun = time.perf_counter()
+            generator = torch.Generator().manual_seed(0)
+            decoder = tune(site.sam, lessons, passes=passes, generator=generator, progress=Silent())
+            seconds = time.perf_counter() - begun
+            _, after = answers(site, site.sam.with_decoder(decoder))
+            rows.append({"passes": passes, "seconds": round(seconds, 1), "dice": round(after, 4)})
+            print(rows[-1], flush=True)
+    found = {
+        "labelled": options.labelled,
+        "asked": options.asked,
+        "machine": f"{torch.get_num_threads()} threads, {pick_compute()}",
+        "dice_of_questions": round(worse, 4),
+        "dice_frozen": round(before, 4),
+        "rows": rows,
+    }
+    print(found, flush=True)
+    file = HERE / "results" / "tuning" / f"{options.name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def lessons_of(site: Site) -> Lessons:
+    """All labelled images, as `client.round` hands them to `tune`."""
+    kind = site.labelled
+    embeddings = torch.stack([site.embedding(kind, row) for row in range(len(kind))])
+    return Lessons(embeddings, kind.truth, [site.frames(kind, row) for row in range(len(kind))])
+
+
+def answers(site: Site, sam: Tunable) -> tuple[float, float]:
+    """Mean Dice of the questions and of SAM's answers, on the unlabelled images."""
+    kind, truth = site.unlabelled, truth_of(site, site.unlabelled)
+    rng = np.random.default_rng(0)
+    worse = np.stack([np.stack([degrade(plane, rng) for plane in planes]) for planes in truth])
+    masks = np.zeros_like(worse)
+    for row in range(len(kind)):
+        frames = site.frames(kind, row)
+        (found,) = refine(
+            sam,
+            site.embedding(kind, row)[None],
+            [ask(worse[row], frames)],
+            [frames],
+            classes=1,
+            by_agreement=True,
+            refinements=0,
+        )
+        masks[row] = found.masks.numpy()
+    return float(dice_of(worse > 0.5, truth).mean()), float(dice_of(masks > 0.5, truth).mean())
+
+
+if __name__ == "__main__":
+    main()
