@@ -197,7 +197,8 @@ class MiningSettings(Settings):
     restart: bool = Field(
         False,
         description="Start the first mining round from fresh weights, with the learning rate at "
-        "its peak; for runs of a thousand steps or more.",
+        "its peak; for runs of a thousand steps or more, most of them in that round: the next "
+        "one mines with the restarted model, not with the one before it.",
     )
 
 
