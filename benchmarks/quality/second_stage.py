@@ -128,7 +128,7 @@ def draw(options: argparse.Namespace) -> dict[str, Any]:
         with (options.data / "index.csv").open(newline="") as table:
             listed = [row["stem"] for row in csv.DictReader(table) if row[column] == value]
     else:
-        listed = read_stems(options.data / options.train_list, scan(options.data))
+        listed = sorted(read_stems(options.data / options.train_list, scan(options.data)))
     stems = ranked(listed, options.seed, "second-stage")
     a = options.labelled
     b = a + options.validation
