@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from knowmine.server.cli import app, main
+from knowmine.shared.command import say
 from knowmine.shared.errors import CannotWrite, UsageError
 
 __all__ = ["app", "server"]
@@ -42,7 +43,7 @@ def provision(
         typer.echo(f"{'new ' if site in made.made else ''}kit for {site}: {kit}")
     for site in made.ended:
         typer.echo(f"the kit of {site} has ended: make another with --new-kit {site}")
-    typer.echo("Send each kit to its site by a way that you trust; it lets one site in, once.")
+    say("Send each kit to its site by a way that you trust; it lets one site in, once.")
     typer.echo(f"SHA-256 of the authority, for the sites to compare: {made.authority}")
 
 

@@ -10,13 +10,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_settings_page_is_what_the_models_say():
-    """After a change of settings: .venv/bin/python docs/make_settings.py."""
-    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs/make_settings.py")
+@pytest.mark.parametrize("name", ["settings", "commands"])
+def test_a_page_made_from_the_code_is_what_the_code_says(name):
+    """After a change of settings or commands: .venv/bin/python docs/make_NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/make_{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "settings.md").read_text() == module.page()
+    assert (ROOT / "docs" / f"{name}.md").read_text() == module.page()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
