@@ -1,5 +1,7 @@
 """The pages under docs/ say what the code says."""
 
+import ast
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -26,3 +28,31 @@ def test_every_link_to_a_file_leads_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+@functools.cache
+def said():
+    """Every text in the code, a line each; of an f-string its parts."""
+    folders = ("client", "deploy", "server", "shared")
+    sources = [file for folder in folders for file in (ROOT / folder).glob("*.py")]
+    return "\n".join(
+        node.value
+        for file in sources
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
+MESSAGES = [
+    words
+    for line in TROUBLE.splitlines()
+    if line.startswith("| `")
+    for words in re.findall(r"`([^`]+)`", line.split("|")[1])
+]
+
+
+@pytest.mark.parametrize("words", MESSAGES)
+def test_every_message_that_is_explained_is_one_that_the_code_says(words):
+    """Word for word, so that a search finds it."""
+    assert words in said()
