@@ -118,7 +118,7 @@ def measured(page: Page, name: str, act: Any) -> float:
     """What the page says that an act took; it writes the figure when it is done."""
     page.evaluate(f"delete document.body.dataset.{name}")
     act()
-    page.wait_for_function(f"document.body.dataset.{name} !== undefined")
+    page.locator(f"body[data-{name.removesuffix('Ms')}-ms]").wait_for()
     took = float(page.evaluate(f"document.body.dataset.{name}"))
     page.wait_for_timeout(700)  # between two decisions a person looks
     return took

@@ -1,10 +1,12 @@
-"""Follow docs/first-day.md word for word in an empty folder, and take its pictures on the way.
+"""Take the pictures of the docs from real pages.
 
-    .venv/bin/python docs/make_screenshots.py [FOLDER]
+    .venv/bin/python docs/make_screenshots.py report demo/run/report.html
+    .venv/bin/python docs/make_screenshots.py first-day [FOLDER]
 
-Every `$` line of the page is run as it stands there. What came back goes to FOLDER/transcript.txt;
-the pages are photographed with Chromium as they are served. A folder that is not given is
-temporary. Run in the environment that knowmine is installed in.
+The first photographs a report. The second follows docs/first-day.md word for word in an empty
+folder: every `$` line of the page is run as it stands there, and the pages are photographed as
+they are served. What came back goes to FOLDER/transcript.txt; a folder that is not given is
+temporary. Run it in the environment that knowmine is installed in.
 """
 
 import os
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
@@ -27,23 +29,38 @@ PICTURES = HERE / "images"
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STAYING = ("knowmine-server run", "knowmine-client run")
 PATIENCE_S = 1800
+CASE = 9
+"""Cases that are passed by before the picture of a review: far enough for a good one."""
 
 
 def main() -> None:
-    """Follow the page, and write status.png, review.png and predict.png."""
+    """Write report.png, or status.png, review.png and predict.png."""
+    what, *where = sys.argv[1:] or [""]
+    if what not in ("report", "first-day") or (what == "report" and len(where) != 1):
+        sys.exit(__doc__)
     with ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory()
-        stack.callback(temporary.cleanup)
-        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            sys.exit(f"{folder} is not empty: name a new folder")
         driver = stack.enter_context(sync_playwright())
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
+        if what == "report":
+            photograph_report(browser, Path(where[0]))
+            return
+        temporary = tempfile.TemporaryDirectory()
+        stack.callback(temporary.cleanup)
+        folder = Path(where[0] if where else temporary.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            sys.exit(f"{folder} is not empty: name a new folder")
         Tour(folder, browser).follow(commands())
     print(f"status.png, review.png and predict.png are in {PICTURES}")
+
+
+def photograph_report(browser: Browser, file: Path) -> None:
+    """The upper part of a report, down to what judging was worth."""
+    page = browser.new_page(viewport={"width": 1280, "height": 2140}, device_scale_factor=1.25)
+    page.goto(file.absolute().as_uri())
+    page.screenshot(path=PICTURES / "report.png")
 
 
 def commands() -> Iterator[str]:
@@ -116,10 +133,9 @@ class Tour:
             page.locator("body[data-shown]").wait_for(timeout=60_000)
             page.keyboard.press("a")
             page.locator('#saved[data-waiting="0"]').wait_for()
-            for _ in range(2):
+            for _ in range(CASE):
                 page.keyboard.press("n")
                 page.wait_for_timeout(400)
-            page.keyboard.press("3")
             page.keyboard.press("4")
             page.wait_for_timeout(400)
             page.screenshot(path=PICTURES / "review.png")
@@ -129,13 +145,10 @@ class Tour:
 
     def _montage(self) -> None:
         """Three of the overlays side by side."""
-        found = [Image.open(f) for f in sorted((self._folder / "masks/overlays").iterdir())[:3]]
-        side = 340
-        strip = Image.new("RGB", (3 * side + 20, side), "white")
-        for i, image in enumerate(found):
-            image.thumbnail((side, side))
-            left = i * (side + 10) + (side - image.width) // 2
-            strip.paste(image, (left, (side - image.height) // 2))
+        side, gap = 400, 8
+        strip = Image.new("RGB", (3 * side + 2 * gap, side), "white")
+        for i, file in enumerate(sorted((self._folder / "masks/overlays").iterdir())[:3]):
+            strip.paste(ImageOps.fit(Image.open(file), (side, side)), (i * (side + gap), 0))
         strip.save(PICTURES / "predict.png")
 
     def _window(self, url: str) -> Page:
