@@ -25,6 +25,7 @@ from knowmine.shared.settings import read_settings
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
+    suggest_commands=False,  # click does, and would say it twice
     pretty_exceptions_enable=False,
     help="A hospital's side of a federation: images stay here, weights leave.",
 )

@@ -18,6 +18,7 @@ from knowmine.shared.settings import read_settings
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
+    suggest_commands=False,  # click does, and would say it twice
     pretty_exceptions_enable=False,
     help="The coordinator of a federation: it sees weights, counts and means, never an image.",
 )

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import suppress
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_every_command_completes_in_bash(name, monkeypatch, capsys):
         run_command(APPS[name], name)
     assert left.value.code in (0, None)
     assert f"complete -o default -F _{name.replace('-', '_')}_completion" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["chekc"]])
+def test_a_pipe_gets_no_colours(words, monkeypatch, capsys):
+    """Nor any other escape; a word that is nearly a command is told once."""
+    monkeypatch.setattr("sys.argv", ["knowmine-client", *words])
+    with suppress(SystemExit):
+        run_command(client, "knowmine-client")
+    out, err = capsys.readouterr()
+    assert "check" in out + err and "\x1b" not in out + err
+    assert err.count("Did you mean") <= 1
 
 
 def test_a_log_says_its_lines_where_one_asked_for_them(tmp_path, capsys):
