@@ -19,6 +19,7 @@ from knowmine.client.review import Review
 from knowmine.client.review_places import find_places
 from knowmine.client.review_server import MAX_BODY_BYTES, ReviewServer
 from knowmine.client.reviewed import mask_path, read_decisions
+from knowmine.client.settings import SITE_LOG
 from knowmine.shared.errors import UsageError
 from knowmine.shared.lock import FolderLock
 from knowmine.shared.weights import write_atomically
@@ -160,6 +161,24 @@ def test_a_round_that_ends_meanwhile_adds_its_cases(page, folder):
     assert set(after) == {f"a{i}" for i in range(5)}
     assert before.items() <= after.items()
     assert read_decisions(folder)["a1"].round == 2
+
+
+@pytest.mark.parametrize(
+    ("log", "going"),
+    [
+        ('{"event": "asked"}\n{"event": "end"}\n', False),
+        ('{"event": "end"}\n{"event": "start"}\n', True),
+        ('{"event": "end"}\n{"ev', True),
+        ("", True),
+        (None, True),
+    ],
+    ids=["ended", "begun again", "cut short", "empty", "none"],
+)
+def test_a_run_goes_on_until_its_client_wrote_the_end(folder, log, going):
+    """What is doubtful counts as going on: then the page says that decisions count next round."""
+    if log is not None:
+        (folder.parent / SITE_LOG).write_text(log)
+    assert find_places(folder.parent).going is going
 
 
 def test_a_round_being_written_disturbs_nobody(page, folder):
