@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography import x509
 
 from knowmine.client.settings import NetworkSettings
 from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
@@ -106,7 +107,7 @@ class Link:
         self._settings, self._site, self._log, self._state = settings, site, log, state
         self._keys, self._looked = folder, 0.0
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
-        self._certificate = keys.certificate
+        self._certificate, self._shown = keys.certificate, b""
         self._identity = _Identity(keys, self._instance, log)
         self._client = FleetHttpClient(
             f"https://{settings.server}",
@@ -166,6 +167,11 @@ class Link:
             raise Refused(self._explained(error)) from error
         there = reply.headers.get("date")
         return answer, seconds, parsedate_to_datetime(there) if there else None
+
+    def server_key(self) -> object:
+        """The public key of the certificate that the server last showed; TLS vouched for it."""
+        shown = self._shown
+        return x509.load_der_x509_certificate(shown).public_key() if shown else None
 
     def close(self) -> None:
         """Say goodbye where that is possible, and end all connections."""
@@ -311,6 +317,11 @@ class Link:
         """Connect with the certificate that is in the folder of keys now."""
         self._client._client.close()
         self._client._client = _http(self._settings, _context(self._settings.ca, self._keys))
+        self._client._client.event_hooks["response"] = [self._look_at_server]
+
+    def _look_at_server(self, response: httpx.Response) -> None:
+        connection = response.extensions["network_stream"].get_extra_info("ssl_object")
+        self._shown = connection.getpeercert(binary_form=True) or b""
 
     def _renew(self) -> None:
         """Have the next certificate pinned and use it, once the present one nears its end."""

@@ -13,6 +13,7 @@ from knowmine.server.deadlines import Deadlines
 from knowmine.server.ending import ending, versions
 from knowmine.server.fleet import Fleet
 from knowmine.server.journal import Journal
+from knowmine.server.notary import Notary
 from knowmine.server.rounds import Watch, run_rounds
 from knowmine.server.settings import ServerSettings
 from knowmine.server.status import StatusBoard
@@ -20,6 +21,7 @@ from knowmine.server.summary import summarise
 from knowmine.server.trust import Trust
 from knowmine.shared.certificates import load_certificate, warning_of_expiry
 from knowmine.shared.errors import UsageError
+from knowmine.shared.keys import load_ec_key
 from knowmine.shared.log import open_log, plain
 from knowmine.shared.weights import Weights
 
@@ -35,7 +37,7 @@ def run_federation(
     written whatever happens.
     """
     allow_list = AllowList(settings.sites)
-    trust = Trust(settings.keys, allow_list)
+    trust, key = Trust(settings.keys, allow_list), load_ec_key(settings.keys / "server.key")
     if not allow_list.sites():
         raise UsageError(
             f"no site is admitted in {settings.sites}: send out the kits, and admit the requests "
@@ -81,6 +83,7 @@ def run_federation(
                     board=board,
                     wait=grid.wait,
                     abandon=grid.abandon,
+                    notary=Notary(key, str(grid.run.run_id)),
                 )
                 expected = settings.attendance.expected or tuple(allow_list.sites())
                 run_rounds(
