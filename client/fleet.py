@@ -321,7 +321,7 @@ class Link:
 
     def _look_at_server(self, response: httpx.Response) -> None:
         connection = response.extensions["network_stream"].get_extra_info("ssl_object")
-        self._shown = connection.getpeercert(binary_form=True) or b""
+        self._shown = connection.getpeercert(True) or b""  # by position: OpenSSL's own object
 
     def _renew(self) -> None:
         """Have the next certificate pinned and use it, once the present one nears its end."""

@@ -149,7 +149,8 @@ def test_without_a_record_the_checks_are_the_same():
 
 def told(porter, key=KEY, **other):
     """What a server says of the answer that left last."""
-    said = Confirmation("lyon", "7", 1, *porter.head, digest_of_reply(UPDATE), "2026-11-23")
+    number, hash_ = porter.head
+    said = Confirmation("lyon", "7", 1, number, hash_, digest_of_reply(UPDATE), "2026-11-23")
     return countersign(key, replace(said, **other))
 
 
