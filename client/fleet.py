@@ -71,7 +71,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (  # isort: skip
 from flwr.supercore.inflatable.inflatable_utils import (  # isort: skip
     ObjectPullError,
     ObjectPushError,
-    inflate_object_from_contents,
     pull_objects,
     push_objects,
 )
@@ -231,11 +230,7 @@ class Link:
             node=self._node, run_id=run_id, message_object_id=question
         )
         self._call(self._client.ConfirmMessageReceived, received)
-        message = inflate_object_from_contents(question, parts)
-        if not isinstance(message, Message):
-            raise Refused("the server sent something that is no message")
-        message.metadata.__dict__["_message_id"] = question
-        return message
+        return wire.read_message(question, parts)
 
     def _answer(
         self, app: ClientApp, message: Message, stop: threading.Event, stop_s: float

@@ -3,6 +3,7 @@
 Replies hold tensors and numbers, and for `Hello` two short texts; nothing else has a place.
 """
 
+import json
 import os
 
 # Flower reads these when it is first imported; a hospital's machine phones nobody.
@@ -15,8 +16,15 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from numpy.typing import NDArray
 
 from knowmine.shared import packing
@@ -54,6 +62,8 @@ HEAD, CONFIRMATION = "record", "confirmation"
 MAX_TEXT = 400
 STYPE = "safetensors"
 """What Flower's Array says of the bytes that hold all tensors of a model."""
+MAX_ARRAY_BYTES = 2**32
+"""Of one array in a message."""
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
 """Where a site sends its next certificate."""
 CHECK_PATH = "/v1/knowmine/check"
@@ -274,11 +284,53 @@ def _pack_confirmation(confirmation: Confirmation | None) -> dict[str, ConfigRec
 def through_the_wire(message: Message) -> Message:
     """Serialise and parse a message as the network does: chunks, digests, no shared memory."""
     content = {key: thing.deflate() for key, thing in get_all_nested_objects(message).items()}
-    copy = inflate_object_from_contents(message.object_id, content)
-    assert isinstance(copy, Message)
-    # Flower sets a message's id on arrival; its classes offer no public way to.
+    copy = read_message(message.object_id, content)
     copy.metadata.__dict__["_message_id"] = message.metadata.message_id
     return copy
+
+
+def read_message(message_id: str, parts: Mapping[str, bytes]) -> Message:
+    """The message that arrived in `parts` by object id.
+
+    Flower's own reader holds a large array three times over before it is done. This one joins
+    its chunks where they lie.
+    Raises `Refused` where it is none; what else is wrong shows as another exception.
+    """
+    message = _read(message_id, parts, {})
+    if not isinstance(message, Message):
+        raise Refused(f"expected a message, found a {type(message).__name__}")
+    # Flower sets a message's id on arrival; its classes offer no public way to.
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def _read(object_id: str, parts: Mapping[str, bytes], known: dict[str, Any]) -> Any:
+    if object_id not in known:
+        content = parts[object_id]
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            about = json.loads(get_object_body(content, Array))
+            chunks = [_body_of_chunk(parts[child]) for child in children]
+            run = [chunks[index] for index in about["arraychunk_ids"]]
+            if (size := sum(map(len, run))) > MAX_ARRAY_BYTES:  # one chunk may be named often
+                raise Refused(f"an array of {size} bytes; at most {MAX_ARRAY_BYTES} are read")
+            known[object_id] = Array(
+                dtype=about["dtype"],
+                shape=tuple(about["shape"]),
+                stype=about["stype"],
+                data=b"".join(run),
+            )
+        else:
+            read = {child: _read(child, parts, known) for child in children}
+            known[object_id] = inflatable_class_registry[kind].inflate(content, read)
+    return known[object_id]
+
+
+def _body_of_chunk(content: bytes) -> memoryview:
+    kind, children, _ = get_object_head_values_from_object_content(content)
+    if kind != ArrayChunk.__qualname__ or children:
+        raise Refused(f"expected a part of an array, found a {kind}")
+    return memoryview(content)[content.index(HEAD_BODY_DIVIDER) + len(HEAD_BODY_DIVIDER) :]
 
 
 def _unpack_heading(records: RecordDict) -> tuple[int, int, Plan]:
@@ -305,7 +357,23 @@ def _pack_weights(weights: Weights) -> ArrayRecord:
 
 
 def _as_record(data: bytes, stype: str) -> ArrayRecord:
-    return ArrayRecord({"all": Array("uint8", (len(data),), stype, data)})
+    array = Array("uint8", (len(data),), stype, data)
+    view, step = memoryview(data), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+    chunks = [_Chunk(view[start : start + step]) for start in range(0, len(data), step)]
+    array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+    record = ArrayRecord()
+    record["all"] = array  # its constructor would copy the array without the chunks
+    return record
+
+
+class _Chunk(ArrayChunk):
+    """A part of an array that never changes: its digest is taken once, not whenever it is sent."""
+
+    is_dirty = False
+
+
+# Flower writes this into what is sent.
+_Chunk.__qualname__ = ArrayChunk.__qualname__
 
 
 def _unpack_answer(records: RecordDict, task: TrainTask | None) -> Weights:

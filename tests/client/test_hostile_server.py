@@ -11,6 +11,7 @@ import pytest
 from knowmine.client.app import client_app
 from knowmine.deploy.simulate import LocalGrid
 from knowmine.shared import wire
+from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import PROTOCOL, EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import digest_of_manifest, manifest_of
@@ -140,7 +141,7 @@ def test_no_pickle_in_an_answer_is_opened(tmp_path):
     for record in bombs(tmp_path / "boom"):
         records = wire.pack_reply(Update(1, SENT, 8, 0, 0.5, 2.0))
         records["weights"] = record
-        with pytest.raises(wire.Refused):
+        with pytest.raises(Refused):
             wire.unpack_update(records, TrainTask(1, 3, Plan(), SENT))
     assert not (tmp_path / "boom").exists()
 

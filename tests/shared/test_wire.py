@@ -34,6 +34,12 @@ from flwr.app import (  # isort: skip
     MetricRecord,
     RecordDict,
 )
+from flwr.supercore.inflatable.inflatable_object import (  # isort: skip
+    get_all_nested_objects,
+    get_object_id,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
@@ -384,3 +390,61 @@ def test_what_is_no_confirmation_is_refused(field, value):
     records = RecordDict({wire.CONFIRMATION: ConfigRecord({**vars(SAID), field: value})})
     with pytest.raises(Refused):
         wire.unpack_confirmation(records)
+
+
+def parts_of(message):
+    """A message as it lies in Flower's object store."""
+    return {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
+
+
+LARGE = {"a": np.arange(3_000_000, dtype=np.float32), "b": np.zeros(3_000_000, np.float32)}
+
+
+def test_our_reader_agrees_with_flowers():
+    """The same records from the same parts, chunks that are equal among them."""
+    message = Message(task(EvaluateTask(1, 2, Plan(), LARGE)), 1, "evaluate")
+    parts = parts_of(message)
+    theirs = inflate_object_from_contents(message.object_id, dict(parts))
+    ours = wire.read_message(message.object_id, parts)
+    assert ours.object_id == theirs.object_id
+
+
+def test_what_is_sent_to_many_is_digested_once(monkeypatch):
+    """The second site costs no look at the model's bytes."""
+    weights = wire.PackedWeights(LARGE)
+    digested = []
+    monkeypatch.setattr(
+        "flwr.supercore.inflatable.inflatable_object.get_object_id",
+        lambda content: digested.append(len(content)) or get_object_id(content),
+    )
+    for node in (1, 2):
+        tasks = wire.pack_tasks({"lyon": EvaluateTask(1, 2, Plan(), weights)})
+        with no_object_id_recompute():
+            get_all_nested_objects(Message(tasks["lyon"], node, "evaluate"))
+    assert digested
+    assert max(digested) < 10_000
+
+
+def test_one_chunk_named_a_million_times_is_refused():
+    """A small answer cannot fill the reader's memory."""
+    message = Message(task(EvaluateTask(1, 2, Plan(), LARGE)), 1, "evaluate")
+    parts = parts_of(message)
+    name = next(key for key, content in parts.items() if content.startswith(b"Array "))
+    head, body = parts[name].split(b"\0", 1)
+    many = body.replace(b'"arraychunk_ids": [0', b'"arraychunk_ids": [0' + b", 0" * 1_000_000)
+    start, _, _ = head.rpartition(b" ")
+    parts[name] = start + b" %d\0" % len(many) + many
+    with pytest.raises(Refused, match="at most"):
+        wire.read_message(message.object_id, parts)
+
+
+def test_a_thing_that_is_no_chunk_is_no_part_of_an_array():
+    """Nor is a message that is no message read as one."""
+    message = Message(task(EvaluateTask(1, 2, Plan(), WEIGHTS)), 1, "evaluate")
+    parts = parts_of(message)
+    chunk = next(key for key, content in parts.items() if content.startswith(b"ArrayChunk"))
+    record = next(key for key, content in parts.items() if content.startswith(b"ConfigRecord"))
+    with pytest.raises(Refused, match="found a ConfigRecord"):
+        wire.read_message(message.object_id, {**parts, chunk: parts[record]})
+    with pytest.raises(Refused, match="expected a message"):
+        wire.read_message(record, parts)
