@@ -106,7 +106,7 @@ class Link:
         self._settings, self._site, self._log, self._state = settings, site, log, state
         self._keys, self._looked = folder, 0.0
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
-        self._certificate, self._shown = keys.certificate, b""
+        self._certificate, self._shown, self._replaced = keys.certificate, b"", ""
         self._identity = _Identity(keys, self._instance, log)
         self._client = FleetHttpClient(
             f"https://{settings.server}",
@@ -242,6 +242,8 @@ class Link:
         work = _Work(app, message, self._node.node_id)
         work.start()
         while not work.done.wait(0.2):
+            if self._replaced:  # another process works for this site: nobody awaits this answer
+                raise Refused(self._replaced)
             if stop.is_set() and work.done.wait(stop_s) is False:
                 work.error = Interrupted("stopped while it worked")
                 break
@@ -342,7 +344,12 @@ class Link:
         request = SendNodeHeartbeatRequest(
             node=self._node, heartbeat_interval=HEARTBEAT_MAX_INTERVAL
         )
-        self._client.SendNodeHeartbeat(request)
+        try:
+            self._client.SendNodeHeartbeat(request)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.CONFLICT:
+                self._replaced = _detail(error.response)
+            raise
 
     def _call(self, call: Callable[[Any], Any], request: Any) -> Any:
         try:
