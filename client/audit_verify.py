@@ -214,15 +214,18 @@ class _Reader:
         about: dict[str, Any] = dict(receipt.about)
         try:
             told = Confirmation(**about)
-        except TypeError:
+            number = int(told.receipts)
+        except (TypeError, ValueError):
             return "what the server confirmed in it is not what a confirmation says"
-        there = {r.number: r for r in self.receipts}.get(told.receipts)
-        if there is None:
-            started = self.receipts[0].number if self.receipts else receipt.number
-            if told.receipts >= started:
-                return f"the server confirmed a receipt {told.receipts} that does not stand here"
-        elif (self._hashes[there.number], there.digest) != (told.head, told.digest):
-            return f"the server confirmed another receipt {told.receipts} than the one that stands here"
+        start = self.receipts[0].number if self.receipts else receipt.number
+        if number >= receipt.number:
+            return f"the server confirmed a receipt {number} that does not stand here"
+        if number >= start:  # else it was retired
+            there = self.receipts[number - start]
+            if (self._hashes[number], there.digest) != (told.head, told.digest):
+                return (
+                    f"the server confirmed another receipt {number} than the one that stands here"
+                )
         if self._server_keys and not any(is_countersigned(key, told) for key in self._server_keys):
             return "the confirmation in it is not signed by the server"
         return None

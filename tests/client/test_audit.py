@@ -464,6 +464,12 @@ def test_a_confirmation_of_a_receipt_that_is_not_there_is_found(path):
     assert "does not stand here" in forged(path, receipts=9).why
 
 
+@pytest.mark.parametrize("number", ["", "two", "2" * 5000])
+def test_a_confirmation_that_is_none_is_found(path, number):
+    """A site that writes junk into its own record does not stop its auditor."""
+    assert "not what a confirmation says" in forged(path, receipts=number).why
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [
