@@ -413,10 +413,12 @@ def test_what_is_sent_to_many_is_digested_once(monkeypatch):
     """The second site costs no look at the model's bytes."""
     weights = wire.PackedWeights(LARGE)
     digested = []
-    monkeypatch.setattr(
-        "flwr.supercore.inflatable.inflatable_object.get_object_id",
-        lambda content: digested.append(len(content)) or get_object_id(content),
-    )
+
+    def digest(content):
+        digested.append(len(content))
+        return get_object_id(content)
+
+    monkeypatch.setattr("flwr.supercore.inflatable.inflatable_object.get_object_id", digest)
     for node in (1, 2):
         tasks = wire.pack_tasks({"lyon": EvaluateTask(1, 2, Plan(), weights)})
         with no_object_id_recompute():
