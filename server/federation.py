@@ -12,6 +12,7 @@ from knowmine.server.app import GridSites
 from knowmine.server.deadlines import Deadlines
 from knowmine.server.ending import ending
 from knowmine.server.fleet import Fleet
+from knowmine.server.notary import Notary
 from knowmine.server.resuming import begin_or_resume, write_closing
 from knowmine.server.rounds import Watch, run_rounds
 from knowmine.server.settings import ServerSettings
@@ -19,6 +20,7 @@ from knowmine.server.status import StatusBoard
 from knowmine.server.trust import Trust
 from knowmine.shared.certificates import load_certificate, warning_of_expiry
 from knowmine.shared.errors import UsageError
+from knowmine.shared.keys import load_ec_key
 from knowmine.shared.log import open_log, plain
 from knowmine.shared.weights import Weights
 
@@ -34,7 +36,7 @@ def run_federation(
     written whatever happens.
     """
     allow_list = AllowList(settings.sites)
-    trust = Trust(settings.keys, allow_list)
+    trust, key = Trust(settings.keys, allow_list), load_ec_key(settings.keys / "server.key")
     if not allow_list.sites():
         raise UsageError(
             f"no site is admitted in {settings.sites}: send out the kits, and admit the requests "
@@ -72,6 +74,7 @@ def run_federation(
                     board=board,
                     wait=grid.wait,
                     abandon=grid.abandon,
+                    notary=Notary(key, str(grid.run.run_id)),
                 )
                 expected = settings.attendance.expected or tuple(allow_list.sites())
                 run_rounds(
