@@ -37,7 +37,7 @@ from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Error, Message, Metadata  # isort: skip
+from flwr.app import Error, Message, Metadata, RecordDict  # isort: skip
 from flwr.app.message import make_message  # isort: skip
 from flwr.common.constant import (  # isort: skip
     HEARTBEAT_MAX_INTERVAL,
@@ -77,6 +77,8 @@ LONG_POLL_S = 20.0
 """A site's question for work is held this long, so that work reaches it at once; proxies cut
 connections that are silent for a minute."""
 TASK_BEAT_S = 5.0
+SMALL_BYTES = 2_000_000
+"""What an answer may hold beside as many bytes as its question: numbers, and Flower's envelopes."""
 BAD_ANSWER = 2
 """Flower's code for an error in a site's app."""
 
@@ -338,6 +340,11 @@ class Fleet:
         def push_object(
             request: Annotated[message_pb2.PushObjectRequest, body],
         ) -> message_pb2.PushObjectResponse:
+            try:
+                uploads.weigh(request.object_id, len(request.object_content))
+            except Refused as error:
+                self.news.set()
+                raise HTTPException(413, str(error)) from error
             reply = fleet_handlers.push_object(request, state)
             if reply.stored and uploads.arrived(request.object_id):
                 self.news.set()
@@ -383,6 +390,9 @@ class FleetGrid(HttpGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put messages into the sites' mailboxes and wake them."""
+        messages = list(messages)
+        held = [_size(message.content) for message in messages if message.has_content()]
+        self._fleet.uploads.room = max(held, default=0) + SMALL_BYTES
         pushed = super().push_messages(messages)
         self._fleet.ring()
         return pushed
@@ -390,11 +400,12 @@ class FleetGrid(HttpGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers that are whole; half an answer is left until the rest is here."""
         uploads, message_ids = self._fleet.uploads, list(message_ids)
-        revoked = [q for q in message_ids if uploads.node_of(q) in self._fleet.revoked]
-        for question in revoked:
+        lost = {q: "the site was revoked" for q in message_ids if self._is_revoked(q)}
+        lost |= {q: "the answer is too large" for q in message_ids if uploads.too_large(q)}
+        for question in lost:
             self.abandon(question)
-        if revoked:
-            return [_unreadable(question, "the site was revoked") for question in revoked]
+        if lost:
+            return [_unreadable(question, reason) for question, reason in lost.items()]
         whole = [question for question in message_ids if uploads.whole(question)]
         if not whole:
             return []
@@ -406,6 +417,9 @@ class FleetGrid(HttpGrid):
         finally:
             for question in whole:
                 self.abandon(question)
+
+    def _is_revoked(self, question: str) -> bool:
+        return self._fleet.uploads.node_of(question) in self._fleet.revoked
 
     def _read(self, question: str) -> list[Message]:
         """Straight from the store: through Flower's Runtime API each byte is copied twice more."""
@@ -438,6 +452,10 @@ class FleetGrid(HttpGrid):
             )
         if self._fleet.news.wait(seconds):
             self._fleet.news.clear()
+
+
+def _size(content: RecordDict) -> int:
+    return sum(record.count_bytes() for record in content.values())
 
 
 def _unreadable(question: str, reason: str) -> Message:

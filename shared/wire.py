@@ -10,6 +10,7 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from knowmine.shared import packing
 from knowmine.shared.changes import unpack_change
+from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -55,6 +57,9 @@ INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 VERSION_HEADER = "knowmine-version"
 CHANGE = "knowmine-change"
 """The same for a change of the weights that were sent, in the form that the plan names."""
+HEAD, CONFIRMATION = "record", "confirmation"
+"""Beside an answer: where the site's record stands. Beside a question: what the server has signed."""
+MAX_TEXT = 400
 STYPE = "safetensors"
 """What Flower's Array says of the bytes that hold all tensors of a model."""
 MAX_ARRAY_BYTES = 2**32
@@ -85,18 +90,26 @@ class PackedWeights(Mapping[str, NDArray[Any]]):
         return len(self._views)
 
 
-def pack_tasks(tasks: Mapping[str, Task]) -> dict[str, RecordDict]:
-    """Tasks as Flower records; weights that several sites get are packed once."""
+def pack_tasks(
+    tasks: Mapping[str, Task], confirmations: Mapping[str, Confirmation] | None = None
+) -> dict[str, RecordDict]:
+    """Tasks as Flower records; weights that several sites get are packed once.
+
+    confirmations: by the same names, of what those sites answered before.
+    """
     packed: dict[int, ArrayRecord] = {}
     for task in tasks.values():
         if isinstance(task.weights, PackedWeights):
             packed[id(task.weights)] = task.weights.record
         elif id(task.weights) not in packed:
             packed[id(task.weights)] = _pack_weights(task.weights)
-    return {name: _pack_task(task, packed[id(task.weights)]) for name, task in tasks.items()}
+    return {
+        name: _pack_task(task, packed[id(task.weights)], (confirmations or {}).get(name))
+        for name, task in tasks.items()
+    }
 
 
-def _pack_task(task: Task, weights: ArrayRecord) -> RecordDict:
+def _pack_task(task: Task, weights: ArrayRecord, confirmation: Confirmation | None) -> RecordDict:
     config = ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -108,7 +121,7 @@ def _pack_task(task: Task, weights: ArrayRecord) -> RecordDict:
     records: dict[str, Any] = {"task": config, "weights": weights}
     if isinstance(task, TrainTask):
         records["calibration"] = _pack_calibration(task.calibration)
-    return RecordDict(records)
+    return RecordDict(records | _pack_confirmation(confirmation))
 
 
 def unpack_train_task(records: RecordDict) -> TrainTask:
@@ -130,6 +143,49 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
         return EvaluateTask(round_, rounds, plan, _unpack_weights(records))
 
     return _checked(unpack, "task")
+
+
+def pack_head(head: Head) -> ConfigRecord:
+    """Where the site's record stands, to go beside an answer under `HEAD`."""
+    return ConfigRecord(head._asdict())
+
+
+def unpack_head(records: RecordDict) -> Head | None:
+    """Where a site says that its record stands; None for a site that keeps none.
+
+    Raises `Refused` for anything else.
+    """
+
+    def unpack() -> Head | None:
+        if HEAD not in records:
+            return None
+        values: dict[str, Any] = dict(records.config_records[HEAD])
+        head = Head(**values)
+        if _whole(head.receipts) < 1 or not re.fullmatch("[0-9a-f]{64}", head.hash):
+            raise ValueError("expected a receipt's number and SHA-256")
+        return head
+
+    return _checked(unpack, "head")
+
+
+def unpack_confirmation(records: RecordDict) -> Confirmation | None:
+    """What the server confirms beside its question, if anything; its signature is not checked here.
+
+    Raises `Refused` for anything else.
+    """
+
+    def unpack() -> Confirmation | None:
+        if CONFIRMATION not in records:
+            return None
+        values = _exactly(records.config_records[CONFIRMATION], Confirmation)
+        for field in fields(Confirmation):
+            if type(values[field.name]) is not field.type:
+                raise TypeError(f"{field.name} is a {type(values[field.name]).__name__}")
+        if max(len(text) for text in values.values() if isinstance(text, str)) > MAX_TEXT:
+            raise ValueError(f"a text is longer than {MAX_TEXT}")  # a site keeps it for years
+        return Confirmation(**values)
+
+    return _checked(unpack, "confirmation")
 
 
 def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
@@ -210,14 +266,19 @@ def round_of(records: RecordDict) -> int:
     return round_ if isinstance(round_, int) else 0
 
 
-def pack_goodbye() -> RecordDict:
+def pack_goodbye(confirmation: Confirmation | None = None) -> RecordDict:
     """The server's last word: the run is over, and the sites may go."""
-    return RecordDict({"goodbye": ConfigRecord({"protocol": PROTOCOL})})
+    goodbye: dict[str, Any] = {"goodbye": ConfigRecord({"protocol": PROTOCOL})}
+    return RecordDict(goodbye | _pack_confirmation(confirmation))
 
 
 def is_goodbye(records: RecordDict) -> bool:
     """Whether these records are the server's last word."""
-    return set(records) == {"goodbye"}
+    return "goodbye" in records and set(records) <= {"goodbye", CONFIRMATION}
+
+
+def _pack_confirmation(confirmation: Confirmation | None) -> dict[str, ConfigRecord]:
+    return {CONFIRMATION: ConfigRecord(vars(confirmation))} if confirmation else {}
 
 
 def through_the_wire(message: Message) -> Message:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECURITY = ROOT / "docs" / "security.md"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("name", ["settings", "commands"])
@@ -56,3 +58,13 @@ MESSAGES = [
 def test_every_message_that_is_explained_is_one_that_the_code_says(words):
     """Word for word, so that a search finds it."""
     assert words in said()
+
+
+NAMED = sorted(set(re.findall(r"`((?:\w+/)+\w+\.\w+)(?:::(\w+))?`", SECURITY.read_text())))
+
+
+@pytest.mark.parametrize(("file", "test"), NAMED, ids="::".join)
+def test_what_the_security_page_points_to_is_there(file, test):
+    """A file that does it, and a test that tries."""
+    assert (ROOT / file).is_file()
+    assert not test or f"def {test}(" in (ROOT / file).read_text()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from knowmine.shared import packing, wire
+from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -336,6 +337,61 @@ def test_junk_is_refused_and_nothing_else_happens(kind, data):
         assert type(unpack(records)) is type(message)
 
 
+HEAD, SAID = Head(7, "ab" * 32), Confirmation("lyon", "7", 3, 7, "ab" * 32, "cd" * 32, "now", "ef")
+
+
+def test_a_records_head_arrives_beside_an_answer():
+    """And no answer has to bring one."""
+    records = wire.pack_reply(UPDATE)
+    assert wire.unpack_head(sent(records)) is None
+    records[wire.HEAD] = wire.pack_head(HEAD)
+    arrived = sent(records)
+    assert wire.unpack_head(arrived) == HEAD and same(wire.unpack_update(arrived), UPDATE)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"receipts": 7},
+        {"receipts": 0, "hash": "ab" * 32},
+        {"receipts": 7.0, "hash": "ab" * 32},
+        {"receipts": 7, "hash": "AB" * 32},
+        {"receipts": 7, "hash": "ab" * 32 + "\n"},
+        {"receipts": 7, "hash": b"ab" * 32},
+        {"receipts": 7, "hash": "ab" * 32, "note": "x"},
+    ],
+)
+def test_what_is_no_head_is_refused(values):
+    """It goes into the server's record of the round."""
+    with pytest.raises(Refused):
+        wire.unpack_head(RecordDict({wire.HEAD: ConfigRecord(values)}))
+
+
+@pytest.mark.parametrize("kind", ["task", "goodbye"])
+def test_a_confirmation_arrives_beside_a_question(kind):
+    """The goodbye stays one."""
+    question = {
+        "task": wire.pack_tasks({"lyon": EvaluateTask(3, 9, PLAN, WEIGHTS)}, {"lyon": SAID})[
+            "lyon"
+        ],
+        "goodbye": wire.pack_goodbye(SAID),
+    }[kind]
+    arrived = sent(question)
+    assert wire.unpack_confirmation(arrived) == SAID
+    assert wire.is_goodbye(arrived) == (kind == "goodbye")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("round", "3"), ("receipts", 7.0), ("head", b"ab"), ("time", "t" * 401), ("more", 1)],
+)
+def test_what_is_no_confirmation_is_refused(field, value):
+    """A site keeps it for years, so it is short and typed."""
+    records = RecordDict({wire.CONFIRMATION: ConfigRecord({**vars(SAID), field: value})})
+    with pytest.raises(Refused):
+        wire.unpack_confirmation(records)
+
+
 def parts_of(message):
     """A message as it lies in Flower's object store."""
     return {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
@@ -357,10 +413,12 @@ def test_what_is_sent_to_many_is_digested_once(monkeypatch):
     """The second site costs no look at the model's bytes."""
     weights = wire.PackedWeights(LARGE)
     digested = []
-    monkeypatch.setattr(
-        "flwr.supercore.inflatable.inflatable_object.get_object_id",
-        lambda content: digested.append(len(content)) or get_object_id(content),
-    )
+
+    def noted(content):
+        digested.append(len(content))
+        return get_object_id(content)
+
+    monkeypatch.setattr("flwr.supercore.inflatable.inflatable_object.get_object_id", noted)
     for node in (1, 2):
         tasks = wire.pack_tasks({"lyon": EvaluateTask(1, 2, Plan(), weights)})
         with no_object_id_recompute():
