@@ -71,14 +71,17 @@ def peak_mb(pid: int) -> float:
     return 0.0
 
 
-def write(name: str, rows: list[dict[str, Any]], before: str) -> None:
+def write(
+    name: str, rows: list[dict[str, Any]], before: str, *, command: str | None = None
+) -> None:
     """results/NAME.json, and the table between its markers.
 
-    before: what `machine` said as the benchmark began.
+    before: what `machine` said as the benchmark began. command: what makes the file, if that is
+    not `python -m benchmarks.bench_NAME`.
     """
     file = HERE / "results" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
-    command = f"python -m benchmarks.bench_{name}"
+    command = command or f"python -m benchmarks.bench_{name}"
     where = {"machine": before, "load_after": os.getloadavg()[0]}
     file.write_text(json.dumps({"name": name, "command": command, **where, "rows": rows}, indent=1))
     lines = [f"`{command}` on {before} (at the end {os.getloadavg()[0]:.1f}):", ""]
