@@ -129,7 +129,7 @@ def test_sam_is_not_loaded_to_say_that_it_was_not_asked(folder, tmp_path):
 
 def test_sam_sees_the_original_image(site):
     """Not the square one."""
-    embedding = site.embedding(site.unlabelled, 0)
+    embedding = site.embeddings([(site.unlabelled, 0)])[0]
     assert site.sam.embedded == [(HEIGHT, WIDTH, 3)]
     assert (embedding.shape, embedding.dtype) == ((256, 64, 64), torch.float16)
 
@@ -137,15 +137,15 @@ def test_sam_sees_the_original_image(site):
 def test_an_embedding_is_the_images_own(site):
     """Row by row; the fake embeds the mean level."""
     for row, case in enumerate(site.unlabelled.cases):
-        assert site.embedding(site.unlabelled, row)[0, 0, 0] == 10 * int(case.stem[1:])
+        assert site.embeddings([(site.unlabelled, row)])[0][0, 0, 0] == 10 * int(case.stem[1:])
 
 
 def test_an_image_is_embedded_once(site, folder, tmp_path):
     """Neither twice in a run, nor again after the site was opened anew."""
     for _ in range(2):
-        site.embedding(site.unlabelled, 0)
+        site.embeddings([(site.unlabelled, 0)])
     again = small_site(folder, tmp_path, model=TWO_CLASSES, sam=FakeSam(), **SPLIT)
-    again.embedding(again.unlabelled, 0)
+    again.embeddings([(again.unlabelled, 0)])
     assert (site.encoded, again.encoded) == (1, 0)
 
 
