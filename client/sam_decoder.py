@@ -32,6 +32,7 @@ def predict_masks(
         places: (K, H, W, 256) each prompt's image embedding with its dense prompt added.
         places_pe: (H W, 256), where each place is.
         sparse: (K, T, 256), points and boxes as tokens.
+        masks: how many of the decoder's four.
     """
     count, height, width, dim = places.shape
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -122,7 +123,8 @@ def _spread(convolution: Any, x: Tensor) -> Tensor:
 
 def _by_head(attention: Any, x: Tensor) -> Tensor:
     """(K, T, C) to (K, heads, T, C / heads)."""
-    return x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
+    heads: int = attention.num_heads
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _head_weights(attention: Any, linear: Any) -> Tensor:

@@ -30,7 +30,7 @@ def question(count, tokens=5, seed=1):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def ours(decoder, images, dense, pe, sparse, masks=4):
+def ours(decoder, images, dense, pe, sparse, *, masks=4):
     places = (images + dense).permute(0, 2, 3, 1)
     return predict_masks(decoder, places, pe[0].flatten(1).T, sparse, masks)
 
@@ -57,7 +57,9 @@ def test_masks_and_guesses_are_segment_anythings(decoder, tokens):
 def test_fewer_masks_are_the_first_ones(decoder, masks):
     """What is not asked for is not worked out, and changes nothing."""
     asked = question(2)
-    for own, all_four in zip(ours(decoder, *asked, masks), ours(decoder, *asked), strict=True):
+    for own, all_four in zip(
+        ours(decoder, *asked, masks=masks), ours(decoder, *asked), strict=True
+    ):
         torch.testing.assert_close(own, all_four[:, :masks], rtol=1e-5, atol=1e-5)
 
 
@@ -69,7 +71,9 @@ def test_gradients_are_segment_anythings(decoder):
         decoder.zero_grad(set_to_none=True)
         logits, iou = way(decoder, *asked)
         (logits.square().mean() + iou.square().mean()).backward()
-        found.append({n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None})
+        found.append(
+            {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
+        )
     own, other = found
     # A key's bias moves all scores of a token alike; segment-anything gives it rounding errors.
     silent = {name for name in other if "token_to_image.k_proj.bias" in name}

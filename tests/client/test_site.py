@@ -201,3 +201,28 @@ def test_withdrawing_draws_nothing_anew(folder, tmp_path):
     after.leave_out_withdrawn()
     assert stems_of(after.test) == stems_of(before.test)
     assert stems_of(after.probe) == stems_of(before.probe)
+
+
+def test_a_site_that_rested_has_the_same_images_again(site):
+    """Pixels are let go and read again; who the site is needs none of them."""
+    before = {name: getattr(site, name) for name in ("labelled", "probe", "unlabelled", "test")}
+    hello = site.hello()
+    site.rest()
+    assert (site.pixel_bytes, site.hello()) == (0, hello)
+    for name, kind in before.items():
+        again = getattr(site, name)
+        assert torch.equal(again.images, kind.images) and torch.equal(again.truth, kind.truth)
+        assert (again.digests, again.sizes) == (kind.digests, kind.sizes)
+
+
+def test_two_sites_may_share_one_network(folder, tmp_path):
+    """Each task brings all of its weights, so nothing of the other site is left in it."""
+    one = small_site(folder, tmp_path, model=TWO_CLASSES, **SPLIT)
+    other = small_site(folder, tmp_path, model=TWO_CLASSES, network=one.model, **SPLIT)
+    assert other.model is one.model and other.manifest == one.manifest
+
+
+def test_copies_of_an_image_are_embedded_once(site):
+    """Also when they are asked for at the same time, by two threads."""
+    both = site.embeddings([(site.unlabelled, 0), (site.unlabelled, 0)])
+    assert site.encoded == 1 and torch.equal(both[0], both[1])
