@@ -46,12 +46,8 @@ def main() -> None:
 
 def whole(data: Path | None, home: Path, rounds: int) -> list[dict[str, Any]]:
     """Both sides on the same sites, after one run of ours that fills the store of embeddings."""
-    given = {
-        "sites": sites_of(data, home), "rounds": rounds, "steps": 6, "batch": 8, "px": PX,
-        "warmup": 1, "out": str(home / "stock.json"), "home": str(home),
-    }  # fmt: skip
-    file = home / "given.json"
-    file.write_text(json.dumps(given))
+    file = given_for(data, home, rounds)
+    given = json.loads(file.read_text())
     first, again = fresh(file), fresh(file)
     subprocess.run(
         [sys.executable, str(HERE / "stock_simulation.py"), str(file)], check=True,
@@ -67,6 +63,17 @@ def whole(data: Path | None, home: Path, rounds: int) -> list[dict[str, Any]]:
             memory_mb=(again["memory_mb"], None), note=note),
         row(f"{name}, embeddings to be made", [first["seconds"]], [theirs["seconds"]], "s"),
     ]  # fmt: skip
+
+
+def given_for(data: Path | None, home: Path, rounds: int) -> Path:
+    """What both sides are asked to do, in a file."""
+    given = {
+        "sites": sites_of(data, home), "rounds": rounds, "steps": 6, "batch": 8, "px": PX,
+        "warmup": 1, "out": str(home / "stock.json"), "home": str(home),
+    }  # fmt: skip
+    file = home / "given.json"
+    file.write_text(json.dumps(given))
+    return file
 
 
 def sites_of(data: Path | None, home: Path) -> list[dict[str, Any]]:

@@ -88,6 +88,11 @@ def write(
     lines += ["| what | ours | theirs | ratio | goal | spread of ours | memory, ours and theirs |"]
     lines += ["|---|---|---|---|---|---|---|"]
     lines += [_line(found) for found in rows]
+    put_table(name, lines)
+
+
+def put_table(name: str, lines: Sequence[str]) -> None:
+    """Put these lines between NAME's markers in docs/performance.md."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     page = PAGE.read_text()
     if begin not in page:
