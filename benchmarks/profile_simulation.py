@@ -58,7 +58,10 @@ def main() -> None:
               "command": "python -m benchmarks.profile_simulation DATA",
               "seconds": seconds, "rows": rows}  # fmt: skip
     (HERE / "results" / "profile.json").write_text(json.dumps(result, indent=1) + "\n")
-    lines = [f"`{result['command']}` on {before}: {seconds:.1f} s in rounds, images of {PX} px.", ""]
+    lines = [
+        f"`{result['command']}` on {before}: {seconds:.1f} s in rounds, images of {PX} px.",
+        "",
+    ]
     lines += ["| step | seconds | share |", "|---|---|---|"]
     lines += [
         f"| {row['what']} | {row['seconds']:.1f} | {100 * row['seconds'] / seconds:.0f} % |"
