@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def finished(home: Path) -> dict[str, Path]:
         settings = read_settings(SimulationSettings, None, flags)
         simulate(settings, home / "run", resume=False, display=display)
     for form in ("onnx", "safetensors"):
-        export(home / "run", form, home / form)  # type: ignore[arg-type]  # both are formats
+        export(home / "run", form, home / form)
     return {form: home / form for form in ("onnx", "safetensors")}
 
 
@@ -89,9 +90,10 @@ def warm(home: Path, image: Path, models: dict[str, Path], repeats: int) -> list
             mask = segment(network, read_image(image), PX).mask
             Image.fromarray(mask * np.uint8(255)).save(file)
 
-        ours(), plain()
+        ours()
+        plain()
         same = agreement(file, plain_file)
-        seconds = in_turns(repeats, lambda ours=ours: ms(ours), lambda: ms(plain))
+        seconds = in_turns(repeats, partial(ms, ours), partial(ms, plain))
         print(runtime, *map(np.median, seconds), same, flush=True)
         goal = 3 if form == "onnx" else None
         covered = 100 * read_mask(file).mean()
@@ -130,7 +132,8 @@ def commands(
     def plain() -> None:
         run(HERE / "plain_inference.py", model, image, home / "theirs.png")
 
-    ours(), plain()
+    ours()
+    plain()
     seconds = in_turns(repeats, lambda: ms(ours) / 1000, lambda: ms(plain) / 1000)
     print("commands", seconds, flush=True)
     return [row("the whole command for one image", *seconds, "s", 3)]

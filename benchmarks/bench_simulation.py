@@ -25,7 +25,9 @@ from typing import Any
 from benchmarks.measuring import HERE, machine, row, write
 
 PX = 128
-SITES, LABELLED, UNLABELLED, TEST = 3, 12, 12, 6
+SITES, STEPS = 3, 6
+FULL = {"rounds": 5, "labelled": 8, "unlabelled": 8, "test": 4}
+QUICK = {"rounds": 2, "labelled": 6, "unlabelled": 4, "test": 2}
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
         return
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
-        rows = whole(options.data, Path(folder), 2 if options.quick else 5)
+        rows = whole(options.data, Path(folder), QUICK if options.quick else FULL)
     write(
         "simulation",
         rows,
@@ -50,9 +52,9 @@ def main() -> None:
     )
 
 
-def whole(data: Path | None, home: Path, rounds: int) -> list[dict[str, Any]]:
+def whole(data: Path | None, home: Path, size: dict[str, int]) -> list[dict[str, Any]]:
     """Both sides on the same sites, after one run of ours that fills the store of embeddings."""
-    file = given_for(data, home, rounds)
+    file = given_for(data, home, size)
     given = json.loads(file.read_text())
     first, again = fresh(file), fresh(file)
     subprocess.run(
@@ -62,8 +64,11 @@ def whole(data: Path | None, home: Path, rounds: int) -> list[dict[str, Any]]:
     )  # fmt: skip
     theirs = json.loads(Path(given["out"]).read_text())
     print("whole", first, again, theirs, flush=True)
-    name = f"simulation of {SITES} sites and {rounds} rounds"
-    note = f"{given['steps']} steps of {given['batch']}, {UNLABELLED} images mined a site and round"
+    name = f"simulation of {SITES} sites and {given['rounds']} rounds"
+    note = (
+        f"{given['steps']} steps of {given['batch']}, {size['unlabelled']} images mined a site and "
+        "round"
+    )
     return [
         row(f"{name}, embeddings cached", [again["seconds"]], [theirs["seconds"]], "s", 4,
             memory_mb=(again["memory_mb"], None), note=note),
@@ -71,10 +76,10 @@ def whole(data: Path | None, home: Path, rounds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def given_for(data: Path | None, home: Path, rounds: int) -> Path:
+def given_for(data: Path | None, home: Path, size: dict[str, int]) -> Path:
     """What both sides are asked to do, in a file."""
     given = {
-        "sites": sites_of(data, home), "rounds": rounds, "steps": 6, "batch": 8, "px": PX,
+        "sites": sites_of(data, home, size), "rounds": size["rounds"], "steps": STEPS, "batch": 8, "px": PX,
         "warmup": 1, "out": str(home / "stock.json"), "home": str(home),
     }  # fmt: skip
     file = home / "given.json"
@@ -82,13 +87,13 @@ def given_for(data: Path | None, home: Path, rounds: int) -> Path:
     return file
 
 
-def sites_of(data: Path | None, home: Path) -> list[dict[str, Any]]:
+def sites_of(data: Path | None, home: Path, size: dict[str, int]) -> list[dict[str, Any]]:
     """Images and masks of each site, by what they are for."""
     if data is None:
         from knowmine.deploy.phantom import make_folder
 
         data = home / "phantoms"
-        make_folder(data, SITES * (LABELLED + UNLABELLED + TEST))
+        make_folder(data, SITES * (size["labelled"] + size["unlabelled"] + size["test"]))
     masks = {path.stem: str(path) for path in sorted((data / "masks").iterdir())}
     pairs = iter([(str(p), masks[p.stem]) for p in sorted((data / "images").iterdir())])
 
@@ -97,9 +102,9 @@ def sites_of(data: Path | None, home: Path) -> list[dict[str, Any]]:
 
     return [
         {
-            "labelled": take(LABELLED),
-            "unlabelled": [image for image, _ in take(UNLABELLED)],
-            "test": take(TEST),
+            "labelled": take(size["labelled"]),
+            "unlabelled": [image for image, _ in take(size["unlabelled"])],
+            "test": take(size["test"]),
         }
         for _ in range(SITES)
     ]
@@ -117,7 +122,7 @@ def ours(file: Path) -> dict[str, float]:
         {
             "plan.model.image_px": given["px"],
             "plan.training": {"steps": given["steps"], "batch": given["batch"]},
-            "plan.mining": {"images": UNLABELLED, "warmup_rounds": given["warmup"]},
+            "plan.mining": {"images": 0, "warmup_rounds": given["warmup"]},
             "run.rounds": given["rounds"],
             "split.probe": 0.25,
             "sites.folders": {f"site-{n}": home / f"site-{n}" for n in range(SITES)},

@@ -82,9 +82,15 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
         return (x.flip(2), y.flip(2)) if torch.rand(()) < 0.5 else (x, y)
 
 
+def stacked(pictures: Pictures, count: int) -> tuple[Tensor, Tensor]:
+    """The first images and masks as tensors."""
+    pairs = [pictures[number] for number in range(count)]
+    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+
+
 def ours(pictures: Pictures) -> Callable[[], object]:
     """A round's training at a site."""
-    images, masks = (torch.stack(column) for column in zip(*pictures, strict=True))
+    images, masks = stacked(pictures, len(pictures))
     examples = Examples((images * 255).byte(), (masks * 255).byte(), torch.ones(len(images)))
     nothing = Examples(examples.images[:0], examples.targets[:0], examples.weights[:0])
     model, compute = build_model(ModelSettings(image_px=PX), 0), pick_compute()
@@ -127,9 +133,7 @@ def limit(pictures: Pictures) -> Callable[[], object]:
     """As many forward and backward passes of our network, and nothing else."""
     compute, model = pick_compute(), build_model(ModelSettings(image_px=PX), 0).train()
     model.to(compute.device)
-    images, masks = (
-        torch.stack(column[:BATCH]).to(compute.device) for column in zip(*pictures, strict=True)
-    )
+    images, masks = (part.to(compute.device) for part in stacked(pictures, BATCH))
     images = images.contiguous(memory_format=torch.channels_last)
 
     def passes() -> None:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_simulation import PX, given_for, ours
+from benchmarks.bench_simulation import FULL, PX, given_for, ours
 from benchmarks.measuring import HERE, machine, put_table
 
 STEPS = (
@@ -45,18 +45,17 @@ def main() -> None:
     options = parser.parse_args()
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
-        file = given_for(options.data, Path(folder), rounds=5)
+        file = given_for(options.data, Path(folder), FULL)
         ours(file)
         profiler = cProfile.Profile()
         seconds = profiler.runcall(ours, file)["seconds"]
     times = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # typeshed hides it
-    rows = [{"what": what, "seconds": cumulative(times, *place)} for what, *place in STEPS]
-    whole = [row for row in rows if not row["what"].startswith("–")]
-    rest = seconds - sum(row["seconds"] for row in whole)
-    rows.append({"what": "all else", "seconds": rest})
+    spent = {what: cumulative(times, path, function) for what, path, function in STEPS}
+    whole = sum(took for what, took in spent.items() if not what.startswith("–"))
+    spent["all else"] = seconds - whole
     result = {"name": "profile", "machine": before, "load_after": os.getloadavg()[0],
               "command": "python -m benchmarks.profile_simulation DATA",
-              "seconds": seconds, "rows": rows}  # fmt: skip
+              "seconds": seconds, "steps": spent}  # fmt: skip
     (HERE / "results" / "profile.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [
         f"`{result['command']}` on {before}: {seconds:.1f} s in rounds, images of {PX} px.",
@@ -64,8 +63,7 @@ def main() -> None:
     ]
     lines += ["| step | seconds | share |", "|---|---|---|"]
     lines += [
-        f"| {row['what']} | {row['seconds']:.1f} | {100 * row['seconds'] / seconds:.0f} % |"
-        for row in rows
+        f"| {what} | {took:.1f} | {100 * took / seconds:.0f} % |" for what, took in spent.items()
     ]
     put_table("profile", lines)
 

@@ -75,7 +75,7 @@ def model_of(arrays: ArrayRecord, given: dict[str, Any]) -> torch.nn.Module:
     """The network with the global weights."""
     model = build_model(ModelSettings(pretrained=False, image_px=given["px"]), 0)
     model.load_state_dict(arrays.to_torch_state_dict())
-    return model.to(memory_format=torch.contiguous_format)
+    return model.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return]  # torch's types
 
 
 @torch.no_grad()
@@ -144,8 +144,8 @@ def evaluate(message: Message, context: Context) -> Message:
     model, px, dice = model_of(arrays, given).eval(), given["px"], list[float]()
     for image, mask in site["test"]:
         truth = np.asarray(Image.open(mask).convert("L")) > 127
-        x = np.array(Image.open(image).convert("RGB").resize((px, px)), np.float32)
-        x = torch.from_numpy(x).permute(2, 0, 1)[None] / 255
+        small = np.array(Image.open(image).convert("RGB").resize((px, px)), np.float32)
+        x = torch.from_numpy(small).permute(2, 0, 1)[None] / 255
         seen = model(x).sigmoid() + model(x.flip(3)).sigmoid().flip(3)
         mask = (F.interpolate(seen / 2, truth.shape, mode="bilinear")[0, 0] > 0.5).numpy()
         dice.append(float(2 * (mask & truth).sum() / max(1, mask.sum() + truth.sum())))

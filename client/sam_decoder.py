@@ -110,15 +110,14 @@ def _upscaled(layers: Any, x: Tensor) -> Tensor:
     """(K, H W 16, 32): output_upscaling, whose transposed convolutions do not overlap."""
     first, norm, act, second, last_act = layers
     y = act(F.layer_norm(_spread(first, x), norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    y = last_act(_spread(second, y.flatten(1, 2)))
-    return y.flatten(1, 2)
+    return torch.flatten(last_act(_spread(second, y.flatten(1, 2))), 1, 2)
 
 
 def _spread(convolution: Any, x: Tensor) -> Tensor:
     """(K, N, 4, out): each of N rows becomes 2 x 2, by the weights (in, out, 2, 2)."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
     out = (x @ weight.T).add_(convolution.bias.repeat(4))
-    return out.unflatten(2, (4, -1))
+    return torch.unflatten(out, 2, (4, -1))
 
 
 def _by_head(attention: Any, x: Tensor) -> Tensor:
