@@ -73,9 +73,10 @@ def predictor() -> SamPredictor:
 
 def model_of(arrays: ArrayRecord, given: dict[str, Any]) -> torch.nn.Module:
     """The network with the global weights."""
-    model = build_model(ModelSettings(pretrained=False, image_px=given["px"]), 0)
+    model: torch.nn.Module = build_model(ModelSettings(pretrained=False, image_px=given["px"]), 0)
     model.load_state_dict(arrays.to_torch_state_dict())
-    return model.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return]  # torch's types
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch lacks it
+    return model
 
 
 @torch.no_grad()
