@@ -64,6 +64,7 @@ def server(sites: int) -> dict[str, Any]:
     from knowmine.server.rounds import Watch, run_rounds
     from knowmine.server.settings import RunSettings
     from knowmine.shared import wire
+    from knowmine.shared.countersign import Head
     from knowmine.shared.log import silent
     from knowmine.shared.protocol import (
         PROTOCOL,
@@ -100,6 +101,9 @@ def server(sites: int) -> dict[str, Any]:
 
         def hold(self, weights: Weights) -> Weights:
             return wire.PackedWeights(weights)
+
+        def heads(self) -> Mapping[str, Head]:
+            return {}
 
         def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update]]:
             packed = wire.pack_tasks(tasks)

@@ -34,7 +34,7 @@ def check(
     ] = False,
     attack_steps: Annotated[
         int, typer.Option(min=1, help="Steps of each gradient inversion; more take longer.")
-    ] = 24,
+    ] = 32,
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
     """Look at data, weights, machine, keys and network, and say how to mend what is wrong.

@@ -67,10 +67,11 @@ class Resident:
         path = record_of(settings.state)
         # The record first: where it is wrong, nothing may leave, and nobody need be called.
         with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
-            porter = Porter(policy, chain, settings.state / PENDING, stop)
             link = Link(
                 settings.network, settings.site, self._keys, settings.keys, settings.state, log
             )
+            pending = settings.state / PENDING
+            porter = Porter(policy, chain, pending, stop, server_key=link.server_key)
             try:
                 app = client_app(
                     lambda _: self._worker, settings.state / "feedback", lambda _: porter

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECURITY = ROOT / "docs" / "security.md"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_settings_page_is_what_the_models_say():
@@ -25,3 +27,13 @@ def test_every_link_to_a_file_leads_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+NAMED = sorted(set(re.findall(r"`((?:\w+/)+\w+\.\w+)(?:::(\w+))?`", SECURITY.read_text())))
+
+
+@pytest.mark.parametrize(("file", "test"), NAMED, ids="::".join)
+def test_what_the_security_page_points_to_is_there(file, test):
+    """A file that does it, and a test that tries."""
+    assert (ROOT / file).is_file()
+    assert not test or f"def {test}(" in (ROOT / file).read_text()
