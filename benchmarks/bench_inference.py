@@ -52,7 +52,7 @@ def main() -> None:
         image = home / "image.jpg"
         Image.fromarray(draw(0)[0]).resize((WIDTH, HEIGHT)).save(image, quality=92)
         models = finished(home)
-        rows = warm(home, image, models, 5 if quick else 30)
+        rows = warm(home, image, models, 5 if quick else 12)
         rows += commands(home, image, models, 1 if quick else 3)
     write("inference", rows, before, quick=quick)
 
