@@ -128,8 +128,9 @@ def _overview() -> list[str]:
 
 def _number(value: float | None, unit: str = "") -> str:
     # Three digits, but no exponent for thousands.
-    digits = "" if value is None else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{digits} {unit}".strip() or "-"
+    if value is None:
+        return "-"
+    return f"{value:.0f} {unit}".strip() if abs(value) >= 1000 else f"{value:.3g} {unit}".strip()
 
 
 def _line(found: dict[str, Any]) -> str:
