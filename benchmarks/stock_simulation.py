@@ -75,7 +75,7 @@ def model_of(arrays: ArrayRecord, given: dict[str, Any]) -> torch.nn.Module:
     """The network with the global weights."""
     model: torch.nn.Module = build_model(ModelSettings(pretrained=False, image_px=given["px"]), 0)
     model.load_state_dict(arrays.to_torch_state_dict())
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch lacks it
+    model.to(memory_format=torch.contiguous_format)
     return model
 
 
