@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from knowmine.shared import talk
 from knowmine.shared.command import checked_format, say_json
 from knowmine.shared.settings import read_settings
 
@@ -55,7 +56,7 @@ def check(
         _leaving(read, attack_steps, text) if with_leaves else (),
     ):
         found.append(finding)
-        if text:
+        if text and not (talk.quiet() and finding.level in ("good", "note")):
             colour, mark = MARKS[finding.level]
             console.print(f"[{colour}]{mark:>2}[/] [bold]{finding.area}[/]: ", end="")
             console.print(finding.what, markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ number.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,13 @@ import torch
 from knowmine.client.app import client_app
 from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
-from knowmine.client.gallery import load_gallery
 from knowmine.client.opening import cache_of, opened
 from knowmine.client.sam import Tunable, load_sam
 from knowmine.client.sam_weights import SamWeights, find_weights
 from knowmine.client.site import Site
 from knowmine.client.worker import SiteWorker
-from knowmine.deploy.report import GalleryItem, write_report
+from knowmine.deploy.against_truth import gallery_of, judged_of
+from knowmine.deploy.report import write_report
 from knowmine.deploy.settings import SimulationSettings
 from knowmine.deploy.turns import Turns
 from knowmine.server.app import server_app
@@ -37,7 +37,6 @@ from knowmine.server.summary import summarise
 from knowmine.shared import wire
 from knowmine.shared.errors import CannotWrite, KnowmineError, RunFailed, UsageError
 from knowmine.shared.log import Progress, RunLog, open_log
-from knowmine.shared.metrics import dice
 from knowmine.shared.unetplusplus import build_model, weights_of
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
@@ -49,7 +48,6 @@ from flwr.supercore.run import Run  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
 RUN_ID = 1
-GALLERY_SITES, GALLERY_ROUNDS = 8, 4
 
 
 class Display(Progress, Watch, Protocol):
@@ -248,37 +246,9 @@ def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, Hidd
     }
 
 
-def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
-    """Pseudo-labels that sites kept for people to see, with the truth where it is known.
-
-    Of a few sites and their last rounds, so that a large run's report stays as small as another's.
-    """
-    items = []
-    for site in itertools.islice(sites, GALLERY_SITES):
-        for kept in load_gallery(site.folder, GALLERY_ROUNDS):
-            truth = site.scorer.truth(kept.stem, kept.image.shape[0])
-            known = None if truth is None else dice(kept.label > 0.5, truth > 0)
-            items.append(
-                GalleryItem(
-                    site=site.name,
-                    round=kept.round,
-                    stem=kept.stem,
-                    quality=kept.quality,
-                    kept=kept.kept,
-                    true_dice=known,
-                    image=kept.image,
-                    unet=kept.unet,
-                    sam=kept.sam,
-                    fused=kept.label,
-                    truth=truth,
-                )
-            )
-    return items
-
-
-def _report(run: Path, summary: Mapping[str, Any], sites: Iterable[Site]) -> None:
+def _report(run: Path, summary: Mapping[str, Any], sites: Sequence[Site]) -> None:
     try:
-        write_report(run, summary, gallery_of(sites))
+        write_report(run, summary, gallery_of(sites), judged_of(sites))
     except OSError as error:
         raise RunFailed(
             f"cannot write the report in {run} ({error.strerror}): the finished rounds are safe; "
