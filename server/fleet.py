@@ -26,7 +26,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from knowmine.server.allow_list import AllowList
 from knowmine.server.guard import Guard, Members, SeesCertificate, Speaker, status_of
 from knowmine.server.mailbox import Doorbell, Uploads
-from knowmine.server.memory import keep_small
+from knowmine.server.memory import give_back, keep_small
 from knowmine.server.presence import Presence
 from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
@@ -417,6 +417,7 @@ class FleetGrid(HttpGrid):
         finally:
             for question in whole:
                 self.abandon(question)
+            give_back()
 
     def _is_revoked(self, question: str) -> bool:
         return self._fleet.uploads.node_of(question) in self._fleet.revoked
