@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench bench-quality docs offline-kit lint-deploy
+.PHONY: help install demo test check bench bench-quick bench-quality docs offline-kit lint-deploy
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -53,12 +53,17 @@ check: .venv/.installed ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/.installed ## Run the benchmarks; BENCH=bench_name takes one
+bench: .venv/.installed ## Run the benchmarks (30 minutes alone); BENCH=bench_name takes one, DATA=folder your images
 	@shopt -s nullglob; scripts=(benchmarks/$(BENCH).py); \
 	[ $${#scripts[@]} -gt 0 ] || { echo "no benchmarks/$(BENCH).py" >&2; exit 2; }; \
-	printf '%s\n' "$${scripts[@]}"; \
-	for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script"; done
+	for script in "$${scripts[@]}"; do name=$$(basename "$$script" .py); echo "== $$name"; data=(); \
+	  if [ -n '$(DATA)' ] && grep -q '\[DATA\]' "$$script"; then data=('$(DATA)'); fi; \
+	  $(BIN)/python -m "benchmarks.$$name" "$${data[@]}"; done
 	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
+
+bench-quick: .venv/.installed ## Each benchmark in short (3 minutes alone); prints tables, keeps no result
+	@for script in benchmarks/bench_*.py; do name=$$(basename "$$script" .py); echo "== $$name"; \
+	  $(BIN)/python -m "benchmarks.$$name" --quick; done
 
 bench-quality: .venv/.installed ## Run EXPERIMENT=name of benchmarks/quality on DATA='NAME=FOLDER ...', and its tables
 	$(BIN)/python -m benchmarks.quality.run $(EXPERIMENT) $(foreach pair,$(DATA),--data '$(pair)')

@@ -34,7 +34,7 @@ assert wire.RUN_NAME
 def main() -> None:
     """Measure time and memory of both sides."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="eight updates only, once")
+    parser.add_argument("--quick", action="store_true", help="eight updates, once; writes nothing")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -43,7 +43,7 @@ def main() -> None:
     before, rows = machine(), []
     for updates in (8,) if options.quick else (2, 8, 32):
         rows += measured(updates, repeats=1 if options.quick else 3)
-    write("aggregation", rows, before)
+    write("aggregation", rows, before, quick=options.quick)
 
 
 def measured(updates: int, repeats: int) -> list[dict[str, Any]]:

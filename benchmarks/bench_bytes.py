@@ -1,6 +1,6 @@
 """Bytes and seconds of one update in each form, for the default U-Net++ after a little training.
 
-    python -m benchmarks.bench_bytes
+    python -m benchmarks.bench_bytes [--quick]
 
 The update is what three steps of AdamW on random images make of the model; theirs is the same
 update as Flower sends it, float32 tensors whole. Seconds are those of packing and unpacking.
@@ -24,14 +24,16 @@ STEPS = 3
 
 def main() -> None:
     """Train a little, then pack the change in each form."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
+    quick = parser.parse_args().quick
     where = machine()
     model = build_model(ModelSettings(), 0)
     before = {name: value.copy() for name, value in weights_of(model).items()}
     train(model)
     after = weights_of(model)
     rows = [measured(form, before, after) for form in ("bf16", "int8")]
-    write("bytes", rows, where)
+    write("bytes", rows, where, quick=quick)
 
 
 def train(model: torch.nn.Module) -> None:

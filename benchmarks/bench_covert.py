@@ -1,6 +1,6 @@
 """How much a lying vault could hide in one legal update: bits within the egress guard's limits.
 
-    python -m benchmarks.bench_covert
+    python -m benchmarks.bench_covert [--quick]
 
 Nothing here is hidden for real but the last row's bits. For each limit the script counts the
 float32 numbers that every trained weight may take: within `max_change` of the weight that was
@@ -11,6 +11,7 @@ grows by less than one percent. Where the plan sends updates as int8, a weight s
 things, whatever the limits: the last row. To benchmarks/results/covert.json.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -41,6 +42,9 @@ PICTURE_BYTES = 30_000
 
 def main() -> None:
     """Count, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
+    quick = parser.parse_args().quick
     model = ModelSettings(pretrained=False)
     weights = weights_of(build_model(model, seed=0))
     trained = {
@@ -64,7 +68,8 @@ def main() -> None:
         "statistics_and_counters_bits": rest,
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if not quick:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{flat.size:,} trained weights, an update of {bytes_of(weights) / 1e6:.1f} MB")
     for one in rows:
         print(f"{one['limits']:<24}{one['megabytes']:>8.1f} MB {one['pictures']:>7} pictures")

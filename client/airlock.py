@@ -221,12 +221,12 @@ def _gather(parts: Iterator[Any], manifest: Manifest, door: Door) -> dict[str, A
                     f"{door.who} tensor number {part.weights.tensor}; expected number {place} of "
                     "the installed model"
                 )
-            if len(part.weights.data) != length:  # 3
+            data = part.weights.data  # once: protobuf makes a new copy each time it is asked
+            if len(data) != length:  # 3
                 raise Refused(
-                    f"{door.who} {len(part.weights.data)} bytes of tensor number {place}; "
-                    f"expected {length}"
+                    f"{door.who} {len(data)} bytes of tensor number {place}; expected {length}"
                 )
-            raw[start : start + length] = np.frombuffer(part.weights.data, np.uint8)
+            raw[start : start + length] = np.frombuffer(data, np.uint8)
         door.finite(name, array)  # 4
         door.counters(name, array)
         door.bounded(name, array)

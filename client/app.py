@@ -37,24 +37,33 @@ def client_app(
     feedback: defaultdict[int, Feedback] = defaultdict(lambda: Feedback(state))
 
     def answer(
-        context: Context, task: TrainTask | EvaluateTask | None, work: Callable[[Worker], R]
-    ) -> R:
+        message: Message,
+        context: Context,
+        task: TrainTask | EvaluateTask | None,
+        work: Callable[[Worker], R],
+        change: Callable[[R], bytes | None] | None = None,
+    ) -> Message:
         worker, porter = worker_of(context), the_porter(context)
+        porter.confirmed(wire.unpack_confirmation(message.content))
         asked = porter.ask(task, str(context.run_id), worker.manifest)
         try:
             reply = work(worker)
         except Exception as error:
             porter.failed(error, asked, worker.manifest)
             raise
-        return porter.let_out(reply, asked, worker.manifest)
+        leaving = porter.let_out(reply, asked, worker.manifest)
+        records = wire.pack_reply(leaving, change(leaving) if change else None)
+        if porter.head:
+            records[wire.HEAD] = wire.pack_head(porter.head)
+        return Message(records, reply_to=message)
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
         if wire.is_goodbye(message.content):
+            the_porter(context).confirmed(wire.unpack_confirmation(message.content))
             the_porter(context).end(str(context.run_id))
             return Message(RecordDict(), reply_to=message)
-        reply = answer(context, None, lambda worker: worker.hello())
-        return Message(wire.pack_reply(reply), reply_to=message)
+        return answer(message, context, None, lambda worker: worker.hello())
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -69,14 +78,12 @@ def client_app(
             packed.append(feedback[context.node_id].pack(update, task, form))
             return replace(update, weights=packed[0].weights)
 
-        leaving = answer(context, task, improve)
-        return Message(wire.pack_reply(leaving, _bytes_of(leaving, packed)), reply_to=message)
+        return answer(message, context, task, improve, lambda leaving: _bytes_of(leaving, packed))
 
     @app.evaluate()
     def score(message: Message, context: Context) -> Message:
         task = wire.unpack_evaluate_task(message.content)
-        reply = answer(context, task, lambda worker: worker.evaluate(task))
-        return Message(wire.pack_reply(reply), reply_to=message)
+        return answer(message, context, task, lambda worker: worker.evaluate(task))
 
     return app
 

@@ -48,7 +48,7 @@ def hold(
     timeout: timedelta,
     stop: threading.Event,
     *,
-    on_hold: Callable[[], None] = lambda: None,
+    on_hold: Callable[[], object] = lambda: None,
 ) -> str:
     """Wait for a decision; return who approved.
 

@@ -7,12 +7,14 @@ what a better attack finds.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from knowmine.shared.losses import segmentation_losses
 
@@ -109,6 +111,23 @@ def psnr_db(images: Tensor, truth: Tensor) -> float:
     """
     error = float((images.double() - truth.double()).square().mean())
     return round(min(100.0, -10 * math.log10(max(error, 1e-10))), 3)
+
+
+def ssim(images: Tensor, truth: Tensor, window: int = 7) -> float:
+    """Structural similarity of images in [0, 1], 1 for equal ones: Wang et al. 2004, even windows.
+
+    images, truth: (N, C, S, S).
+
+    >>> ssim(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8))
+    1.0
+    """
+    a, b = images.double(), truth.double()
+    mean = partial(avg_pool2d, kernel_size=window, stride=1)
+    ma, mb = mean(a), mean(b)
+    va, vb, both = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    at = (2 * ma * mb + c1) * (2 * both + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return round(float(at.mean()), 3)
 
 
 def _variation(images: Tensor) -> Tensor:

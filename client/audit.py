@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -40,7 +39,7 @@ from knowmine.client.receipts import (
     read_line,
     signed_line,
 )
-from knowmine.shared.countersign import is_countersigned
+from knowmine.shared.countersign import Confirmation, Head, is_countersigned
 from knowmine.shared.errors import CannotWrite, Refused, UsageError
 from knowmine.shared.keys import audit_line, make_private_folder, sync_folder
 from knowmine.shared.lock import FolderLock
@@ -156,22 +155,34 @@ class Chain:
             self._rotate()
         return receipt
 
-    def countersigned(self, receipt: Receipt, hash_: str, signature: str, server: object) -> None:
-        """Keep the server's confirmation; raise `Refused` where it is none.
+    def head_of(self, receipt: Receipt) -> Head:
+        """A receipt's number and hash, as they are published."""
+        after = [r.previous for r in self._receipts if r.number == receipt.number + 1]
+        return Head(receipt.number, after[0] if after else self.head)
 
-        hash_: of the receipt's line, as `head` was when it was written.
+    def countersigned(self, confirmation: Confirmation, server: object) -> None:
+        """Keep what the server confirms; once, however often it comes.
+
+        server: its public key. Raises `Refused` for what it did not sign, and where it confirms
+        another receipt or another answer than the one that is here.
         """
-        if not is_countersigned(server, hash_, signature):
+        number = confirmation.receipts
+        receipt = next((r for r in self._receipts if r.number == number), None)
+        if not is_countersigned(server, confirmation):
             raise Refused(
-                f"the confirmation of receipt {receipt.number} is not signed by the server: look "
-                "who answers at its address"
+                f"the confirmation of receipt {number} is not signed by the server: look who "
+                "answers at its address"
             )
-        about: dict[str, int | str] = {
-            "receipt": receipt.number,
-            "hash": hash_,
-            "signature": signature,
-        }
-        self.append("countersigned", "in", run=receipt.run, round=receipt.round, about=about)
+        if receipt is None or self.head_of(receipt).hash != confirmation.head:
+            raise Refused(f"the server confirms a receipt {number} that is not in this record")
+        if (receipt.digest, receipt.run) != (confirmation.digest, confirmation.run):
+            raise Refused(
+                f"the server confirms another answer than receipt {number} says: what arrived "
+                "there is not what left here"
+            )
+        about: dict[str, int | str] = {**vars(confirmation)}
+        if not any(r.kind == "countersigned" and r.about == about for r in self._receipts):
+            self.append("countersigned", "in", run=receipt.run, round=receipt.round, about=about)
 
     def close(self) -> None:
         """Let others write."""
@@ -183,12 +194,7 @@ class Chain:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # ------------------------------------------------------------ helpers

@@ -52,24 +52,32 @@ def verify(
     record: Annotated[Path, typer.Argument(help="The file receipts.jsonl, older ones beside it.")],
     key: Annotated[list[Path], typer.Option(help="The site's public key; may be repeated.")],
     server_key: Annotated[
-        list[Path] | None, typer.Option(help="The server's public key, for its confirmations.")
+        list[Path] | None,
+        typer.Option(help="The server's certificate or public key, for its confirmations."),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="A head that the site published: it must be in the record.")
+        list[str] | None,
+        typer.Option(help="A head that the site published: it must be in the record."),
+    ] = None,
+    rounds: Annotated[
+        Path | None,
+        typer.Option(help="The server's RUN/rounds: each head in it of this site must be there."),
     ] = None,
     format_: _Format = "text",
 ) -> None:
     """Check a record by its files and public keys; no network, no settings.
 
     Exit code 0: right; 4: wrong, with the first wrong line. Example: knowmine-client audit verify
-    receipts.jsonl --key audit.pub
+    receipts.jsonl --key audit.pub --server-key server.crt --rounds RUN/rounds
     """
     from knowmine.client.audit_report import read_public
     from knowmine.client.audit_verify import verify as check
+    from knowmine.client.published import heads_in, heads_of
 
     servers = [read_public(path) for path in server_key or []]
     keys = [read_public(path) for path in key]
-    verdict = check(record, keys, server_keys=servers, expected_head=head)
+    published = heads_of(head or []) + (heads_in(rounds, record) if rounds else [])
+    verdict = check(record, keys, server_keys=servers, published=published)
     if checked_format(format_) == "json":
         say_json(verdict.as_json())
     else:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
 from knowmine.client.audit import record_of
 from knowmine.client.audit_verify import examine, files_of
@@ -20,8 +23,9 @@ _HOW_TO = """This is the record of what left one site of a knowmine federation.
 
     knowmine-client audit verify receipts.jsonl --key audit.pub
 
-With --head HASH, a head that the site published in some round, it also shows whether the end was
-cut off. By hand: each line's `previous` is the SHA-256 of the line before, without its newline;
+Ask the coordinator for the server's certificate and the folder `rounds` of the run, and add
+--server-key server.crt --rounds rounds: then an end that was cut off shows too, and each
+confirmation by the server is checked. By hand: each line's `previous` is the SHA-256 of the line before, without its newline;
 `signature` is Ed25519 over "knowmine receipt 1", a newline, and the line's JSON without it.
 """
 
@@ -131,14 +135,17 @@ def export(settings: ClientSettings, out: Path) -> int:
 
 
 def read_public(path: Path) -> str:
-    """An OpenSSH public key line from a file. Raises `UsageError`."""
+    """An OpenSSH public key line, from a file of one or from a certificate. Raises `UsageError`."""
     try:
-        line = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="ascii").strip()
+        if text.startswith("-----BEGIN CERTIFICATE-----"):
+            key = x509.load_pem_x509_certificate(text.encode()).public_key()
+            return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path} as a public key ({error})") from None
-    if not line.startswith(("ssh-ed25519 ", "ecdsa-sha2-")):
+    if not text.startswith(("ssh-ed25519 ", "ecdsa-sha2-")):
         raise UsageError(f"{path} is no public key in one OpenSSH line, such as audit.pub")
-    return line
+    return text
 
 
 def _run(name: str, receipts: Sequence[Receipt]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Each line in turn: 1 it is a receipt, 2 its number is the next, 3 it follows the line before, 4 the
 site signed it, 5 its totals add up, 6 what the server confirmed is what stands there. At the end:
-7 nothing is missing at the start but what a receipt says was retired, 8 the head that was
-published is among the lines. The first that fails is named with its file and line.
+7 nothing is missing at the start but what a receipt says was retired, 8 the heads that were
+published are among the lines. The first that fails is named with its file and line.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from knowmine.client.receipts import (
     is_signed,
     read_line,
 )
-from knowmine.shared.countersign import is_countersigned
+from knowmine.shared.countersign import Confirmation, Head, is_countersigned
 from knowmine.shared.errors import UsageError
 
 
@@ -30,7 +30,8 @@ class Verdict:
     ok: every check passed; a torn end is what a crash leaves and no fault. file, line, why: the
     first that is wrong. first, last: numbers of the receipts that are right. head: hash of the
     last of them. torn_bytes: length of a last line that was cut short. retired: receipts that
-    retention removed. confirmed: receipts that the server countersigned.
+    retention removed. confirmed: times that the server countersigned. published: heads that
+    others hold and that were found.
     """
 
     ok: bool = True
@@ -44,6 +45,7 @@ class Verdict:
     torn_bytes: int = 0
     retired: int = 0
     confirmed: int = 0
+    published: int = 0
 
     def __str__(self) -> str:
         """In sentences."""
@@ -56,7 +58,9 @@ class Verdict:
         if self.retired:
             words.append(f"Receipts 1 to {self.retired} were retired, as a receipt says.")
         if self.confirmed:
-            words.append(f"The server confirmed {self.confirmed}.")
+            words.append(f"The server confirmed it {self.confirmed} times.")
+        if self.published:
+            words.append(f"It holds the {self.published} heads that were published.")
         if self.torn_bytes:
             words.append(
                 f"A crash cut the next line short: {self.torn_bytes} bytes after receipt "
@@ -74,17 +78,17 @@ def verify(
     public_keys: Iterable[object],
     *,
     server_keys: Iterable[object] = (),
-    expected_head: str | None = None,
+    published: Iterable[Head] = (),
 ) -> Verdict:
     """Check the record whose newest file is `path`; closed files stand beside it.
 
     public_keys: the site's, as OpenSSH lines or of `cryptography`; one of them signed each line.
     server_keys: without them countersignatures are compared but not checked.
-    expected_head: a head that the site published at some time; it must be in the record, so that
-    an end that was cut off shows.
+    published: heads that others hold, such as those in the server's RUN/rounds; each must be in
+    the record, so that an end that was cut off shows. A head's number 0 stands for an unknown one.
     Raises `UsageError` where there is no record.
     """
-    return examine(path, public_keys, server_keys=server_keys, expected_head=expected_head)[0]
+    return examine(path, public_keys, server_keys=server_keys, published=published)[0]
 
 
 def examine(
@@ -92,7 +96,7 @@ def examine(
     public_keys: Iterable[object],
     *,
     server_keys: Iterable[object] = (),
-    expected_head: str | None = None,
+    published: Iterable[Head] = (),
 ) -> tuple[Verdict, list[Receipt]]:
     """As `verify`; with the receipts that are right."""
     reader = _Reader(list(public_keys), list(server_keys))
@@ -106,7 +110,7 @@ def examine(
             elif why := reader.take(line):
                 wrong = replace(reader.verdict, ok=False, file=file.name, line=number, why=why)
                 return wrong, reader.receipts
-    if why := reader.end(expected_head):
+    if why := reader.end(published):
         return replace(reader.verdict, ok=False, why=why), reader.receipts
     return reader.verdict, reader.receipts
 
@@ -178,7 +182,7 @@ class _Reader:
         )
         return None
 
-    def end(self, expected_head: str | None) -> str | None:
+    def end(self, published: Iterable[Head]) -> str | None:
         first = self.receipts[0] if self.receipts else None
         if first and first.number > 1:  # 7
             upto = first.number - 1
@@ -189,25 +193,40 @@ class _Reader:
                 )
             self.verdict = replace(self.verdict, retired=upto)
         known = {*self._hashes.values(), *(r.previous for r in self.receipts[:1])}
-        if expected_head and expected_head not in known:  # 8
-            return (
-                f"the head {expected_head[:16]}... that the site published is not in this record: "
-                "its end was cut off, or it is another record"
-            )
+        found = 0
+        for head in published:  # 8
+            if 0 < head.receipts <= self.verdict.retired:
+                continue
+            if head.hash not in known:
+                which = f"receipt {head.receipts}, " if head.receipts else ""
+                return (
+                    f"the head that the site published ({which}{head.hash[:16]}...) is not in "
+                    "this record: its end was cut off, or it is another record"
+                )
+            found += 1
+        self.verdict = replace(self.verdict, published=found)
         return None
 
     def _of(self, kind: str) -> Iterator[Receipt]:
         return (receipt for receipt in self.receipts if receipt.kind == kind)
 
     def _confirmed(self, receipt: Receipt) -> str | None:
-        number, hash_ = receipt.about.get("receipt"), str(receipt.about.get("hash"))
-        kept = isinstance(number, int) and number >= self.verdict.first
-        if kept and self._hashes.get(int(number or 0)) != hash_:
-            return f"the server confirmed another receipt {number} than the one that stands here"
-        if self._server_keys and not any(
-            is_countersigned(key, hash_, str(receipt.about.get("signature")))
-            for key in self._server_keys
-        ):
+        about: dict[str, Any] = dict(receipt.about)
+        try:
+            told = Confirmation(**about)
+            number = int(told.receipts)
+        except (TypeError, ValueError):
+            return "what the server confirmed in it is not what a confirmation says"
+        start = self.receipts[0].number if self.receipts else receipt.number
+        if number >= receipt.number:
+            return f"the server confirmed a receipt {number} that does not stand here"
+        if number >= start:  # else it was retired
+            there = self.receipts[number - start]
+            if (self._hashes[number], there.digest) != (told.head, told.digest):
+                return (
+                    f"the server confirmed another receipt {number} than the one that stands here"
+                )
+        if self._server_keys and not any(is_countersigned(key, told) for key in self._server_keys):
             return "the confirmation in it is not signed by the server"
         return None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from knowmine.shared import talk
 from knowmine.shared.command import checked_format, say_json
 from knowmine.shared.settings import read_settings
 
@@ -34,7 +35,7 @@ def check(
     ] = False,
     attack_steps: Annotated[
         int, typer.Option(min=1, help="Steps of each gradient inversion; more take longer.")
-    ] = 24,
+    ] = 32,
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
     """Look at data, weights, machine, keys and network, and say how to mend what is wrong.
@@ -55,7 +56,7 @@ def check(
         _leaving(read, attack_steps, text) if with_leaves else (),
     ):
         found.append(finding)
-        if text:
+        if text and not (talk.quiet() and finding.level in ("good", "note")):
             colour, mark = MARKS[finding.level]
             console.print(f"[{colour}]{mark:>2}[/] [bold]{finding.area}[/]: ", end="")
             console.print(finding.what, markup=False, highlight=False, soft_wrap=True)

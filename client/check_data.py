@@ -28,6 +28,8 @@ NEAR = 3
 LOOKED_AT = 2000
 """Images that are decoded; of larger folders an even choice."""
 FEW_LABELS = 8
+COARSE_PX = 512
+"""About the long side of what thumbnails and hashes are made from: all pixels take longer."""
 SHEET_COLUMNS, SHEET_ROWS, THUMB_PX = 8, 6, 128
 IDENTIFYING = ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "InstitutionName")
 
@@ -242,12 +244,15 @@ def has_text(grey: NDArray[np.uint8]) -> bool:
     an eighth of all neighbours jump, and nearly all pixels are close to one of two values.
     """
     height, width = 16, 64
-    jumps = np.abs(np.diff(grey.astype(np.int16), axis=1)) > 80
+    left, right = grey[:, :-1], grey[:, 1:]
+    jumps = np.maximum(left, right) - np.minimum(left, right) > 80
     rows, columns = grey.shape[0] // height, (grey.shape[1] - 1) // width
     if not rows or not columns:
         return False
-    cut = jumps[: rows * height, : columns * width]
-    density = cut.reshape(rows, height, columns, width).mean((1, 3))
+    cut = jumps[: rows * height, : columns * width].view(np.uint8)
+    # Sums in bytes first, along the rows: a mean of bools over two axes takes ten times as long.
+    upright = cut.reshape(rows, height, columns * width).sum(1, dtype=np.uint8)
+    density = upright.reshape(rows, columns, width).sum(2) / (height * width)
     for row, column in zip(*np.nonzero(density > 0.125), strict=True):
         window = grey[row * height : (row + 1) * height, column * width : (column + 1) * width]
         counts = np.bincount(window.ravel() >> 4, minlength=16)
@@ -259,13 +264,14 @@ def has_text(grey: NDArray[np.uint8]) -> bool:
 
 def _look(case: Case, classes: int, max_image_px: int) -> Look:
     image = read_image(case.image, max_image_px=max_image_px)
-    small = Image.fromarray(image)
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    step = max(1, max(grey.shape) // COARSE_PX)
+    small = Image.fromarray(image[::step, ::step])
     thumb = small.copy()
     thumb.thumbnail((THUMB_PX, THUMB_PX))
     tile = Image.new("RGB", (THUMB_PX, THUMB_PX))
     tile.paste(thumb, ((THUMB_PX - thumb.width) // 2, (THUMB_PX - thumb.height) // 2))
-    grey = small.convert("L")
-    tiny = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
+    tiny = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = np.packbits((tiny[:, 1:] > tiny[:, :-1]).ravel())
     foreground = None
     if case.mask is not None:
@@ -275,7 +281,7 @@ def _look(case: Case, classes: int, max_image_px: int) -> Look:
         stem=case.stem,
         size=(image.shape[0], image.shape[1]),
         hash=int.from_bytes(bits.tobytes()),
-        text=has_text(np.asarray(grey)),
+        text=has_text(grey),
         identifying=dicom.is_dicom(case.image) and _identifies(case.image),
         foreground=foreground,
         thumb=np.asarray(tile),

@@ -14,16 +14,18 @@ from knowmine.client.approval_cli import approve
 from knowmine.client.audit_cli import audit
 from knowmine.client.check_cli import check
 from knowmine.client.forget_cli import forget
-from knowmine.client.lines import Lines
+from knowmine.client.lines import WRONG, Lines
 from knowmine.client.predict_cli import predict
 from knowmine.client.review_cli import review
-from knowmine.shared.command import run_command, say_version
+from knowmine.shared import talk
+from knowmine.shared.command import run_command, say, say_version
 from knowmine.shared.log import Telling
 from knowmine.shared.settings import read_settings
 
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
+    suggest_commands=False,  # click does, and would say it twice
     pretty_exceptions_enable=False,
     help="A hospital's side of a federation: images stay here, weights leave.",
 )
@@ -32,7 +34,10 @@ app = typer.Typer(
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=say_version, is_eager=True, help="Say it.")
+        bool,
+        typer.Option(
+            "--version", callback=say_version, is_eager=True, help="Say version and digests."
+        ),
     ] = False,
 ) -> None:
     """Take part in a federation."""
@@ -61,7 +66,7 @@ def enrol(
     if then_run:
         run(folder / "client.yaml")
     else:
-        typer.echo(f"When it was admitted: knowmine-client run {folder / 'client.yaml'}")
+        say(f"When it was admitted: knowmine-client run {folder / 'client.yaml'}")
 
 
 @app.command()
@@ -98,6 +103,8 @@ def _say_event() -> Telling:
     lines = Lines()
 
     def tell(event: str, fields: Mapping[str, Any]) -> None:
+        if talk.quiet() and event not in WRONG:
+            return
         if line := lines.of(event, fields):
             typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
 

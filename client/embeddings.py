@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class EmbeddingStore:
     seal: encrypts them, and names them so that nobody without its key knows whose they are.
     quota_bytes: largest size of them all; the least recently used go first. 0 is no limit.
     `encoded` counts the encoder's runs in this process: it stands still in a second round.
+    Threads may share it.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class EmbeddingStore:
         self._sam, self._seal, self._quota = sam, seal, quota_bytes
         self._folder = folder_of(folder, seal) / sam.digest[:16]
         self._size: int | None = None
+        self._counting = threading.Lock()
 
     def has(self, image_digest: str) -> bool:
         """Whether a sound embedding of that image is on disk."""
@@ -60,7 +63,8 @@ class EmbeddingStore:
                     os.utime(self._path(image_digest))
             return kept
         embedding = self._sam.embed(read())
-        self.encoded += 1
+        with self._counting:
+            self.encoded += 1
         half = embedding.clip(-_HALF_MAX, _HALF_MAX).astype(np.float16)
         self._write(image_digest, half)
         return half
@@ -99,7 +103,8 @@ class EmbeddingStore:
                 "resume: embeddings already written are kept"
             ) from error
         if self._quota:
-            self._make_room(path, len(content))
+            with self._counting:
+                self._make_room(path, len(content))
 
     def _make_room(self, newest: Path, added: int) -> None:
         """Let the least recently used go until a tenth of the quota is free."""

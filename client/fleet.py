@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography import x509
 
 from knowmine.client.settings import NetworkSettings
 from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
@@ -70,7 +71,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (  # isort: skip
 from flwr.supercore.inflatable.inflatable_utils import (  # isort: skip
     ObjectPullError,
     ObjectPushError,
-    inflate_object_from_contents,
     pull_objects,
     push_objects,
 )
@@ -106,7 +106,7 @@ class Link:
         self._settings, self._site, self._log, self._state = settings, site, log, state
         self._keys, self._looked = folder, 0.0
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
-        self._certificate = keys.certificate
+        self._certificate, self._shown, self._replaced = keys.certificate, b"", ""
         self._identity = _Identity(keys, self._instance, log)
         self._client = FleetHttpClient(
             f"https://{settings.server}",
@@ -167,6 +167,11 @@ class Link:
         there = reply.headers.get("date")
         return answer, seconds, parsedate_to_datetime(there) if there else None
 
+    def server_key(self) -> object:
+        """The public key of the certificate that the server last showed; TLS vouched for it."""
+        shown = self._shown
+        return x509.load_der_x509_certificate(shown).public_key() if shown else None
+
     def close(self) -> None:
         """Say goodbye where that is possible, and end all connections."""
         if self._joined:
@@ -225,11 +230,7 @@ class Link:
             node=self._node, run_id=run_id, message_object_id=question
         )
         self._call(self._client.ConfirmMessageReceived, received)
-        message = inflate_object_from_contents(question, parts)
-        if not isinstance(message, Message):
-            raise Refused("the server sent something that is no message")
-        message.metadata.__dict__["_message_id"] = question
-        return message
+        return wire.read_message(question, parts)
 
     def _answer(
         self, app: ClientApp, message: Message, stop: threading.Event, stop_s: float
@@ -241,6 +242,8 @@ class Link:
         work = _Work(app, message, self._node.node_id)
         work.start()
         while not work.done.wait(0.2):
+            if self._replaced:  # another process works for this site: nobody awaits this answer
+                raise Refused(self._replaced)
             if stop.is_set() and work.done.wait(stop_s) is False:
                 work.error = Interrupted("stopped while it worked")
                 break
@@ -311,6 +314,11 @@ class Link:
         """Connect with the certificate that is in the folder of keys now."""
         self._client._client.close()
         self._client._client = _http(self._settings, _context(self._settings.ca, self._keys))
+        self._client._client.event_hooks["response"] = [self._look_at_server]
+
+    def _look_at_server(self, response: httpx.Response) -> None:
+        connection = response.extensions["network_stream"].get_extra_info("ssl_object")
+        self._shown = connection.getpeercert(True) or b""  # by position: OpenSSL's own object
 
     def _renew(self) -> None:
         """Have the next certificate pinned and use it, once the present one nears its end."""
@@ -336,7 +344,12 @@ class Link:
         request = SendNodeHeartbeatRequest(
             node=self._node, heartbeat_interval=HEARTBEAT_MAX_INTERVAL
         )
-        self._client.SendNodeHeartbeat(request)
+        try:
+            self._client.SendNodeHeartbeat(request)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.CONFLICT:
+                self._replaced = _detail(error.response)
+            raise
 
     def _call(self, call: Callable[[Any], Any], request: Any) -> Any:
         try:

@@ -15,6 +15,8 @@ from knowmine.shared.weights import write_atomically
 
 WORST, BEST = 4, 2
 """How many of the worst and the best judged are kept."""
+SAMPLE = 60
+"""Of how many, evenly from worst to best, the mask alone is kept: to see what judging is worth."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class Kept:
     classes: int
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A pseudo-label's mask without its picture. mask: (S, S) bool, all classes joined."""
+
+    round: int
+    stem: str
+    quality: float
+    kept: bool
+    mask: NDArray[np.bool_]
+
+
 def save_gallery(
     folder: Path,
     round_: int,
@@ -54,6 +67,7 @@ def save_gallery(
     """
     order = np.argsort(quality, kind="stable")
     rows = np.unique(np.concatenate([order[:WORST], order[-BEST:]]))
+    sample = order[np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).round().astype(int)]
     content = io.BytesIO()
     np.savez_compressed(
         content,
@@ -68,6 +82,10 @@ def save_gallery(
         digests=np.array([kind.digests[row] for row in rows]),
         sizes=np.array([kind.sizes[row] for row in rows], np.int64),
         classes=np.array(labels.shape[1]),
+        sample_stems=np.array([kind.cases[row].stem for row in sample]),
+        sample_quality=quality[sample],
+        sample_kept=kept[sample],
+        sample_masks=np.packbits(labels[sample].max(1) > 0.5, axis=-1),
     )
     name = f"mined-{round_:04d}"
     if seal is None:
@@ -108,6 +126,31 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
     return found
 
 
+def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[Sampled]:
+    """Masks of a site's last `rounds` mining rounds, evenly from the worst judged to the best."""
+    found = []
+    for file in mined_files(folder, seal)[-rounds:]:
+        content = _content_of(file, seal)
+        if content is None or "sample_masks" not in content:
+            continue
+        px = content["images"].shape[-1]
+        masks = np.unpackbits(content["sample_masks"], axis=-1, count=px).astype(bool)
+        found += [
+            Sampled(
+                round=int(file.stem.removeprefix("mined-")),
+                stem=str(content["sample_stems"][i]),
+                quality=float(content["sample_quality"][i]),
+                kept=bool(content["sample_kept"][i]),
+                mask=mask,
+            )
+            for i, mask in enumerate(masks)
+        ]
+    return found
+
+
+_STEMS = ("stems", "sample_stems")
+
+
 def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
     """What `save_gallery` wrote into a site's folder, oldest round first."""
     return sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))
@@ -119,7 +162,7 @@ def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
     for file in mined_files(folder, seal):
         content = _content_of(file, seal)
         # What cannot be opened any more might be of this case: it helps nobody.
-        if content is None or stem in content["stems"]:
+        if content is None or any(stem in content.get(key, ()) for key in _STEMS):
             if seal:
                 seal.destroy("gallery", file.stem)
             file.unlink(missing_ok=True)

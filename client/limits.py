@@ -11,6 +11,8 @@ from knowmine.shared.weights import Array, Manifest, Weights
 
 MAX_STEPS = 100_000
 """Batches that batch norm may have counted in one round."""
+PIECE = 65_536
+"""Elements that are looked at at once."""
 STATISTICS = ("running_mean", "running_var")
 """Batch norm's own figures: they follow the images' range, not an optimiser's steps."""
 
@@ -30,10 +32,13 @@ def move_of(weights: Weights, sent: Weights) -> Move:
     for name, array in weights.items():
         if not _is_trained(name, array):
             continue
-        change = np.abs(np.subtract(array, sent[name], dtype=np.float64))
-        squares += float(np.vdot(change, change))
-        if change.size and (most := float(change.max())) > largest:
-            largest, where = most, name
+        after, before = array.reshape(-1), sent[name].reshape(-1)
+        for start in range(0, after.size, PIECE):  # a piece stays in the processor's cache
+            piece = slice(start, start + PIECE)
+            change = np.subtract(after[piece], before[piece], dtype=np.float64)
+            squares += float(np.vdot(change, change))
+            if (most := max(float(change.max()), -float(change.min()))) > largest:
+                largest, where = most, name
     return Move(math.sqrt(squares), largest, where)
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+WRONG = frozenset(("failed", "dropped", "not renewed", "expiry", "clock"))
+"""Events that a person hears of even when they asked for quiet."""
+
 _DOING = {"train": "train", "evaluate": "score the model", "query": "introduce itself"}
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from knowmine.client.at_rest import VAULT_KEYS, Seal
 from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site
@@ -28,8 +30,9 @@ def opened(
     progress: Progress | None = None,
     seal: Seal | None = None,
     embeddings_bytes: int = 0,
+    network: nn.Module | None = None,
 ) -> Site:
-    """The site, its images decoded; `folder` is its own."""
+    """The site, its images decoded; `folder` is its own. network: see `Site`."""
     return Site(
         data,
         Scorer(hidden, model.classes, max_image_px=split.max_image_px),
@@ -43,6 +46,7 @@ def opened(
         progress=progress,
         seal=seal,
         embeddings_bytes=embeddings_bytes,
+        network=network,
     )
 
 

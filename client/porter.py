@@ -9,7 +9,7 @@ no record and no policy; the checks are the same.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,10 +25,11 @@ from knowmine.client.questions import (
     Asked,
     Past,
     check_question,
-    digest_of_reply,
     size_of,
 )
-from knowmine.shared.errors import EgressRefused, reason_of
+from knowmine.client.receipts import Receipt
+from knowmine.shared.countersign import Confirmation, Head, digest_of_reply
+from knowmine.shared.errors import EgressRefused, Refused, reason_of
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.weights import Manifest, bytes_of, digest_of, digest_of_manifest
 
@@ -42,18 +43,16 @@ class Porter:
     """Stands at the door of one site.
 
     chain: the record; None keeps none. pending: folder of updates that wait for a person.
-    stop: set when the site is told to stop.
+    stop: set when the site is told to stop. server_key: gives the public key that the server's
+    connection shows. head: of the answer that left last, to go beside it; None without a record.
     """
 
     policy: Policy = LOOSEST
     chain: Chain | None = None
     pending: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def head(self) -> str:
-        """The record's head, to be published each round; empty without a record."""
-        return self.chain.head if self.chain else ""
+    server_key: Callable[[], object] = lambda: None
+    head: Head | None = None
 
     def ask(self, task: TrainTask | EvaluateTask | None, run: str, manifest: Manifest) -> Asked:
         """Take a question in; None asks for an introduction.
@@ -92,8 +91,22 @@ class Porter:
             if self._past().answered.get((asked.run, kind, asked.round)) == digest:
                 again = {"again": 1}
             size = size_of(leaving)
-            self._note(kind, "out", asked, manifest, digest=digest, size=size, about=again)
+            left = self._note(kind, "out", asked, manifest, digest=digest, size=size, about=again)
+            self.head = self.chain.head_of(left) if left else None
         return leaving
+
+    def confirmed(self, confirmation: Confirmation | None) -> None:
+        """The server says what arrived of an answer before; it is written down.
+
+        What it did not sign, or what did not leave here so, is written down as refused.
+        """
+        if self.chain is None or confirmation is None:
+            return
+        try:
+            self.chain.countersigned(confirmation, self.server_key())
+        except Refused as error:
+            about = {"what": "confirmation", "why": str(error)}
+            self.chain.append("refused", "in", policy=self.policy.digest(), about=about)
 
     def failed(self, error: BaseException, asked: Asked, manifest: Manifest) -> None:
         """The work ended in an error, of which the server learns one word."""
@@ -149,10 +162,10 @@ class Porter:
         digest: str = "",
         size: int = 0,
         about: Mapping[str, int | str] | None = None,
-    ) -> None:
+    ) -> Receipt | None:
         if self.chain is None:
-            return
-        self.chain.append(
+            return None
+        return self.chain.append(
             kind,
             direction,
             run=asked.run,

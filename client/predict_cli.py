@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from knowmine.shared import talk
 from knowmine.shared.command import checked_format, say_json
 
 if TYPE_CHECKING:
@@ -68,22 +69,26 @@ def _say(outcome: "Outcome", console: Console) -> None:
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    def nice(text: str, style: str = "") -> None:
+        if not talk.quiet():
+            line(text, style)
+
     package = outcome.package
     if package.trusted:
-        line(f"Model {package.card.name}, signed with the key that you gave", "green")
+        nice(f"Model {package.card.name}, signed with the key that you gave", "green")
     elif package.signer:
-        line(f"Model {package.card.name}, signed by {package.signer}; give --key to be sure of it")
+        nice(f"Model {package.card.name}, signed by {package.signer}; give --key to be sure of it")
     else:
         line(f"Model {package.card.name} is not signed: nobody vouches for it", "yellow")
     for error in outcome.failed.values():
         line(error, "red")
     for file, reason in outcome.without_seg.items():
         line(f"{file}: {reason}; its masks are written as PNG", "yellow")
-    line(f"{outcome.images} masks in {outcome.out}, areas in {outcome.out / 'areas.csv'}")
+    nice(f"{outcome.images} masks in {outcome.out}, areas in {outcome.out / 'areas.csv'}")
     if outcome.doubted:
         first = ", ".join(outcome.doubted[:5]) + (", ..." if len(outcome.doubted) > 5 else "")
         line(f"{len(outcome.doubted)} in doubt, look at these first: {first}", "yellow")
-    line("Research software, not a medical device: look at every mask.")
+    nice("Research software, not a medical device: look at every mask.")
 
 
 class _Shown:
@@ -97,7 +102,7 @@ class _Shown:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=talk.quiet() or not console.is_terminal,
         )
 
     def start(self, step: str, total: int) -> None:

@@ -3,22 +3,20 @@
 `client/egress.py` holds the list.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from knowmine.client.policy import LOOSEST, Policy
 from knowmine.shared.checks import Door
+from knowmine.shared.countersign import Answer, digest_of_reply, numbers_of
 from knowmine.shared.errors import EgressRefused
-from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
-from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of, digest_of_manifest
+from knowmine.shared.protocol import Hello, Scores, Update
+from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest
 
 Kind = Literal["hello", "update", "scores"]
-Answer: TypeAlias = Update | Scores | Hello
 
 KINDS: Mapping[type, Kind] = MappingProxyType({Hello: "hello", Update: "update", Scores: "scores"})
 _DOOR = Door("this site was about to send", EgressRefused)
@@ -96,15 +94,7 @@ def check_question(
 
 def size_of(reply: Answer) -> int:
     """Bytes of a reply: its tensors, 8 for each number, and its texts."""
-    return (bytes_of(reply.weights) if isinstance(reply, Update) else 0) + _size(_numbers_of(reply))
-
-
-def digest_of_reply(reply: Answer) -> str:
-    """SHA-256 over all that a reply holds, tensors and numbers."""
-    weights = digest_of(reply.weights) if isinstance(reply, Update) else ""
-    told = {"kind": KINDS[type(reply)], "weights": weights, "numbers": _numbers_of(reply)}
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return (bytes_of(reply.weights) if isinstance(reply, Update) else 0) + _size(numbers_of(reply))
 
 
 def check_answer(reply: Answer, asked: Asked) -> None:
@@ -139,14 +129,6 @@ def check_budget(reply: Answer, asked: Asked | None, policy: Policy, past: Past)
             "the same again or none",
             "keep the site's state folder: the first answer is in it",
         )
-
-
-def _numbers_of(reply: Update | Scores | Hello) -> dict[str, Any]:
-    values = {name: value for name, value in vars(reply).items() if name != "weights"}
-    return {
-        name: asdict(value) if isinstance(value, Mined | Calibration) else value
-        for name, value in values.items()
-    }
 
 
 def _size(value: Any) -> int:

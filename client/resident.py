@@ -9,7 +9,7 @@ from knowmine.client.approval import PENDING
 from knowmine.client.audit import Chain, record_of
 from knowmine.client.fleet import Link
 from knowmine.client.porter import Porter
-from knowmine.client.settings import ClientSettings, policy_of
+from knowmine.client.settings import SITE_LOG, ClientSettings, policy_of
 from knowmine.client.site_keys import SiteKeys
 from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
@@ -51,7 +51,7 @@ class Resident:
             raise CannotWrite(f"cannot write in {settings.state} ({error.strerror})") from error
         lock = FolderLock(settings.state)
         try:
-            with open_log(settings.state / "site.log.jsonl", self._tell) as log:
+            with open_log(settings.state / SITE_LOG, self._tell) as log:
                 return self._serve(log, stop)
         finally:
             lock.release()
@@ -67,10 +67,11 @@ class Resident:
         path = record_of(settings.state)
         # The record first: where it is wrong, nothing may leave, and nobody need be called.
         with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
-            porter = Porter(policy, chain, settings.state / PENDING, stop)
             link = Link(
                 settings.network, settings.site, self._keys, settings.keys, settings.state, log
             )
+            pending = settings.state / PENDING
+            porter = Porter(policy, chain, pending, stop, server_key=link.server_key)
             try:
                 app = client_app(
                     lambda _: self._worker, settings.state / "feedback", lambda _: porter

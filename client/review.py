@@ -29,7 +29,7 @@ from knowmine.client.reviewed import (
     read_decisions,
     save_mask,
 )
-from knowmine.client.sam import Sam
+from knowmine.client.sam import EMBEDDING_SHAPE, Sam
 from knowmine.shared.errors import CannotWrite, DataError, UsageError
 from knowmine.shared.images import read_image
 
@@ -180,6 +180,12 @@ class Review:
             embedding, size = self._embedding(case)
             mask = answer_clicks(self.sam(), embedding, size, case.shown, clicks)
         return _png(Image.fromarray(mask))
+
+    def warm_up(self) -> None:
+        """Load SAM and let it answer once: its first answer takes three times as long."""
+        with self._sam_lock:
+            nothing = np.zeros(EMBEDDING_SHAPE, np.float16)
+            answer_clicks(self.sam(), nothing, (64, 64), (64, 64), [Click(32, 32, True)])
 
     def sam(self) -> Sam:
         """SAM, loaded at the first call."""

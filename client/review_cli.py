@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from knowmine.shared.command import say
 from knowmine.shared.errors import UsageError
 
 
@@ -58,7 +59,7 @@ def review(
         if found.going:
             typer.echo("The run is not over: what you decide counts from its next round on.")
         typer.echo(f"{len(cases)} pseudo-labels to look at. Open {server.url}")
-        typer.echo("The address works once, on this machine only. Ctrl-C ends the review.")
+        say("The address works once, on this machine only. Ctrl-C ends the review.")
         if open_browser:
             webbrowser.open(server.url)
         server.run()

@@ -1,5 +1,6 @@
 """Where the pseudo-labels, images and embeddings of a run are, whichever way it was run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
 from knowmine.client.folder import images_in
 from knowmine.client.gallery import mined_files
 from knowmine.client.opening import cache_of
-from knowmine.client.settings import ClientSettings, SamSettings
+from knowmine.client.settings import SITE_LOG, ClientSettings, SamSettings
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import read_settings
 
@@ -69,7 +70,10 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
     else:
         folder = run / "site" if (run / "site").is_dir() else run
         found = Places(
-            folder.absolute().parent.name, (_place(folder.name, folder, data),), SamSettings(), True
+            folder.absolute().parent.name,
+            (_place(folder.name, folder, data),),
+            SamSettings(),
+            not _has_ended(folder.parent / SITE_LOG),
         )
     if not any(mined_files(place.folder, place.seal) for place in found.places):
         raise UsageError(
@@ -86,7 +90,17 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
 def _of_settings(file: Path) -> Places:
     settings = read_settings(ClientSettings, file, {})
     place = _place(settings.site, settings.state / "site", settings.data)
-    return Places(f"{settings.federation}, {settings.site}", (place,), settings.sam, True)
+    going = not _has_ended(settings.state / SITE_LOG)
+    return Places(f"{settings.federation}, {settings.site}", (place,), settings.sam, going)
+
+
+def _has_ended(log: Path) -> bool:
+    """Whether the last thing that the site's client wrote is that the run is over."""
+    try:
+        last = log.read_bytes().splitlines()[-1]
+        return bool(json.loads(last)["event"] == "end")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _of_simulation(run: Path, data: Path | None) -> Places:

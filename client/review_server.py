@@ -81,8 +81,7 @@ class ReviewServer:
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
-        # SAM's load takes a second that the first click should not wait for.
-        threading.Thread(target=self._load_sam, name="sam", daemon=True).start()
+        threading.Thread(target=self._warm_up, name="sam", daemon=True).start()
         self._server.run(sockets=[self._socket])
 
     def close(self) -> None:
@@ -103,9 +102,9 @@ class ReviewServer:
         """What is served."""
         return self._review
 
-    def _load_sam(self) -> None:
+    def _warm_up(self) -> None:
         with suppress(KnowmineError):  # the first click says it to the person
-            self._review.sam()
+            self._review.warm_up()
 
 
 class Door:

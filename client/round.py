@@ -230,7 +230,7 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         batch = rows[start : start + SAM_BATCH]
         answers = refine(
             tuned or site.sam,
-            torch.stack([site.embedding(kind, row) for row in batch]),
+            site.embeddings((kind, row) for row in batch),
             [asked[row] for row in batch],
             [frames[row] for row in batch],
             classes=plan.model.classes,
@@ -265,7 +265,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     if not pairs:
         return
     lessons = Lessons(
-        torch.stack([site.embedding(kind, row) for kind, row in pairs]),
+        site.embeddings(pairs),
         torch.cat([kind.truth for kind in kinds]),
         [site.frames(kind, row) for kind, row in pairs],
     )

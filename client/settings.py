@@ -12,6 +12,10 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
+SITE_LOG = "site.log.jsonl"
+"""What a site's client did, in its state folder; a review reads from it that a run is over."""
+
+
 class DataSettings(Settings):
     """How a folder of images is divided."""
 

@@ -1,7 +1,12 @@
-"""A site while a run lasts: its images in memory, its U-Net++ and SAM loaded once."""
+"""A site while a run lasts: its images in memory, its U-Net++ and SAM loaded once.
+
+A simulation of many sites has one U-Net++ for all of them, and lets the pixels of sites that wait for
+their turn go; see `Site.rest`.
+"""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +35,9 @@ from knowmine.shared.unetplusplus import (
     weights_of,
 )
 from knowmine.shared.weights import Weights, digest_of_manifest, load_weights, save_weights
+
+WITH_TRUTH = ("labelled", "probe")
+"""Kinds whose masks are this site's to see."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ class Site:
     folder: the site's own folder of this run, made by who opens the site; nothing in it leaves.
     open_sam: loads SAM the first time a round needs it; some methods never do.
     seal: encrypts what is kept of images. embeddings_bytes: most that embeddings may take; 0 is no
-    limit.
+    limit. network: a U-Net++ of these settings that sites who never work at the same time may share;
+    not set, the site builds its own.
     Raises `DataError` when too many images cannot be used.
     """
 
@@ -93,6 +102,7 @@ class Site:
         progress: Progress | None = None,
         seal: Seal | None = None,
         embeddings_bytes: int = 0,
+        network: nn.Module | None = None,
     ) -> None:
         self.name, self.scorer, self.settings = data.name, scorer, model
         self.folder, self.compute = folder, compute
@@ -101,18 +111,24 @@ class Site:
         self._embeddings, self._open_sam = embeddings, open_sam
         self.seal, self._embeddings_bytes, self._withdrawn = seal, embeddings_bytes, data.withdrawn
         self._left_out, self.warnings = list(data.left_out), list(data.warnings)
-        self.labelled = self._load(data.labelled, with_truth=True)
-        self.probe = self._load(data.probe, with_truth=True)
-        self.unlabelled = self._load(data.unlabelled)
+        self._kinds = {
+            name: self._load(cases, with_truth=name in WITH_TRUTH)
+            for name, cases in (
+                ("labelled", data.labelled),
+                ("probe", data.probe),
+                ("unlabelled", data.unlabelled),
+                ("test", data.test),
+            )
+        }
+        self._resting: set[str] = set()
         # What a review at this site left to mine, and what it made labels of; see `improve`.
         self.to_mine: Kind = self.unlabelled
         self.reviewed: Kind | None = None
-        self.test = self._load(data.test)
         scorer.check(self.test.cases)
-        usable = sum(map(len, (self.labelled, self.probe, self.unlabelled, self.test)))
+        usable = sum(map(len, self._kinds.values()))
         refuse_many_bad(self.name, self._left_out, usable + len(self._left_out), max_bad_share)
         # Every task brings weights, so these need no start of their own.
-        self.model = build_model(model.model_copy(update={"pretrained": False}), seed=0)
+        self.model = network or build_model(model.model_copy(update={"pretrained": False}), seed=0)
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
         self._tuned: set[int] = set()
@@ -122,14 +138,48 @@ class Site:
         """Each image that takes no part, as "stem: reason"."""
         return [*self._left_out, *self.scorer.left_out]
 
+    @property
+    def labelled(self) -> Kind:
+        """Images to learn from."""
+        return self._awake("labelled")
+
+    @property
+    def probe(self) -> Kind:
+        """Labelled images on which pseudo-labels are judged."""
+        return self._awake("probe")
+
+    @property
+    def unlabelled(self) -> Kind:
+        """Images to mine."""
+        return self._awake("unlabelled")
+
+    @property
+    def test(self) -> Kind:
+        """Images to score the global model on."""
+        return self._awake("test")
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Memory that the images and masks of this site take now."""
+        return sum(kind.images.nbytes + kind.truth.nbytes for kind in self._kinds.values())
+
+    def rest(self) -> None:
+        """Let all pixels go; each kind of image is read again when it is asked for."""
+        for name, kind in self._kinds.items():
+            # Copies: a part of a tensor keeps the whole of it alive.
+            images, truth = kind.images[:0].clone(), kind.truth[:0].clone()
+            self._kinds[name] = replace(kind, images=images, truth=truth)
+            self._resting.add(name)
+        self.to_mine, self.reviewed = self._kinds["unlabelled"], None
+
     def leave_out_withdrawn(self) -> None:
         """Drop the cases of withdrawn.txt from memory: they take no part from here on.
 
         Raises `DataError` where the list cannot be read.
         """
         if stems := withdrawn_in(self._withdrawn):
-            self.labelled, self.probe = self.labelled.without(stems), self.probe.without(stems)
-            self.unlabelled, self.test = self.unlabelled.without(stems), self.test.without(stems)
+            for name in self._kinds:
+                self._kinds[name] = self._awake(name).without(stems)
 
     def note(self, round_: int, as_: str, kind: Kind) -> None:
         """Remember, by the project's key, which cases took part in a round and as what."""
@@ -143,10 +193,10 @@ class Site:
             site=self.name,
             protocol=PROTOCOL,
             model_digest=digest_of_manifest(self.manifest),
-            labelled=len(self.labelled) + len(self.probe),
-            unlabelled=len(self.unlabelled),
-            probe=len(self.probe),
-            test=len(self.test),
+            labelled=len(self._kinds["labelled"]) + len(self._kinds["probe"]),
+            unlabelled=len(self._kinds["unlabelled"]),
+            probe=len(self._kinds["probe"]),
+            test=len(self._kinds["test"]),
         )
 
     @cached_property
@@ -169,16 +219,31 @@ class Site:
     @property
     def embedded(self) -> int:
         """Images of this site whose embedding is on disk, from this run or an earlier one."""
-        digests = {*self.probe.digests, *self.unlabelled.digests}
+        digests = {*self._kinds["probe"].digests, *self._kinds["unlabelled"].digests}
         return sum(map(self.store.has, digests))
 
-    def embedding(self, kind: Kind, row: int) -> Tensor:
-        """SAM's embedding (256, 64, 64) float16 of one image."""
-        path = kind.cases[row].image
-        array = self.store.get(
-            kind.digests[row], lambda: read_image(path, max_image_px=self._max_image_px)
-        )
-        return torch.from_numpy(array)
+    def embeddings(self, pairs: Iterable[tuple[Kind, int]]) -> Tensor:
+        """SAM's embeddings (N, 256, 64, 64) float16 of some rows of some kinds.
+
+        While SAM looks at one image, the next is read and resized.
+        """
+
+        def embed(pair: tuple[Kind, int]) -> Tensor:
+            kind, row = pair
+            path, digest = kind.cases[row].image, kind.digests[row]
+            return torch.from_numpy(
+                self.store.get(digest, lambda: read_image(path, max_image_px=self._max_image_px))
+            )
+
+        pairs = list(pairs)
+        digests = [kind.digests[row] for kind, row in pairs]
+        once = dict(zip(digests, pairs, strict=True))  # copies of an image are embedded once
+        pool = ThreadPoolExecutor(2, "embedding")
+        try:
+            found = dict(zip(once, pool.map(embed, once.values()), strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return torch.stack([found[digest] for digest in digests])
 
     def frames(self, kind: Kind, row: int) -> Frames:
         """The frames of one image."""
@@ -242,11 +307,21 @@ class Site:
     def _own_layers(self, round_: int) -> Path:
         return self.folder / f"batch-norm-{round_:04d}.safetensors"
 
+    def _awake(self, name: str) -> Kind:
+        """A kind with its pixels, read again where the site has rested."""
+        if name in self._resting:
+            # The same cases: who withdrew stays out, and a file that has gone since is left out.
+            self._kinds[name] = self._load(self._kinds[name].cases, with_truth=name in WITH_TRUTH)
+            self._resting.discard(name)
+            if name == "unlabelled":
+                self.to_mine = self._kinds[name]
+        return self._kinds[name]
+
     def _load(self, cases: tuple[Case, ...], *, with_truth: bool = False) -> Kind:
         px, classes = self.settings.image_px, self.settings.classes
         loaded = load_images(cases, px, self._max_image_px, classes=classes if with_truth else None)
-        self._left_out += loaded.left_out
-        self.warnings += loaded.warnings
+        self._left_out += [line for line in loaded.left_out if line not in self._left_out]
+        self.warnings += [line for line in loaded.warnings if line not in self.warnings]
         images = torch.from_numpy(loaded.images).permute(0, 3, 1, 2).contiguous()
         truth = torch.zeros((0, classes, px, px), dtype=torch.bool)
         if with_truth and loaded.masks is not None:

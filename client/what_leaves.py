@@ -7,23 +7,29 @@ real one; nothing is sent. What is listed is read back from the packed messages 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import zstandard
 from PIL import Image
+from torch import Tensor
 
 from knowmine.client import round as site_round
-from knowmine.client.attacks import gradients_of, invert, losses_of, membership, psnr_db
+from knowmine.client.attacks import gradients_of, invert, losses_of, membership, psnr_db, ssim
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.dataset import open_site
 from knowmine.client.egress import release
 from knowmine.client.findings import Finding
 from knowmine.client.opening import opened
+from knowmine.client.receipts import ZEROS
 from knowmine.client.sam import Tunable
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site import Site
 from knowmine.shared import packing, wire
+from knowmine.shared.changes import Form, pack_change
+from knowmine.shared.countersign import Head
 from knowmine.shared.errors import KnowmineError, RunFailed
 from knowmine.shared.log import Progress, Silent
 from knowmine.shared.protocol import EvaluateTask, TrainTask
@@ -34,7 +40,10 @@ from knowmine.shared.weights import Weights
 IMAGES = 32
 """Most images of each kind that take part: the attacks are bounded in time."""
 TRAINING_STEPS = 20
-INVERSION_STEPS = 24
+INVERSION_STEPS = 32
+BATCH, CROP_PX = 2, 64
+"""Of the inversion: a round sends the sum of many steps over whole images, which tells far less."""
+FORMS: tuple[Form, ...] = ("bf16", "int8")
 PROVES = (
     "a high score proves that this update tells something of its images; a low one proves only "
     "that this attack, with these steps, did not find it. Weights are not anonymous"
@@ -60,16 +69,27 @@ def what_leaves(
             manifest=site.manifest,
         )
         hello = release(site.hello(), manifest=site.manifest)
-        for reply in (hello, update, scores):
-            yield _listed(type(reply).__name__.lower(), contents(wire.pack_reply(reply)))
+        yield _listed("hello", contents(wire.pack_reply(hello)))
+        yield _listed("update", contents(beside_head(wire.pack_reply(update))))
+        for form in FORMS:
+            packed = pack_change(update.weights, before, form, {}, seed=0)
+            held = contents(beside_head(wire.pack_reply(update, packed.data)))
+            yield _listed_change(form, held)
+        yield _listed("scores", contents(beside_head(wire.pack_reply(scores))))
         yield _membership(site, before, update.weights)
         yield _inversion(site, settings, before, steps, progress)
     except KnowmineError as error:
         yield Finding("leaves", "error", str(error), "a round would fail here as well")
 
 
+def beside_head(records: Any) -> Any:
+    """The reply with what goes beside it: the number and SHA-256 of its receipt."""
+    records[wire.HEAD] = wire.pack_head(Head(1, ZEROS))
+    return records
+
+
 def contents(records: Any) -> dict[str, Any]:
-    """All that a packed reply holds: tensors, numbers, texts and bytes."""
+    """All that a packed reply holds: tensors as they travel, numbers, texts and bytes."""
     tensors: list[dict[str, Any]] = []
     numbers: dict[str, Any] = {}
     size = 0
@@ -77,7 +97,10 @@ def contents(records: Any) -> dict[str, Any]:
         size += record.count_bytes()
         if group in records.array_records:
             for packed in records.array_records[group].values():
-                for name, array in packing.unpack(packed.data).items():
+                data = packed.data
+                if packed.stype == wire.CHANGE:
+                    data = zstandard.ZstdDecompressor().decompress(data)
+                for name, array in packing.unpack(data).items():
                     tensors.append(
                         {
                             "name": name,
@@ -101,6 +124,17 @@ def _listed(kind: str, held: dict[str, Any]) -> Finding:
     said += [f"{name} = {value}" for name, value in held["numbers"].items()]
     what = f"one {kind} of {held['bytes']} bytes: {'; '.join(said)}"
     return Finding("leaves", "note", what, facts={"kind": kind, **held})
+
+
+def _listed_change(form: str, held: dict[str, Any]) -> Finding:
+    """The same update, where the run's plan has sites send what changed."""
+    tensors = held["tensors"]
+    what = (
+        f"the same update where the plan says transport.update: {form}: {held['bytes']} bytes, "
+        f"packed, of {len(tensors)} tensors ({sum(t['bytes'] for t in tensors)} bytes unpacked) "
+        f"and the same {len(held['numbers'])} numbers"
+    )
+    return Finding("leaves", "note", what, facts={"kind": "update", "form": form, **held})
 
 
 def _membership(site: Site, before: Weights, after: Weights) -> Finding:
@@ -134,41 +168,55 @@ def _membership(site: Site, before: Weights, after: Weights) -> Finding:
 def _inversion(
     site: Site, settings: ClientSettings, before: Weights, steps: int, progress: Progress
 ) -> Finding:
-    if len(site.labelled) < 2:
-        return Finding("inversion", "note", "not tried: it needs two labelled images")
+    """A batch of two crops from its own gradient, and from that of two others."""
+    if len(site.labelled) < 2 * BATCH:
+        return Finding("inversion", "note", f"not tried: it needs {2 * BATCH} labelled images")
     model = build_model(site.settings.model_copy(update={"pretrained": False}), 0)
     put_weights(model, before)
     model.eval()
-    images, truth = site.labelled.images[:2] / 255, site.labelled.truth[:2]
+    middle = _middle(site.settings.image_px)
+    images = site.labelled.images[: 2 * BATCH, :, middle, middle] / 255
+    truth = site.labelled.truth[: 2 * BATCH, :, middle, middle]
+    own, mask = images[:BATCH], truth[:BATCH]
     progress.start("inverting gradients", 2 * steps)
     made = []
-    for row in (0, 1):  # the image's own gradient, then another image's
-        mask = truth[row : row + 1]
-        target = [g.detach() for g in gradients_of(model, images[row : row + 1], mask)]
+    for batch in (slice(0, BATCH), slice(BATCH, None)):  # its own gradient, then the others'
+        target = [g.detach() for g in gradients_of(model, images[batch], truth[batch])]
         made.append(
             invert(
                 partial(gradients_of, model, truth=mask),
                 target,
-                tuple(images[:1].shape),
+                tuple(own.shape),
                 steps=steps,
                 generator=torch.Generator().manual_seed(settings.seed),
                 advance=progress.advance,
             )
         )
     progress.done()
-    own, other = (psnr_db(guess, images[:1]) for guess in made)
     file = settings.state / "what-leaves" / "inversion.png"
-    side_by_side = torch.cat([images[:1], *made], 3)[0].permute(1, 2, 0)
+    _save_beside(file, own, *made)
+    (db, like), (other_db, other_like) = ((psnr_db(m, own), ssim(m, own)) for m in made)
+    what = (
+        f"{steps} steps from the exact gradient of {BATCH} crops of {own.shape[-1]} pixels came "
+        f"within {db:.1f} dB (PSNR) of them, SSIM {like:.2f}; from the gradient of {BATCH} others, "
+        f"which knows nothing of them, {other_db:.1f} dB, SSIM {other_like:.2f}. Each row of {file}: "
+        "the crop, its inversion, the others'. For your eyes alone"
+    )
+    facts = {"own_db": db, "other_db": other_db, "own_ssim": like, "other_ssim": other_like}
+    return Finding("inversion", "note", what, PROVES, facts=facts)
+
+
+def _middle(image_px: int) -> slice:
+    start = max(0, (image_px - CROP_PX) // 2)
+    return slice(start, start + CROP_PX)
+
+
+def _save_beside(file: Path, *columns: Tensor) -> None:
+    rows = torch.cat(columns, 3).permute(0, 2, 3, 1).flatten(0, 1)
     try:
-        Image.fromarray((side_by_side * 255).round().to(torch.uint8).numpy()).save(file)
+        Image.fromarray((rows * 255).round().to(torch.uint8).numpy()).save(file)
     except OSError as error:
         raise RunFailed(f"cannot write {file} ({error.strerror})") from error
-    what = (
-        f"{steps} steps from the gradient of one image came within {own:.1f} dB of it; from "
-        f"another image's gradient, within {other:.1f} dB. Side by side (image, its inversion, the "
-        f"other's) in {file}: for your eyes alone"
-    )
-    return Finding("inversion", "note", what, PROVES, facts={"own_db": own, "other_db": other})
 
 
 def _open(settings: ClientSettings, progress: Progress) -> Site:

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal, cast, get_args
 import typer
 from rich.console import Console
 
+from knowmine.shared import talk
 from knowmine.shared.command import checked_format, run_command, say_json, say_version
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import Method, read_settings
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
 
 
 @app.command(
@@ -61,7 +62,9 @@ def simulate(
     ] = "text",
     show_version: Annotated[
         bool,
-        typer.Option("--version", callback=say_version, is_eager=True, help="Say the version."),
+        typer.Option(
+            "--version", callback=say_version, is_eager=True, help="Say version and digests."
+        ),
     ] = False,
 ) -> None:
     """Several hospitals on one machine improve one U-Net++ together, with SAM's help.
@@ -117,7 +120,7 @@ def _simulate(
         if out is None:
             raise UsageError("--out is missing: name a new folder for the run")
         run = out
-    with make_display(format_) as display:
+    with make_display("json" if talk.quiet() else format_) as display:
         summary = run_simulation(settings, run, resume=bool(resume), display=display)
     if format_ == "text":
         _say(summary, run)

@@ -1,6 +1,7 @@
-"""`knowmine-server` as it is installed: the server's own commands, and provisioning.
+"""`knowmine-server` as it is installed: the server's own commands, provisioning and the report.
 
-Provisioning writes the settings of both roles, so it belongs to neither.
+Provisioning writes the settings of both roles and the report is the simulation's, so they belong
+to neither.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from knowmine.server.cli import app, main
+from knowmine.shared.command import say
 from knowmine.shared.errors import CannotWrite, UsageError
 
 __all__ = ["app", "server"]
@@ -42,8 +44,22 @@ def provision(
         typer.echo(f"{'new ' if site in made.made else ''}kit for {site}: {kit}")
     for site in made.ended:
         typer.echo(f"the kit of {site} has ended: make another with --new-kit {site}")
-    typer.echo("Send each kit to its site by a way that you trust; it lets one site in, once.")
+    say("Send each kit to its site by a way that you trust; it lets one site in, once.")
     typer.echo(f"SHA-256 of the authority, for the sites to compare: {made.authority}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
+) -> None:
+    """Write RUN/report.html: curves, sites, mining, roster and digests on one page that prints.
+
+    It holds no picture and no count of fewer than five test images, so every site may have it.
+    Example: knowmine-server report fed/run
+    """
+    from knowmine.deploy.federation_report import write_federation_report
+
+    typer.echo(f"Report: {write_federation_report(run)}")
 
 
 def _write_example(file: Path) -> None:

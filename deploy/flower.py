@@ -8,8 +8,7 @@ that the run's settings name, divided as knowmine-simulate does.
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from flwr.serverapp import Grid, ServerApp  # isort: skip
 if TYPE_CHECKING:  # torch takes seconds, and is loaded when there is work
     from knowmine.client.dataset import HiddenMasks, SiteData
     from knowmine.client.site import Site
-    from knowmine.server.journal import Journal
     from knowmine.server.rounds import Sites
 
 APP = Path(__file__).with_name("flower_app")
@@ -51,35 +49,23 @@ def serve(grid: Grid, context: Context) -> None:
     from knowmine.client.compute import settle
     from knowmine.deploy.progress import make_display
     from knowmine.server.app import server_app
-    from knowmine.server.ending import ending, versions
+    from knowmine.server.ending import ending
+    from knowmine.server.resuming import begin_or_resume, write_closing
     from knowmine.server.rounds import run_rounds
-    from knowmine.server.summary import summarise
     from knowmine.shared.log import open_log
     from knowmine.shared.unetplusplus import build_model, weights_of
 
     settings, run = _run_settings(context.run_config), Path(_named("out", context.run_config))
-    plan = settings.plan
+    plan, dump = settings.plan, plain(settings.model_dump(mode="json"))
     settle(settings.machine.threads)
     with (
-        _journal(run, settings) as journal,
+        begin_or_resume(run, dump, dump) as journal,
         open_log(run / "run.log.jsonl") as log,
         make_display("text") as display,
     ):
 
         def end(status: str, reason: str) -> None:
-            records = journal.records()
-            journal.write_summary(
-                summarise(
-                    status=status,
-                    reason=reason,
-                    records=records,
-                    roster=sorted({site for r in records for site in (*r["sites"], *r["refused"])}),
-                    settings=journal.settings,
-                    seed=plan.seed,
-                    sam=None,  # the nodes' own affair
-                    versions=versions(),
-                )
-            )
+            write_closing(journal, status, reason, plan.seed)
 
         def rounds(sites: "Sites") -> None:
             run_rounds(
@@ -106,22 +92,6 @@ def _named(key: str, config: Config) -> str:
     if not config.get(key):
         raise UsageError(f"{key} is missing: add --run-config '{key}=\"/path\"' to flwr run")
     return str(config[key])
-
-
-@contextmanager
-def _journal(run: Path, settings: SimulationSettings) -> "Iterator[Journal]":
-    """The run in this folder: a new one, or an unfinished one of the same settings."""
-    from knowmine.server.journal import Journal
-
-    dump = settings.model_dump(mode="json")
-    unfinished = (run / "settings.json").is_file() and not (run / "model.safetensors").exists()
-    with Journal.open(run) if unfinished else Journal.create(run, dump) as journal:
-        if journal.settings != plain(dump):
-            raise UsageError(
-                f"{run} holds an unfinished run with other settings than the ones given: give "
-                f"those in {run / 'settings.json'} to go on with it, or choose another folder"
-            )
-        yield journal
 
 
 def _wait(grid: Grid, config: Config) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowmine.deploy.figures import as_data, colours_of, dice_chart, outline
+from knowmine.deploy.mining_figures import Judged, mined_bars, worth_of_judging
 from knowmine.deploy.progress import duration
+from knowmine.deploy.report_tables import digests, flat, mining_cards, roster, round_row, site_row
 from knowmine.shared.weights import write_atomically
 
 SHOWN = 48
@@ -39,17 +41,30 @@ class GalleryItem:
     truth: NDArray[np.uint8] | None
 
 
-def write_report(run: Path, summary: Mapping[str, Any], gallery: Sequence[GalleryItem]) -> Path:
+def write_report(
+    run: Path,
+    summary: Mapping[str, Any],
+    gallery: Sequence[GalleryItem],
+    judged: Sequence[Judged] = (),
+) -> Path:
     """Write `RUN/report.html` from the summary and the pseudo-labels kept to look at.
 
+    judged: pseudo-labels whose truth is known, to see what judging is worth.
     The page needs nothing but itself: styles, charts and pictures are in it.
     """
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"score": score, "bytes": human_bytes, "duration": duration}
-    source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(**_content(summary, gallery))
+    content = _content(summary, gallery) | {
+        "worth": worth_of_judging(judged),
+        "digests": digests(run, summary),
+    }
+    page = environment.get_template("report.html").render(**content)
     file = run / "report.html"
     write_atomically(file, page.encode(errors="replace"))
     return file
@@ -88,7 +103,8 @@ def human_bytes(count: float) -> str:
 def _content(summary: Mapping[str, Any], gallery: Sequence[GalleryItem]) -> dict[str, Any]:
     """Everything that the template names."""
     sites, per_round = list(summary["sites"]), list(summary["per_round"])
-    rows = [_site_row(site, summary, per_round) for site in sites]
+    rows = [site_row(site, summary, per_round) for site in sites]
+    rounds = [round_row(record) for record in per_round]
     shown = worst_first(gallery)[:SHOWN]
     plan = summary["settings"].get("plan", {})
     return {
@@ -101,7 +117,16 @@ def _content(summary: Mapping[str, Any], gallery: Sequence[GalleryItem]) -> dict
         "colours": colours_of(sites),
         "sites": rows,
         "labelled": sum(row["labelled"] or 0 for row in rows),
-        "rounds": [_round_row(record) for record in per_round],
+        "rounds": rounds,
+        "lead": _lead(summary, rounds),
+        "bar_step": 400 / max(len(rounds), 1),
+        "bars": mined_bars(
+            [(row["round"], row["kept"], row["dropped"]) for row in rounds], height=200
+        ),
+        "mining": mining_cards(sites, per_round),
+        "roster": roster(sites, per_round),
+        "bytes": sum(row["bytes"] for row in rounds),
+        "seconds": sum(row["seconds"] for row in rounds),
         "refused": [
             (record["round"], site, why)
             for record in per_round
@@ -110,53 +135,34 @@ def _content(summary: Mapping[str, Any], gallery: Sequence[GalleryItem]) -> dict
         "left_out": summary.get("left_out", {}),
         "cards": [_card(item) for item in shown],
         "gallery_size": len(gallery),
-        "settings": list(_flat(summary["settings"])),
+        "settings": list(flat(summary["settings"])),
     }
 
 
-def _site_row(
-    site: str, summary: Mapping[str, Any], per_round: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    scores = summary["per_site"].get(site, {})
-    course = [r.get("per_site", {}).get(site, {}).get("dice") for r in per_round]
-    known = [value for value in course if value is not None]
-    updates = [r["updates"][site] for r in per_round if site in r.get("updates", {})]
-    return {
-        "name": site,
-        **{key: scores.get(key) for key in ("dice", "iou", "hd95", "test_images")},
-        "change": known[-1] - known[0] if len(known) > 1 else None,
-        "labelled": updates[-1]["labelled"] if updates else None,
-        "pseudo_labelled": updates[-1]["pseudo_labelled"] if updates else None,
-    }
-
-
-def _round_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A round with its sites; means over sites weigh each by the images that it mined."""
-    mined = record.get("mined_per_site", {})
-    weights = {site: m.get("kept", 0) + m.get("dropped", 0) for site, m in mined.items()}
-    total = sum(weights.values())
-
-    def mean(key: str) -> float | None:
-        if not total:
-            return None
-        return float(sum(m.get(key, 0.0) * weights[site] for site, m in mined.items()) / total)
-
-    kept, dropped = record["mined"]["kept"], record["mined"]["dropped"]
-    return {
-        "round": record["round"],
-        "dice": record["dice"],
-        "kept": kept,
-        "dropped": dropped,
-        "kept_share": 100 * kept / (kept + dropped) if kept + dropped else None,
-        "empty": sum(m.get("empty", 0) for m in mined.values()),
-        "gate": record["mined"]["gate"],
-        "fuse_weight": mean("fuse_weight"),
-        "mean_agreement": mean("mean_agreement"),
-        "mean_quality": mean("mean_quality"),
-        "seconds": record["seconds"],
-        "bytes": record.get("bytes_down", 0) + record.get("bytes_up", 0),
-        "sites": [{"name": site, "mined": weights[site], **m} for site, m in mined.items()],
-    }
+def _lead(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What happened, for a reader of one line and for a reader of three."""
+    sites, whole = summary["sites"], summary["global"]
+    title = f"{len(sites)} sites, one model" if len(sites) > 1 else f"{sites[0]}, alone"
+    said = []
+    first = rounds[0]["dice"] if rounds else None
+    if first is not None and whole["dice"] is not None:
+        images = (
+            f"{whole['test_images']} test images" if whole.get("test_images") else "test images"
+        )
+        course = f"was {whole['dice']:.3f}"
+        if len(rounds) > 1:
+            gain = whole["dice"] - first
+            verb = "rose" if gain >= 0.0005 else "fell" if gain <= -0.0005 else "stayed"
+            course = f"{verb} from {first:.3f} after the first round to {whole['dice']:.3f}"
+        said.append(f"On {images}, which nobody trained on, its Dice {course}.")
+    mined = sum(row["kept"] + row["dropped"] for row in rounds)
+    if mined:
+        kept = sum(row["kept"] for row in rounds)
+        said.append(
+            f"Over the rounds the sites looked at {mined} images without labels, and kept {kept} "
+            "of the masks found to learn from."
+        )
+    return {"title": title, "text": " ".join(said)}
 
 
 def _card(item: GalleryItem) -> dict[str, Any]:
@@ -175,13 +181,3 @@ def _card(item: GalleryItem) -> dict[str, Any]:
         "panels": panels,
         "truth": truth,
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted keys and their values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            shown = "not set" if value is None else value
-            yield prefix + str(key), str(shown)

@@ -30,6 +30,18 @@ class SitesSettings(Settings):
         description="Name of each site (lower-case letters, digits, hyphens) and its own folder.",
     )
 
+    memory_gb: float = Field(
+        0,
+        ge=0,
+        description="Memory for the sites' decoded images. Sites beyond it read theirs again for "
+        "each turn. 0 takes half of what is free.",
+    )
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_gb` in bytes."""
+        return int(self.memory_gb * 1e9)
+
     @model_validator(mode="after")
     def _one_way(self) -> "SitesSettings":
         if self.data and self.folders:

@@ -2,29 +2,33 @@
 
 The same ServerApp and ClientApp as in a federation; only the `Grid` between them is ours. It
 serialises every message as the wire does, so that what works here has nothing shared by
-accident, and works for one site at a time, so that memory does not grow with their number.
+accident, and works for one site at a time. They share one U-Net++ and one SAM, and those whose
+images do not fit read them again for each turn (turns.py), so that memory does not grow with their
+number.
 """
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from knowmine.client.app import client_app
-from knowmine.client.compute import pick_compute, settle
+from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.dataset import HiddenMasks, SiteData, open_site, split_sites
-from knowmine.client.gallery import load_gallery
 from knowmine.client.opening import cache_of, opened
 from knowmine.client.sam import Tunable, load_sam
 from knowmine.client.sam_weights import SamWeights, find_weights
 from knowmine.client.site import Site
 from knowmine.client.worker import SiteWorker
-from knowmine.deploy.report import GalleryItem, write_report
+from knowmine.deploy.against_truth import gallery_of, judged_of
+from knowmine.deploy.report import write_report
 from knowmine.deploy.settings import SimulationSettings
+from knowmine.deploy.turns import Turns
 from knowmine.server.app import server_app
 from knowmine.server.ending import ending, versions
 from knowmine.server.journal import Journal, refuse_used
@@ -33,7 +37,6 @@ from knowmine.server.summary import summarise
 from knowmine.shared import wire
 from knowmine.shared.errors import CannotWrite, KnowmineError, RunFailed, UsageError
 from knowmine.shared.log import Progress, RunLog, open_log
-from knowmine.shared.metrics import dice
 from knowmine.shared.unetplusplus import build_model, weights_of
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
@@ -45,7 +48,6 @@ from flwr.supercore.run import Run  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
 RUN_ID = 1
-GALLERY_SITES, GALLERY_ROUNDS = 8, 4
 
 
 class Display(Progress, Watch, Protocol):
@@ -165,27 +167,20 @@ def simulate(
     if weights is not None:
         sam.open()  # a truncated file is found before the first round, not in the second
     # All that can be wrong with data or settings shows before the run's folder is made.
-    sites = [
-        opened(
-            data,
-            hidden,
-            settings.plan.model,
-            settings.split,
-            settings.sam,
-            folder=run / "sites" / data.name,
-            open_sam=sam.open,
-            compute=compute,
-            progress=display,
-        )
-        for data, hidden in open_folders(settings).values()
-    ]
+    turns = Turns(_openers(settings, run, sam, compute, display), settings.sites.memory_bytes)
+    sites = turns.sites
     dump = settings.model_dump(mode="json")
     with (
         Journal.open(run) if resume else Journal.create(run, dump) as journal,
         open_log(run / "run.log.jsonl") as log,
     ):
         log.event("start", resume=resume, method=settings.plan.method, seed=settings.plan.seed)
-        log.event("machine", compute=str(compute), threads=torch.get_num_threads())
+        log.event(
+            "machine",
+            compute=str(compute),
+            threads=torch.get_num_threads(),
+            sites_in_memory=turns.kept,
+        )
         summary: dict[str, Any] = {}
 
         def end(status: str, reason: str) -> None:
@@ -207,8 +202,29 @@ def simulate(
             _report(run, summary, sites)
 
         with ending(run, log, end, f"go on with `knowmine-simulate --resume {run}`"):
-            _run(sites, journal, settings, log, display)
+            _run(turns, journal, settings, log, display)
     return summary
+
+
+def _openers(
+    settings: SimulationSettings, run: Path, sam: "_Once", compute: Compute, display: Display
+) -> Iterator[Callable[[], Site]]:
+    """What opens each site; all have the same U-Net++, for only one works at a time."""
+    network = build_model(settings.plan.model.model_copy(update={"pretrained": False}), seed=0)
+    for data, hidden in open_folders(settings).values():
+        yield partial(
+            opened,
+            data,
+            hidden,
+            settings.plan.model,
+            settings.split,
+            settings.sam,
+            folder=run / "sites" / data.name,
+            open_sam=sam.open,
+            compute=compute,
+            progress=display,
+            network=network,
+        )
 
 
 def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, HiddenMasks]]:
@@ -230,37 +246,9 @@ def open_folders(settings: SimulationSettings) -> dict[str, tuple[SiteData, Hidd
     }
 
 
-def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
-    """Pseudo-labels that sites kept for people to see, with the truth where it is known.
-
-    Of a few sites and their last rounds, so that a large run's report stays as small as another's.
-    """
-    items = []
-    for site in itertools.islice(sites, GALLERY_SITES):
-        for kept in load_gallery(site.folder, GALLERY_ROUNDS):
-            truth = site.scorer.truth(kept.stem, kept.image.shape[0])
-            known = None if truth is None else dice(kept.label > 0.5, truth > 0)
-            items.append(
-                GalleryItem(
-                    site=site.name,
-                    round=kept.round,
-                    stem=kept.stem,
-                    quality=kept.quality,
-                    kept=kept.kept,
-                    true_dice=known,
-                    image=kept.image,
-                    unet=kept.unet,
-                    sam=kept.sam,
-                    fused=kept.label,
-                    truth=truth,
-                )
-            )
-    return items
-
-
-def _report(run: Path, summary: Mapping[str, Any], sites: Iterable[Site]) -> None:
+def _report(run: Path, summary: Mapping[str, Any], sites: Sequence[Site]) -> None:
     try:
-        write_report(run, summary, gallery_of(sites))
+        write_report(run, summary, gallery_of(sites), judged_of(sites))
     except OSError as error:
         raise RunFailed(
             f"cannot write the report in {run} ({error.strerror}): the finished rounds are safe; "
@@ -269,17 +257,23 @@ def _report(run: Path, summary: Mapping[str, Any], sites: Iterable[Site]) -> Non
 
 
 def _run(
-    sites: list[Site], journal: Journal, settings: SimulationSettings, log: RunLog, display: Display
+    turns: Turns, journal: Journal, settings: SimulationSettings, log: RunLog, display: Display
 ) -> None:
     """Join sites and server by a local grid and run the ServerApp to its end."""
-    for site in sites:
+    for site in turns.sites:
         site.folder.mkdir(parents=True, exist_ok=True)
-    by_node = dict(enumerate(sites, start=RUN_ID + 1))
-    app = client_app(lambda context: SiteWorker(by_node[context.node_id]))
-    grid = LocalGrid(
-        dict.fromkeys(by_node, app), lambda node: display.site_started(by_node[node].name)
-    )
-    plan = settings.plan
+    by_node = dict(enumerate(turns.sites, start=RUN_ID + 1))
+    # What rounding took from a site's update is on disk: as large as a model, at each site.
+    apps = {
+        node: client_app(lambda context: SiteWorker(by_node[context.node_id]), site.folder / "lost")
+        for node, site in by_node.items()
+    }
+
+    def started(node: int) -> None:
+        turns.begin(by_node[node])
+        display.site_started(by_node[node].name)
+
+    grid, plan = LocalGrid(apps, started), settings.plan
 
     def run(reached: Sites) -> None:
         run_rounds(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -11,14 +11,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from knowmine.server.deadlines import Deadlines
+from knowmine.server.notary import Notary
 from knowmine.server.rounds import Sites
 from knowmine.server.settings import DeadlineSettings
 from knowmine.shared import wire
+from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import REASONS, KnowmineError, Refused
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.weights import Weights
 
 R = TypeVar("R")
+A = TypeVar("A", Update, Scores)
 POLL_S = 0.25
 """Pause between two looks for replies where none is there yet."""
 TTL_MARGIN_S = 3600.0
@@ -72,7 +75,8 @@ class GridSites:
     whose process started anew after it was asked is asked again.
 
     wait: sleeps until something may have happened, at most so many seconds. abandon: tells the
-    grid that nobody waits for a message any more.
+    grid that nobody waits for a message any more. notary: confirms answers to their sites; without
+    one none is confirmed.
     """
 
     def __init__(
@@ -84,10 +88,12 @@ class GridSites:
         board: Board | None = None,
         wait: Callable[[float], None] = time.sleep,
         abandon: Callable[[str], None] | None = None,
+        notary: Notary | None = None,
     ) -> None:
         self._grid, self._quorum, self._board = grid, quorum, board
         self._deadlines = deadlines or Deadlines(DeadlineSettings(first_s=24 * 3600))
-        self._wait, self._abandon = wait, abandon
+        self._wait, self._abandon, self._notary = wait, abandon, notary
+        self._heads: dict[str, Head] = {}
         self._nodes: dict[str, int] = {}
         self._greeted: dict[int, str] = {}
 
@@ -127,17 +133,29 @@ class GridSites:
         """The weights as the bytes that go to every node."""
         return wire.PackedWeights(weights)
 
+    def heads(self) -> Mapping[str, Head]:
+        """Where each site's record stood at its last answer, of those that keep one."""
+        return self._heads
+
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update | KnowmineError]]:
         """Send the tasks and give each update as it comes."""
         return self._answers(
-            "train", tasks, lambda name, records: wire.unpack_update(records, tasks[name])
+            "train",
+            tasks,
+            lambda name, records: self._with_head(
+                name, records, wire.unpack_update(records, tasks[name])
+            ),
         )
 
     def evaluate(
         self, tasks: Mapping[str, EvaluateTask]
     ) -> Iterator[tuple[str, Scores | KnowmineError]]:
         """Send the tasks and give each site's scores as they come."""
-        return self._answers("evaluate", tasks, lambda _, records: wire.unpack_scores(records))
+        return self._answers(
+            "evaluate",
+            tasks,
+            lambda name, records: self._with_head(name, records, wire.unpack_scores(records)),
+        )
 
     def dismiss(self, expected: Collection[str] = (), wait_s: float = 0.0) -> None:
         """Tell the sites that the run is over; those that do not hear it go on asking.
@@ -151,7 +169,9 @@ class GridSites:
             if left <= 0 or set(expected) <= {*nodes.values()}:
                 break
             self._wait(min(left, 1.0))
-        goodbye = dict.fromkeys(nodes, wire.pack_goodbye())
+        known = {node: name for name, node in self._nodes.items() if node in nodes}
+        confirmed = self._confirmed(known.values())
+        goodbye = {n: wire.pack_goodbye(confirmed.get(known.get(n, ""))) for n in nodes}
         for _ in self._ask("query", goodbye, nodes, at_most_s=GOODBYE_S):
             pass
 
@@ -162,11 +182,25 @@ class GridSites:
         unpack: Callable[[str, RecordDict], R],
     ) -> Iterator[tuple[str, R | KnowmineError]]:
         names = {self._nodes[name]: name for name in tasks}
-        packed = wire.pack_tasks(tasks)
+        packed = wire.pack_tasks(tasks, self._confirmed(tasks))
         records = {node: packed[name] for node, name in names.items()}
         for node, reply in self._ask(kind, records, names, pace=_pace(kind, tasks)):
             yield names[node], self._parsed(reply, partial(unpack, names[node]))
             del reply  # before the next one comes
+
+    def _with_head(self, name: str, records: RecordDict, answer: A) -> A:
+        """The answer, with what its site says of its record noted and confirmed."""
+        if head := wire.unpack_head(records):
+            self._heads[name] = head
+            if self._notary:
+                self._notary.confirm(name, answer, head)
+        return answer
+
+    def _confirmed(self, names: Iterable[str]) -> dict[str, Confirmation]:
+        if self._notary is None:
+            return {}
+        newest = {name: self._notary.newest(name) for name in names}
+        return {name: signed for name, signed in newest.items() if signed}
 
     def _ask(
         self,

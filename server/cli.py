@@ -11,12 +11,14 @@ from rich.live import Live
 from rich.table import Table
 
 from knowmine.server.export_cli import export
-from knowmine.shared.command import checked_format, run_command, say_json, say_version
+from knowmine.shared import talk
+from knowmine.shared.command import checked_format, run_command, say, say_json, say_version
 from knowmine.shared.settings import read_settings
 
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
+    suggest_commands=False,  # click does, and would say it twice
     pretty_exceptions_enable=False,
     help="The coordinator of a federation: it sees weights, counts and means, never an image.",
 )
@@ -27,7 +29,10 @@ SettingsFile = Annotated[Path, typer.Argument(help="The server's settings, such 
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=say_version, is_eager=True, help="Say it.")
+        bool,
+        typer.Option(
+            "--version", callback=say_version, is_eager=True, help="Say version and digests."
+        ),
     ] = False,
 ) -> None:
     """Coordinate a federation."""
@@ -56,7 +61,10 @@ def revoke(
     site: Annotated[str, typer.Argument(help="Name of the site.")],
     federation: Annotated[Path, typer.Option(help="The federation's folder.")] = Path(),
 ) -> None:
-    """Turn a site away, from this moment on; its contributions so far stay in the model."""
+    """Turn a site away, from this moment on; its contributions so far stay in the model.
+
+    Example: knowmine-server revoke lyon --federation fed
+    """
     from knowmine.server.allow_list import AllowList
 
     AllowList(federation / "sites").revoke(site)
@@ -82,7 +90,7 @@ def run(
     checked_format(format_)
     flags = {"out": out, "listen.port": port, "run.rounds": rounds}
     ready = read_settings(ServerSettings, settings, flags)
-    lines = _Lines(quiet=format_ == "json")
+    lines = _Lines(quiet=format_ == "json" or talk.quiet())
     lines.begun(ready.federation, ready.listen.host, ready.listen.port)
     summary = run_federation(ready, lines)
     if format_ == "json":
@@ -107,7 +115,10 @@ def status(
     ] = "127.0.0.1",
     format_: Format = "text",
 ) -> None:
-    """Which sites are connected, what each is about, and how far the run is."""
+    """Which sites are connected, what each is about, and how far the run is.
+
+    Example: knowmine-server status fed/server.yaml --serve
+    """
     from knowmine.server.settings import ServerSettings
     from knowmine.server.status import EVERY_S, read_status
 
@@ -121,7 +132,7 @@ def status(
         from knowmine.server.status_page import serve_status
 
         read_status(folder)  # no run: say so at once
-        typer.echo(f"Status of {folder} at http://{host}:{port}/ and /metrics. Ctrl-C ends it.")
+        say(f"Status of {folder} at http://{host}:{port}/ and /metrics. Ctrl-C ends it.")
         serve_status(folder, host, port)
         return
     console = Console()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from knowmine.shared.command import checked_format, say_json
+from knowmine.shared.command import checked_format, say, say_json
 from knowmine.shared.model_card import ModelFormat
 
 
@@ -51,10 +51,10 @@ def export(
     if format_ == "json":
         say_json(card.model_dump(mode="json"))
         return
-    typer.echo(f"{card.name} as {card.model_format} in {out}; read MODEL_CARD.md there")
+    say(f"{card.name} as {card.model_format} in {out}; read MODEL_CARD.md there")
     if key is None:
         typer.echo(
             "Not signed: give --key, so that sites can tell that it comes from you", err=True
         )
     else:
-        typer.echo("Signed: give sites the file signing_key.pub by another way than the model")
+        say("Signed: give sites the file signing_key.pub by another way than the model")

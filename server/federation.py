@@ -10,16 +10,17 @@ from typing import Any
 from knowmine.server.allow_list import AllowList
 from knowmine.server.app import GridSites
 from knowmine.server.deadlines import Deadlines
-from knowmine.server.ending import ending, versions
+from knowmine.server.ending import ending
 from knowmine.server.fleet import Fleet
-from knowmine.server.journal import Journal
+from knowmine.server.notary import Notary
+from knowmine.server.resuming import begin_or_resume, write_closing
 from knowmine.server.rounds import Watch, run_rounds
 from knowmine.server.settings import ServerSettings
 from knowmine.server.status import StatusBoard
-from knowmine.server.summary import summarise
 from knowmine.server.trust import Trust
 from knowmine.shared.certificates import load_certificate, warning_of_expiry
 from knowmine.shared.errors import UsageError
+from knowmine.shared.keys import load_ec_key
 from knowmine.shared.log import open_log, plain
 from knowmine.shared.weights import Weights
 
@@ -35,13 +36,17 @@ def run_federation(
     written whatever happens.
     """
     allow_list = AllowList(settings.sites)
-    trust = Trust(settings.keys, allow_list)
+    trust, key = Trust(settings.keys, allow_list), load_ec_key(settings.keys / "server.key")
     if not allow_list.sites():
         raise UsageError(
             f"no site is admitted in {settings.sites}: send out the kits, and admit the requests "
             "that come back with `knowmine-server admit`"
         )
-    with _journal(settings) as journal, open_log(settings.out / "run.log.jsonl") as log:
+    dump = plain(settings.model_dump(mode="json"))
+    with (
+        begin_or_resume(settings.out, dump, ("federation", "plan")) as journal,
+        open_log(settings.out / "run.log.jsonl") as log,
+    ):
         fleet = Fleet(settings.listen, trust, allow_list, log)
         board = StatusBoard(
             settings.out / "status.json",
@@ -56,19 +61,7 @@ def run_federation(
 
         def end(status: str, reason: str) -> None:
             board.end(status, reason)
-            records = journal.records()
-            journal.write_summary(
-                summarise(
-                    status=status,
-                    reason=reason,
-                    records=records,
-                    roster=sorted({site for record in records for site in record["sites"]}),
-                    settings=journal.settings,
-                    seed=settings.plan.seed,
-                    sam=None,  # the sites' own affair
-                    versions=versions(),
-                )
-            )
+            write_closing(journal, status, reason, settings.plan.seed)
 
         with _sigterm_interrupts(), ending(settings.out, log, end, "start the server again"):
             try:
@@ -81,6 +74,7 @@ def run_federation(
                     board=board,
                     wait=grid.wait,
                     abandon=grid.abandon,
+                    notary=Notary(key, str(grid.run.run_id)),
                 )
                 expected = settings.attendance.expected or tuple(allow_list.sites())
                 run_rounds(
@@ -99,30 +93,6 @@ def run_federation(
             finally:
                 fleet.close()
         return journal.read_summary()
-
-
-@contextmanager
-def _journal(settings: ServerSettings) -> Iterator[Journal]:
-    """The run in the folder: a new one, or an unfinished one of the same plan."""
-    out, dump = settings.out, plain(settings.model_dump(mode="json"))
-    if not (out / "settings.json").is_file():
-        with Journal.create(out, dump) as journal:
-            yield journal
-        return
-    with Journal.open(out) as journal:
-        # Not by the model: a server that is killed with its goodbye unsaid has still to say it.
-        if journal.read_summary().get("status") == "done":
-            raise UsageError(
-                f"the run in {out} is done ({out / 'model.safetensors'}): name another folder "
-                "with `out` or --out to begin the next"
-            )
-        for part in ("federation", "plan"):
-            if journal.settings.get(part) != dump[part]:
-                raise UsageError(
-                    f"{out} holds an unfinished run with another {part}: put back the settings in "
-                    f"{out / 'settings.json'} to go on with it, or name another folder with `out`"
-                )
-        yield journal
 
 
 def _initial(settings: ServerSettings) -> Weights:

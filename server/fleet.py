@@ -26,16 +26,18 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from knowmine.server.allow_list import AllowList
 from knowmine.server.guard import Guard, Members, SeesCertificate, Speaker, status_of
 from knowmine.server.mailbox import Doorbell, Uploads
+from knowmine.server.memory import give_back, keep_small
 from knowmine.server.presence import Presence
 from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
+from knowmine.shared import wire
 from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
 from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Error, Message, Metadata  # isort: skip
+from flwr.app import Error, Message, Metadata, RecordDict  # isort: skip
 from flwr.app.message import make_message  # isort: skip
 from flwr.common.constant import (  # isort: skip
     HEARTBEAT_MAX_INTERVAL,
@@ -46,6 +48,7 @@ from flwr.common.constant import (  # isort: skip
 )
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2  # isort: skip
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest  # isort: skip
 from flwr.server.superlink.linkstate import LinkStateFactory  # isort: skip
 from flwr.supercore.constant import (  # isort: skip
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -55,6 +58,7 @@ from flwr.supercore.constant import (  # isort: skip
     TaskType,
 )
 from flwr.supercore.error import http_error_translator  # isort: skip
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree  # isort: skip
 from flwr.supercore.object_store import ObjectStoreFactory  # isort: skip
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes  # isort: skip
 from flwr.supercore.protobuf.routing import ProtobufRoute  # isort: skip
@@ -73,6 +77,8 @@ LONG_POLL_S = 20.0
 """A site's question for work is held this long, so that work reaches it at once; proxies cut
 connections that are silent for a minute."""
 TASK_BEAT_S = 5.0
+SMALL_BYTES = 2_000_000
+"""What an answer may hold beside as many bytes as its question: numbers, and Flower's envelopes."""
 BAD_ANSWER = 2
 """Flower's code for an error in a site's app."""
 
@@ -163,6 +169,7 @@ class Fleet:
 
     def start(self) -> "FleetGrid":
         """Listen and open a run; raise `RunFailed` where the listener does not come up."""
+        keep_small()
         self._thread.start()
         while not self._server.started:
             self._thread.join(0.01)
@@ -333,6 +340,11 @@ class Fleet:
         def push_object(
             request: Annotated[message_pb2.PushObjectRequest, body],
         ) -> message_pb2.PushObjectResponse:
+            try:
+                uploads.weigh(request.object_id, len(request.object_content))
+            except Refused as error:
+                self.news.set()
+                raise HTTPException(413, str(error)) from error
             reply = fleet_handlers.push_object(request, state)
             if reply.stored and uploads.arrived(request.object_id):
                 self.news.set()
@@ -378,6 +390,9 @@ class FleetGrid(HttpGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put messages into the sites' mailboxes and wake them."""
+        messages = list(messages)
+        held = [_size(message.content) for message in messages if message.has_content()]
+        self._fleet.uploads.room = max(held, default=0) + SMALL_BYTES
         pushed = super().push_messages(messages)
         self._fleet.ring()
         return pushed
@@ -385,22 +400,39 @@ class FleetGrid(HttpGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers that are whole; half an answer is left until the rest is here."""
         uploads, message_ids = self._fleet.uploads, list(message_ids)
-        revoked = [q for q in message_ids if uploads.node_of(q) in self._fleet.revoked]
-        for question in revoked:
+        lost = {q: "the site was revoked" for q in message_ids if self._is_revoked(q)}
+        lost |= {q: "the answer is too large" for q in message_ids if uploads.too_large(q)}
+        for question in lost:
             self.abandon(question)
-        if revoked:
-            return [_unreadable(question, "the site was revoked") for question in revoked]
+        if lost:
+            return [_unreadable(question, reason) for question, reason in lost.items()]
         whole = [question for question in message_ids if uploads.whole(question)]
         if not whole:
             return []
         try:
-            return super().pull_messages(whole)
+            return [answer for question in whole for answer in self._read(question)]
         except Exception as error:  # noqa: BLE001 - a site can put anything into an answer
             reason = f"not an answer: {type(error).__name__}"
             return [_unreadable(question, reason) for question in whole]
         finally:
             for question in whole:
                 self.abandon(question)
+            give_back()
+
+    def _is_revoked(self, question: str) -> bool:
+        return self._fleet.uploads.node_of(question) in self._fleet.revoked
+
+    def _read(self, question: str) -> list[Message]:
+        """Straight from the store: through Flower's Runtime API each byte is copied twice more."""
+        request = PullAppMessagesRequest(message_ids=[question])
+        found = self._runtime_client.PullMessages(request)
+        store, answers = self._fleet.state.object_store, []
+        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            names = (node.object_id for node in iterate_object_tree(tree))
+            parts = {name: store.get(name) or b"" for name in names}
+            store.delete(head.metadata.message_id)
+            answers.append(wire.read_message(head.metadata.message_id, parts))
+        return answers
 
     def abandon(self, message_id: str) -> None:
         """Nobody waits for this answer any more: free what it and its question hold."""
@@ -421,6 +453,10 @@ class FleetGrid(HttpGrid):
             )
         if self._fleet.news.wait(seconds):
             self._fleet.news.clear()
+
+
+def _size(content: RecordDict) -> int:
+    return sum(record.count_bytes() for record in content.values())
 
 
 def _unreadable(question: str, reason: str) -> Message:
@@ -452,8 +488,6 @@ class _Direct:
             ("PushMessages", push_messages),
             ("PullMessages", runtime_handlers.pull_messages),
             ("PushObject", runtime_handlers.push_object),
-            ("PullObject", runtime_handlers.pull_object),
-            ("ConfirmMessageReceived", runtime_handlers.confirm_message_received),
         ):
             setattr(self, name, lambda request, call=handler: call(request, state, task))
 

@@ -1,20 +1,26 @@
 """Who has post: questions that are open, answers that are whole, a bell for those who wait."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from knowmine.shared.errors import Refused
 
 
 @dataclass
 class _Open:
-    """A question that waits. missing: parts still to come; None until the answer began."""
+    """A question that waits. missing: parts still to come; None until the answer began.
+
+    room: bytes that its answer may still bring.
+    """
 
     node: int
+    room: float = math.inf
     answer: str = ""
     missing: set[str] | None = None
+    weighed: set[str] = field(default_factory=set)
 
 
 class Uploads:
@@ -22,16 +28,19 @@ class Uploads:
 
     A connection that breaks halfway leaves an answer that is not read; its site sends it again
     from the start.
+
+    room: bytes that the answer to a question which is put next may bring, in all its parts.
     """
 
     def __init__(self) -> None:
+        self.room = math.inf
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
 
     def expect(self, question: str, node: int) -> None:
         """A question was put to `node`."""
         with self._lock:
-            self._open[question] = _Open(node)
+            self._open[question] = _Open(node, self.room)
 
     def node_of(self, question: str) -> int | None:
         """Whom the question was put to, while it waits."""
@@ -57,6 +66,28 @@ class Uploads:
         with self._lock:
             if waiting := self._open.get(question):
                 waiting.missing = set(parts)
+
+    def weigh(self, part: str, size: int) -> None:
+        """A part of `size` bytes is at the door.
+
+        Raises `Refused` where it is more than the answer that it belongs to may bring.
+        """
+        with self._lock:
+            for waiting in self._open.values():
+                if part in (waiting.missing or set()) - waiting.weighed:
+                    waiting.weighed.add(part)
+                    waiting.room -= size
+                if waiting.room < 0 and part in (waiting.missing or ()):
+                    raise Refused(
+                        "the answer is larger than its question lets it be: it holds more than "
+                        "the model's tensors and a few numbers"
+                    )
+
+    def too_large(self, question: str) -> bool:
+        """Whether more came for `question` than its answer may bring."""
+        with self._lock:
+            waiting = self._open.get(question)
+            return waiting is not None and waiting.room < 0
 
     def arrived(self, part: str) -> bool:
         """One part is here; say whether an answer is whole now."""

@@ -20,6 +20,7 @@ from knowmine.server.journal import Journal
 from knowmine.server.optimiser import ServerOptimiser
 from knowmine.server.robust import aggregate_by
 from knowmine.server.settings import AttendanceSettings, RunSettings
+from knowmine.shared.countersign import Head
 from knowmine.shared.errors import KnowmineError, Paused, RunFailed, UsageError
 from knowmine.shared.log import RunLog
 from knowmine.shared.protocol import (
@@ -69,6 +70,9 @@ class Sites(Protocol):
 
     def hold(self, weights: Weights) -> Weights:
         """The same weights in the form that they are sent in, so that they are held once."""
+
+    def heads(self) -> Mapping[str, Head]:
+        """Where each site's record of what left stood at its last answer, if it keeps one."""
 
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterable[tuple[str, Update | KnowmineError]]:
         """Have each named site do its task."""
@@ -178,6 +182,7 @@ def run_rounds(
 
         # ── record ─────────────────────────────────────────────────────────────────────────────
         record.seconds = time.monotonic() - started
+        record.heads = {name: head for name, head in sites.heads().items() if name in roster}
         written = record.as_json(calibrations)
         journal.commit_round(written, weights, optimiser.state())
         log.event("round", **{k: v for k, v in written.items() if k != "calibration"})
@@ -270,6 +275,7 @@ class RoundRecord:
         self.mined: dict[str, Mined] = {}
         self.scores: dict[str, Scores] = {}
         self.refused: dict[str, str] = {}
+        self.heads: Mapping[str, Head] = {}
 
     def take(self, site: str, update: Update) -> None:
         """Note an admitted update, without its weights."""
@@ -301,6 +307,8 @@ class RoundRecord:
             "updates": dict(sorted(self.updates.items())),
             "mined_per_site": {name: asdict(m) for name, m in sorted(self.mined.items())},
             "refused": dict(sorted(self.refused.items())),
+            # Published: a site whose record is cut short later no longer holds them.
+            "heads": {name: head._asdict() for name, head in sorted(self.heads.items())},
             "calibration": {name: asdict(c) for name, c in sorted(calibrations.items())},
         }
 

@@ -7,16 +7,17 @@ pixels, and nothing that unlocks anything: fields called like a secret are maske
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol, Self
 
 import numpy as np
 
 from knowmine.shared.errors import UsageError
+from knowmine.shared.talk import verbose
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -29,8 +30,14 @@ _HEADER = frozenset(("time", "level", "event", "missed"))
 class RunLog:
     """Append-only JSON lines; see `open_log` and `silent`."""
 
-    def __init__(self, file: BinaryIO | None, also: "Telling | None" = None) -> None:
-        self._file, self._also = file, also
+    def __init__(
+        self,
+        file: BinaryIO | None,
+        also: "Telling | None" = None,
+        echo: Callable[[str], None] | None = None,
+    ) -> None:
+        """also: is told of each event. echo: is given each line as it is written."""
+        self._file, self._also, self._echo = file, also, echo
         self._missed = 0
 
     def event(self, name: str, /, *, level: Level = "info", **fields: Any) -> None:
@@ -51,7 +58,10 @@ class RunLog:
             line[f"{key}_" if key in _HEADER else key] = plain({key: value}, mask=True)[key]
         # A line that failed may have left its first half: start on a fresh one.
         start = "\n" if self._missed else ""
-        content = (start + dumps(line, ensure_ascii=True, allow_nan=False) + "\n").encode()
+        text = dumps(line, ensure_ascii=True, allow_nan=False)
+        if self._echo is not None:
+            self._echo(text)
+        content = f"{start}{text}\n".encode()
         try:
             complete = self._file.write(content) == len(content)
         except OSError:
@@ -67,12 +77,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -91,7 +96,7 @@ def open_log(path: Path, also: Telling | None = None) -> RunLog:
         raise UsageError(
             f"cannot write the log {path} ({error.strerror}): choose a folder you can write to"
         ) from error
-    return RunLog(file, also)
+    return RunLog(file, also, _on_standard_error if verbose() else None)
 
 
 def silent() -> RunLog:
@@ -166,6 +171,11 @@ def _is_secret(name: str) -> bool:
     """
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return any(word.lower().removesuffix("s") in _SECRETS for word in words)
+
+
+def _on_standard_error(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _ends_in_newline(path: Path) -> bool:

@@ -77,7 +77,7 @@ class ModelSettings(Settings):
 class TrainingSettings(Settings):
     """One site's training in one round."""
 
-    steps: int = Field(40, ge=1, description="Optimiser steps a round at each site.")
+    steps: int = Field(40, ge=1, le=10_000, description="Optimiser steps a round at each site.")
     batch: int = Field(8, ge=2, le=512, description="Images a step.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW's peak learning rate.")
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's weight decay.")

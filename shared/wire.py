@@ -3,23 +3,33 @@
 Replies hold tensors and numbers, and for `Hello` two short texts; nothing else has a place.
 """
 
+import json
 import os
 
 # Flower reads these when it is first imported; a hospital's machine phones nobody.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from numpy.typing import NDArray
 
 from knowmine.shared import packing
 from knowmine.shared.changes import unpack_change
+from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -47,8 +57,13 @@ INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 VERSION_HEADER = "knowmine-version"
 CHANGE = "knowmine-change"
 """The same for a change of the weights that were sent, in the form that the plan names."""
+HEAD, CONFIRMATION = "record", "confirmation"
+"""Beside an answer: where the site's record stands. Beside a question: what the server has signed."""
+MAX_TEXT = 400
 STYPE = "safetensors"
 """What Flower's Array says of the bytes that hold all tensors of a model."""
+MAX_ARRAY_BYTES = 2**32
+"""Of one array in a message."""
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
 """Where a site sends its next certificate."""
 CHECK_PATH = "/v1/knowmine/check"
@@ -75,18 +90,26 @@ class PackedWeights(Mapping[str, NDArray[Any]]):
         return len(self._views)
 
 
-def pack_tasks(tasks: Mapping[str, Task]) -> dict[str, RecordDict]:
-    """Tasks as Flower records; weights that several sites get are packed once."""
+def pack_tasks(
+    tasks: Mapping[str, Task], confirmations: Mapping[str, Confirmation] | None = None
+) -> dict[str, RecordDict]:
+    """Tasks as Flower records; weights that several sites get are packed once.
+
+    confirmations: by the same names, of what those sites answered before.
+    """
     packed: dict[int, ArrayRecord] = {}
     for task in tasks.values():
         if isinstance(task.weights, PackedWeights):
             packed[id(task.weights)] = task.weights.record
         elif id(task.weights) not in packed:
             packed[id(task.weights)] = _pack_weights(task.weights)
-    return {name: _pack_task(task, packed[id(task.weights)]) for name, task in tasks.items()}
+    return {
+        name: _pack_task(task, packed[id(task.weights)], (confirmations or {}).get(name))
+        for name, task in tasks.items()
+    }
 
 
-def _pack_task(task: Task, weights: ArrayRecord) -> RecordDict:
+def _pack_task(task: Task, weights: ArrayRecord, confirmation: Confirmation | None) -> RecordDict:
     config = ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -98,7 +121,7 @@ def _pack_task(task: Task, weights: ArrayRecord) -> RecordDict:
     records: dict[str, Any] = {"task": config, "weights": weights}
     if isinstance(task, TrainTask):
         records["calibration"] = _pack_calibration(task.calibration)
-    return RecordDict(records)
+    return RecordDict(records | _pack_confirmation(confirmation))
 
 
 def unpack_train_task(records: RecordDict) -> TrainTask:
@@ -120,6 +143,49 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
         return EvaluateTask(round_, rounds, plan, _unpack_weights(records))
 
     return _checked(unpack, "task")
+
+
+def pack_head(head: Head) -> ConfigRecord:
+    """Where the site's record stands, to go beside an answer under `HEAD`."""
+    return ConfigRecord(head._asdict())
+
+
+def unpack_head(records: RecordDict) -> Head | None:
+    """Where a site says that its record stands; None for a site that keeps none.
+
+    Raises `Refused` for anything else.
+    """
+
+    def unpack() -> Head | None:
+        if HEAD not in records:
+            return None
+        values: dict[str, Any] = dict(records.config_records[HEAD])
+        head = Head(**values)
+        if _whole(head.receipts) < 1 or not re.fullmatch("[0-9a-f]{64}", head.hash):
+            raise ValueError("expected a receipt's number and SHA-256")
+        return head
+
+    return _checked(unpack, "head")
+
+
+def unpack_confirmation(records: RecordDict) -> Confirmation | None:
+    """What the server confirms beside its question, if anything; its signature is not checked here.
+
+    Raises `Refused` for anything else.
+    """
+
+    def unpack() -> Confirmation | None:
+        if CONFIRMATION not in records:
+            return None
+        values = _exactly(records.config_records[CONFIRMATION], Confirmation)
+        for field in fields(Confirmation):
+            if type(values[field.name]) is not field.type:
+                raise TypeError(f"{field.name} is a {type(values[field.name]).__name__}")
+        if max(len(text) for text in values.values() if isinstance(text, str)) > MAX_TEXT:
+            raise ValueError(f"a text is longer than {MAX_TEXT}")  # a site keeps it for years
+        return Confirmation(**values)
+
+    return _checked(unpack, "confirmation")
 
 
 def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
@@ -200,24 +266,71 @@ def round_of(records: RecordDict) -> int:
     return round_ if isinstance(round_, int) else 0
 
 
-def pack_goodbye() -> RecordDict:
+def pack_goodbye(confirmation: Confirmation | None = None) -> RecordDict:
     """The server's last word: the run is over, and the sites may go."""
-    return RecordDict({"goodbye": ConfigRecord({"protocol": PROTOCOL})})
+    goodbye: dict[str, Any] = {"goodbye": ConfigRecord({"protocol": PROTOCOL})}
+    return RecordDict(goodbye | _pack_confirmation(confirmation))
 
 
 def is_goodbye(records: RecordDict) -> bool:
     """Whether these records are the server's last word."""
-    return set(records) == {"goodbye"}
+    return "goodbye" in records and set(records) <= {"goodbye", CONFIRMATION}
+
+
+def _pack_confirmation(confirmation: Confirmation | None) -> dict[str, ConfigRecord]:
+    return {CONFIRMATION: ConfigRecord(vars(confirmation))} if confirmation else {}
 
 
 def through_the_wire(message: Message) -> Message:
     """Serialise and parse a message as the network does: chunks, digests, no shared memory."""
     content = {key: thing.deflate() for key, thing in get_all_nested_objects(message).items()}
-    copy = inflate_object_from_contents(message.object_id, content)
-    assert isinstance(copy, Message)
-    # Flower sets a message's id on arrival; its classes offer no public way to.
+    copy = read_message(message.object_id, content)
     copy.metadata.__dict__["_message_id"] = message.metadata.message_id
     return copy
+
+
+def read_message(message_id: str, parts: Mapping[str, bytes]) -> Message:
+    """The message that arrived in `parts` by object id.
+
+    Flower's own reader holds a large array three times over before it is done. This one joins
+    its chunks where they lie.
+    Raises `Refused` where it is none; what else is wrong shows as another exception.
+    """
+    message = _read(message_id, parts, {})
+    if not isinstance(message, Message):
+        raise Refused(f"expected a message, found a {type(message).__name__}")
+    # Flower sets a message's id on arrival; its classes offer no public way to.
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def _read(object_id: str, parts: Mapping[str, bytes], known: dict[str, Any]) -> Any:
+    if object_id not in known:
+        content = parts[object_id]
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            about = json.loads(get_object_body(content, Array))
+            chunks = [_body_of_chunk(parts[child]) for child in children]
+            run = [chunks[index] for index in about["arraychunk_ids"]]
+            if (size := sum(map(len, run))) > MAX_ARRAY_BYTES:  # one chunk may be named often
+                raise Refused(f"an array of {size} bytes; at most {MAX_ARRAY_BYTES} are read")
+            known[object_id] = Array(
+                dtype=about["dtype"],
+                shape=tuple(about["shape"]),
+                stype=about["stype"],
+                data=b"".join(run),
+            )
+        else:
+            read = {child: _read(child, parts, known) for child in children}
+            known[object_id] = inflatable_class_registry[kind].inflate(content, read)
+    return known[object_id]
+
+
+def _body_of_chunk(content: bytes) -> memoryview:
+    kind, children, _ = get_object_head_values_from_object_content(content)
+    if kind != ArrayChunk.__qualname__ or children:
+        raise Refused(f"expected a part of an array, found a {kind}")
+    return memoryview(content)[content.index(HEAD_BODY_DIVIDER) + len(HEAD_BODY_DIVIDER) :]
 
 
 def _unpack_heading(records: RecordDict) -> tuple[int, int, Plan]:
@@ -244,7 +357,23 @@ def _pack_weights(weights: Weights) -> ArrayRecord:
 
 
 def _as_record(data: bytes, stype: str) -> ArrayRecord:
-    return ArrayRecord({"all": Array("uint8", (len(data),), stype, data)})
+    array = Array("uint8", (len(data),), stype, data)
+    view, step = memoryview(data), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+    chunks = [_Chunk(view[start : start + step]) for start in range(0, len(data), step)]
+    array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+    record = ArrayRecord()
+    record["all"] = array  # its constructor would copy the array without the chunks
+    return record
+
+
+class _Chunk(ArrayChunk):
+    """A part of an array that never changes: its digest is taken once, not whenever it is sent."""
+
+    is_dirty = False
+
+
+# Flower writes this into what is sent.
+_Chunk.__qualname__ = ArrayChunk.__qualname__
 
 
 def _unpack_answer(records: RecordDict, task: TrainTask | None) -> Weights:

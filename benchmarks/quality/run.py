@@ -36,6 +36,7 @@ from knowmine.client.site import Site
 from knowmine.client.training import Examples
 from knowmine.server.journal import Journal
 from knowmine.server.rounds import run_rounds
+from knowmine.shared.countersign import Head
 from knowmine.shared.errors import KnowmineError, UsageError
 from knowmine.shared.images import MAX_IMAGE_PX
 from knowmine.shared.log import open_log
@@ -219,6 +220,10 @@ class Direct:
     def hold(self, weights: Weights) -> Weights:
         """As they are."""
         return weights
+
+    def heads(self) -> Mapping[str, Head]:
+        """No records are kept."""
+        return {}
 
     def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update | KnowmineError]]:
         """One site after the other; an error ends the experiment rather than the site."""

@@ -1,6 +1,7 @@
 """The coordinator's page and metrics tell what the run's folder says, and no small counts."""
 
 import json
+import socket
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from knowmine.server.status_page import figures_of, metrics_of, status_app
+from knowmine.server.status_page import figures_of, metrics_of, serve_status, status_app
+from knowmine.shared.errors import UsageError
 
 
 def site(**changes):
@@ -120,3 +122,11 @@ def test_the_page_renews_itself(page, address, run):
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "round": 3}))
     page.get_by_text("3 / 5").wait_for()
+
+
+def test_a_port_in_use_is_said(run):
+    """With what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{port}.*--port"):
+            serve_status(run, "127.0.0.1", port)

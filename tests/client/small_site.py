@@ -48,7 +48,9 @@ def never():
     raise AssertionError("SAM was loaded although nobody may ask it")
 
 
-def small_site(folder, home, *, sam=None, model=MODEL, max_bad_share=0.1, seal=None, **split):
+def small_site(
+    folder, home, *, sam=None, model=MODEL, max_bad_share=0.1, seal=None, network=None, **split
+):
     """The site of a data folder, at home in another; without `sam` it must not be needed."""
     data, hidden = open_site("lyon", folder, max_bad_share=max_bad_share, **split)
     (home / "site").mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,7 @@ def small_site(folder, home, *, sam=None, model=MODEL, max_bad_share=0.1, seal=N
         max_image_px=10**6,
         max_bad_share=max_bad_share,
         seal=seal,
+        network=network,
     )
 
 

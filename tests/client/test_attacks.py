@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from knowmine.client.attacks import gradients_of, invert, losses_of, membership, psnr_db
+from knowmine.client.attacks import gradients_of, invert, losses_of, membership, psnr_db, ssim
 
 
 def test_equal_losses_are_a_coin():
@@ -34,6 +34,16 @@ def test_a_model_that_memorised_a_batch_is_caught():
         adam.step()
     losses = losses_of(model, images, truth)
     assert membership(losses[:8], losses[8:]).low > 0.7
+
+
+def test_structure_is_told_from_noise():
+    """A dimmed picture stays like itself; noise of the same error does not."""
+    generator = torch.Generator().manual_seed(2)
+    image = torch.linspace(0, 1, 24).repeat(1, 1, 24, 1)
+    noise = torch.rand(image.shape, generator=generator)
+    assert ssim(image, image) == 1
+    assert ssim(image * 0.9, image) > 0.9
+    assert ssim(noise, image) < 0.3
 
 
 def test_the_input_of_a_linear_layer_is_recovered():

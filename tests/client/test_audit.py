@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from knowmine.client import audit
 from knowmine.client.audit import Chain
 from knowmine.client.policy import Records
-from knowmine.shared.countersign import countersign
+from knowmine.shared.countersign import Confirmation, Head, countersign
 from knowmine.shared.errors import CannotWrite, Refused, UsageError
 from knowmine.shared.keys import audit_line, make_audit_key
 
@@ -56,7 +57,7 @@ def verdict_after(path, change, **more):
 def test_a_record_verifies_by_its_file_and_the_public_key(path):
     """One line that opens it and two a round."""
     head = written(path)
-    verdict = Chain.verify(path, PUBLIC, expected_head=head)
+    verdict = Chain.verify(path, PUBLIC, published=[Head(0, head)])
     assert (verdict.ok, verdict.first, verdict.last, verdict.head) == (True, 1, 9, head)
 
 
@@ -81,7 +82,7 @@ def test_an_earlier_published_head_is_in_the_record(path):
     """Each round's head holds for ever."""
     first = written(path, 1)
     written(path, 3)
-    assert Chain.verify(path, PUBLIC, expected_head=first).ok
+    assert Chain.verify(path, PUBLIC, published=[Head(0, first)]).ok
 
 
 def test_what_left_is_known_from_the_receipts(path):
@@ -140,7 +141,7 @@ def test_a_cut_end_is_found_by_the_published_head(path):
     head = written(path)
     path.write_bytes(b"".join(lines_of(path)[:-1]))
     assert Chain.verify(path, PUBLIC).ok
-    verdict = Chain.verify(path, PUBLIC, expected_head=head)
+    verdict = Chain.verify(path, PUBLIC, published=[Head(0, head)])
     assert (verdict.ok, "cut off" in verdict.why) == (False, True)
 
 
@@ -179,7 +180,7 @@ def test_a_whole_record_of_another_run_is_found_by_the_head(path, tmp_path):
     head = written(path)
     other = tmp_path / "other" / "receipts.jsonl"
     written(other, run="8")
-    assert not Chain.verify(other, PUBLIC, expected_head=head).ok
+    assert not Chain.verify(other, PUBLIC, published=[Head(0, head)]).ok
 
 
 def test_totals_that_do_not_add_up_are_found(path, monkeypatch):
@@ -305,7 +306,7 @@ def test_a_killed_process_leaves_a_record_that_verifies(path, after):
     if rest and len(rest[-1].split()) == 2 and len(rest[-1].split()[1]) == 64:
         number, head = rest[-1].split()
 
-    verdict = Chain.verify(path, [key.public_key()], expected_head=head)
+    verdict = Chain.verify(path, [key.public_key()], published=[Head(0, head)])
     assert verdict.ok and verdict.last >= int(number)
     with Chain.open(path, key):
         pass
@@ -320,7 +321,7 @@ def test_a_process_killed_in_the_middle_of_a_line_leaves_the_lines_before(path):
     told = process.stdout.read().splitlines()
     assert process.wait() == -signal.SIGXFSZ
 
-    verdict = Chain.verify(path, [key.public_key()], expected_head=told[-1].split()[1])
+    verdict = Chain.verify(path, [key.public_key()], published=[Head(0, told[-1].split()[1])])
     assert (verdict.ok, verdict.last) == (True, int(told[-1].split()[0]))
     assert verdict.torn_bytes > 0 and f"after receipt {verdict.last}" in str(verdict)
 
@@ -348,7 +349,7 @@ def test_closed_files_continue_the_record(path):
     """Several files, one chain."""
     head = written(path, 10, records=SMALL)
     assert len(list(path.parent.glob("receipts*.jsonl"))) > 3
-    verdict = Chain.verify(path, PUBLIC, expected_head=head)
+    verdict = Chain.verify(path, PUBLIC, published=[Head(0, head)])
     assert (verdict.ok, verdict.last) == (True, 21)
 
 
@@ -398,12 +399,30 @@ def test_files_of_the_run_under_way_are_never_retired(path, monkeypatch):
 # ------------------------------------------------------------------------- the server's confirmation
 
 
-def confirmed(path, signature_by=SERVER, hash_=None):
+def confirmation(at, *, by=SERVER, **other):
+    """What a server says of receipt 2, whose answer has digest 01."""
+    said = Confirmation("lyon", "7", 1, 2, at, "01", "2026-11-23T04:00:00+00:00")
+    return countersign(by, replace(said, **other))
+
+
+def confirmed(path, times=1):
+    """A record whose second receipt is confirmed, as the site would write it."""
+    written(path, 0)
     with Chain.open(path, KEY) as chain:
-        receipt = chain.append("update", "out", run="7", round=1, bytes=100)
-        head = chain.head
-        signature = countersign(signature_by, hash_ or head)
-        chain.countersigned(receipt, hash_ or head, signature, signature_by.public_key())
+        chain.append("update", "out", run="7", round=1, digest="01", bytes=100)
+        said = confirmation(chain.head)
+        for _ in range(times):
+            chain.countersigned(said, SERVER.public_key())
+        return [receipt.kind for receipt in chain.receipts]
+
+
+def forged(path, **other):
+    """A record into which the site wrote what no server said."""
+    written(path, 0)
+    with Chain.open(path, KEY) as chain:
+        chain.append("update", "out", run="7", round=1, digest="01", bytes=100)
+        chain.append("countersigned", "in", about=vars(confirmation(chain.head, **other)))
+    return Chain.verify(path, PUBLIC, server_keys=[SERVER.public_key()])
 
 
 def test_the_servers_confirmation_is_kept_and_checked(path):
@@ -413,25 +432,75 @@ def test_the_servers_confirmation_is_kept_and_checked(path):
     assert (verdict.ok, verdict.confirmed) == (True, 1)
 
 
+def test_a_confirmation_that_comes_twice_is_kept_once(path):
+    """A question is put again when the line breaks, with the same word beside it."""
+    assert confirmed(path, times=2) == ["opened", "update", "countersigned"]
+
+
 def test_a_strangers_confirmation_is_found(path):
     """Signed by someone who is not the server."""
-    confirmed(path, signature_by=OTHER)
+    assert "not signed by the server" in forged(path, by=OTHER).why
+
+
+def test_a_confirmation_whose_time_was_changed_is_found(path):
+    """All of it is signed."""
+    written(path, 0)
+    with Chain.open(path, KEY) as chain:
+        chain.append("update", "out", run="7", round=1, digest="01", bytes=100)
+        about = {**vars(confirmation(chain.head)), "time": "2025-01-01T00:00:00+00:00"}
+        chain.append("countersigned", "in", about=about)
     verdict = Chain.verify(path, PUBLIC, server_keys=[SERVER.public_key()])
     assert "not signed by the server" in verdict.why
 
 
-def test_a_confirmation_of_another_receipt_is_found(path):
+@pytest.mark.parametrize("other", [{"head": "ab" * 32}, {"digest": "02"}])
+def test_a_confirmation_of_another_answer_is_found(path, other):
     """The server confirmed what does not stand here."""
-    confirmed(path, hash_="ab" * 32)
-    assert "another receipt 2" in Chain.verify(path, PUBLIC).why
+    assert "another receipt 2" in forged(path, **other).why
 
 
-def test_a_false_confirmation_is_not_kept(path):
+def test_a_confirmation_of_a_receipt_that_is_not_there_is_found(path):
+    """Nobody confirms what is still to come."""
+    assert "does not stand here" in forged(path, receipts=9).why
+
+
+@pytest.mark.parametrize("number", ["", "two", "2" * 5000])
+def test_a_confirmation_that_is_none_is_found(path, number):
+    """A site that writes junk into its own record does not stop its auditor."""
+    assert "not what a confirmation says" in forged(path, receipts=number).why
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"signature": "00" * 64}, "not signed by the server"),
+        ({"head": "ab" * 32}, "that is not in this record"),
+        ({"receipts": 9}, "that is not in this record"),
+        ({"digest": "02"}, "what arrived there is not what left"),
+        ({"run": "8"}, "what arrived there is not what left"),
+    ],
+)
+def test_a_false_confirmation_is_not_kept(path, other, words):
     """It is refused when it comes."""
+    written(path, 0)
     with Chain.open(path, KEY) as chain:
-        receipt = chain.append("update", "out", run="7", round=1)
-        with pytest.raises(Refused, match="not signed by the server"):
-            chain.countersigned(receipt, chain.head, "00" * 64, SERVER.public_key())
+        chain.append("update", "out", run="7", round=1, digest="01")
+        false = replace(confirmation(chain.head, **other), **other)
+        with pytest.raises(Refused, match=words):
+            chain.countersigned(false, SERVER.public_key())
+
+
+def test_a_confirmation_survives_the_retirement_of_its_receipt(path):
+    """What it confirms is gone; its signature still holds."""
+    confirmed(path)
+    with Chain.open(path, KEY) as chain:
+        chain.append("end", "in", run="7")
+    told = {"upto": 2, "head": json.loads(lines_of(path)[2])["previous"]}
+    with Chain.open(path, KEY) as chain:
+        chain.append("retired", "here", about=told)
+    path.write_bytes(b"".join(lines_of(path)[2:]))
+    verdict = Chain.verify(path, PUBLIC, server_keys=[SERVER.public_key()])
+    assert (verdict.ok, verdict.retired, verdict.confirmed) == (True, 2, 1)
 
 
 def test_times_are_utc(path):

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 from knowmine.client.egress import release
 from knowmine.client.limits import MAX_STEPS, move_of
 from knowmine.client.policy import Policy
-from knowmine.client.questions import Asked, Past, digest_of_reply, size_of
+from knowmine.client.questions import Asked, Past, size_of
+from knowmine.shared.countersign import digest_of_reply
 from knowmine.shared.errors import EgressRefused
 from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.weights import TensorSpec, digest_of_manifest

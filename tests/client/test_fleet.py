@@ -31,7 +31,6 @@ FUNCTIONS = {
     "no_object_id_recompute": "",
     "make_pull_object_fn_protobuf": "pull_object_protobuf, node, run_id",
     "make_push_object_fn_protobuf": "push_object_protobuf, node, run_id, session_id",
-    "inflate_object_from_contents": "object_id, object_contents",
     "pull_objects": "object_ids, pull_object_fn",
     "push_objects": "objects, push_object_fn",
     "public_key_to_bytes": "public_key",

@@ -8,7 +8,13 @@ import torch
 
 from knowmine.client.at_rest import Seal
 from knowmine.client.dataset import Case
-from knowmine.client.gallery import forget_in_gallery, load_gallery, save_gallery
+from knowmine.client.gallery import (
+    SAMPLE,
+    forget_in_gallery,
+    load_gallery,
+    load_sample,
+    save_gallery,
+)
 from knowmine.client.pseudo_labels import Opinions
 from knowmine.client.site import Kind
 
@@ -134,3 +140,24 @@ def test_a_forgotten_case_takes_its_rounds_from_the_gallery(tmp_path, with_seal)
     saved(tmp_path, [0.5, 0.6], round_=3, seal=seal)
     assert forget_in_gallery(tmp_path, "a1", seal) == 1
     assert [item.round for item in load_gallery(tmp_path, 9, seal=seal)] == [2]
+
+
+def test_the_sample_goes_evenly_from_worst_to_best(tmp_path):
+    """Its masks are those of its images: of 119 images every other one, by judged quality."""
+    n = 2 * SAMPLE - 1
+    labels = np.zeros((n, 1, PX, PX), np.float32)
+    labels[np.arange(n) % 3 == 0, 0, 1, 2] = 1
+    saved(tmp_path, np.arange(n) / n, labels=labels, kept=np.arange(n) > 9)
+    sample = load_sample(tmp_path, 9)
+    assert [one.stem for one in sample] == [f"a{i}" for i in range(0, n, 2)]
+    assert [bool(one.mask[1, 2]) for one in sample] == [i % 3 == 0 for i in range(0, n, 2)]
+    assert not any(one.mask[0].any() for one in sample)
+    assert [one.kept for one in sample] == [i > 9 for i in range(0, n, 2)]
+
+
+def test_a_case_of_the_sample_alone_is_forgotten_too(tmp_path):
+    """The middle of nine is in no picture, and its mask goes all the same."""
+    items = saved(tmp_path, np.arange(9) / 9)
+    assert "a5" not in [item.stem for item in items]
+    assert forget_in_gallery(tmp_path, "a5", None) == 1
+    assert load_sample(tmp_path, 9) == []

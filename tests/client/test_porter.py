@@ -11,8 +11,9 @@ from knowmine.client import approval
 from knowmine.client.audit import Chain
 from knowmine.client.policy import Policy
 from knowmine.client.porter import Porter
-from knowmine.client.questions import digest_of_reply, size_of
+from knowmine.client.questions import size_of
 from knowmine.client.receipts import hash_of
+from knowmine.shared.countersign import Confirmation, countersign, digest_of_reply
 from knowmine.shared.errors import CannotWrite, DataError, EgressRefused, Interrupted
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
@@ -71,7 +72,7 @@ def test_a_receipt_tells_what_left(porter):
 def test_the_receipt_is_on_disk_before_the_answer_is_given_back(porter, path):
     """The head that is published is that of the answer's receipt."""
     round_through(porter)
-    assert porter.head == hash_of(path.read_bytes().splitlines()[-1])
+    assert porter.head == (3, hash_of(path.read_bytes().splitlines()[-1]))
 
 
 def test_without_a_receipt_nothing_leaves(porter, monkeypatch):
@@ -140,10 +141,42 @@ def test_the_same_answer_may_be_sent_again_and_another_not(porter):
 
 def test_without_a_record_the_checks_are_the_same():
     """A simulation's door."""
-    assert Porter().head == ""
+    assert Porter().head is None
     assert round_through(Porter()).labelled == 8
     with pytest.raises(EgressRefused):
         round_through(Porter(), reply=replace(UPDATE, round=2))
+
+
+def told(porter, key=KEY, **other):
+    """What a server says of the answer that left last."""
+    number, hash_ = porter.head
+    said = Confirmation("lyon", "7", 1, number, hash_, digest_of_reply(UPDATE), "2026-11-23")
+    return countersign(key, replace(said, **other))
+
+
+def test_the_servers_word_is_written_down(porter):
+    """It names the answer that left, and is signed by whom the connection shows."""
+    porter.server_key = KEY.public_key
+    round_through(porter)
+    porter.confirmed(told(porter))
+    assert kinds(porter)[-1] == "in countersigned"
+
+
+@pytest.mark.parametrize("other", [{"digest": "ab" * 32}, {"head": "ab" * 32}, {"run": "8"}])
+def test_a_false_word_of_the_server_is_written_down_as_refused(porter, other):
+    """The work goes on; whoever reads the record sees it."""
+    porter.server_key = KEY.public_key
+    round_through(porter)
+    porter.confirmed(told(porter, **other))
+    assert kinds(porter)[-1] == "in refused"
+    assert porter.chain.last.about["what"] == "confirmation"
+
+
+def test_a_word_that_anyone_could_have_said_is_refused(porter):
+    """Where the connection showed no certificate, nobody is believed."""
+    round_through(porter)
+    porter.confirmed(told(porter))
+    assert kinds(porter)[-1] == "in refused"
 
 
 # ------------------------------------------------------------------------- by hand

@@ -129,7 +129,7 @@ def test_sam_is_not_loaded_to_say_that_it_was_not_asked(folder, tmp_path):
 
 def test_sam_sees_the_original_image(site):
     """Not the square one."""
-    embedding = site.embedding(site.unlabelled, 0)
+    embedding = site.embeddings([(site.unlabelled, 0)])[0]
     assert site.sam.embedded == [(HEIGHT, WIDTH, 3)]
     assert (embedding.shape, embedding.dtype) == ((256, 64, 64), torch.float16)
 
@@ -137,15 +137,15 @@ def test_sam_sees_the_original_image(site):
 def test_an_embedding_is_the_images_own(site):
     """Row by row; the fake embeds the mean level."""
     for row, case in enumerate(site.unlabelled.cases):
-        assert site.embedding(site.unlabelled, row)[0, 0, 0] == 10 * int(case.stem[1:])
+        assert site.embeddings([(site.unlabelled, row)])[0][0, 0, 0] == 10 * int(case.stem[1:])
 
 
 def test_an_image_is_embedded_once(site, folder, tmp_path):
     """Neither twice in a run, nor again after the site was opened anew."""
     for _ in range(2):
-        site.embedding(site.unlabelled, 0)
+        site.embeddings([(site.unlabelled, 0)])
     again = small_site(folder, tmp_path, model=TWO_CLASSES, sam=FakeSam(), **SPLIT)
-    again.embedding(again.unlabelled, 0)
+    again.embeddings([(again.unlabelled, 0)])
     assert (site.encoded, again.encoded) == (1, 0)
 
 
@@ -201,3 +201,28 @@ def test_withdrawing_draws_nothing_anew(folder, tmp_path):
     after.leave_out_withdrawn()
     assert stems_of(after.test) == stems_of(before.test)
     assert stems_of(after.probe) == stems_of(before.probe)
+
+
+def test_a_site_that_rested_has_the_same_images_again(site):
+    """Pixels are let go and read again; who the site is needs none of them."""
+    before = {name: getattr(site, name) for name in ("labelled", "probe", "unlabelled", "test")}
+    hello = site.hello()
+    site.rest()
+    assert (site.pixel_bytes, site.hello()) == (0, hello)
+    for name, kind in before.items():
+        again = getattr(site, name)
+        assert torch.equal(again.images, kind.images) and torch.equal(again.truth, kind.truth)
+        assert (again.digests, again.sizes) == (kind.digests, kind.sizes)
+
+
+def test_two_sites_may_share_one_network(folder, tmp_path):
+    """Each task brings all of its weights, so nothing of the other site is left in it."""
+    one = small_site(folder, tmp_path, model=TWO_CLASSES, **SPLIT)
+    other = small_site(folder, tmp_path, model=TWO_CLASSES, network=one.model, **SPLIT)
+    assert other.model is one.model and other.manifest == one.manifest
+
+
+def test_copies_of_an_image_are_embedded_once(site):
+    """Also when they are asked for at the same time, by two threads."""
+    both = site.embeddings([(site.unlabelled, 0), (site.unlabelled, 0)])
+    assert site.encoded == 1 and torch.equal(both[0], both[1])

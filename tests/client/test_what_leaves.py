@@ -50,7 +50,30 @@ def found(tmp_path_factory) -> tuple[ClientSettings, list[Finding]]:
 def test_a_dry_run_lists_all_replies_and_both_attacks(found):
     """In the order in which a server would get them."""
     _, findings = found
-    assert [f.area for f in findings] == ["leaves"] * 3 + ["membership", "inversion"]
+    assert [f.area for f in findings] == ["leaves"] * 5 + ["membership", "inversion"]
+
+
+@pytest.mark.parametrize(("form", "bytes_each"), [("bf16", 2), ("int8", 1)])
+def test_an_update_that_is_sent_as_a_change_is_listed_as_it_travels(found, form, bytes_each):
+    """Its tensors are bytes on the wire, and the message is smaller than they are."""
+    (held,) = [f.facts for f in found[1] if f.facts.get("form") == form]
+    whole = next(f.facts for f in found[1] if f.facts.get("kind") == "update")
+    sizes = {t["name"]: t["bytes"] for t in held["tensors"] if t["dtype"] == "uint8"}
+    listed = {t["name"]: t["bytes"] for t in whole["tensors"]}
+    assert all(size == listed[name] // 4 * bytes_each for name, size in sizes.items())
+    assert len(sizes) > 50 and held["bytes"] < whole["bytes"]
+
+
+def test_the_records_head_is_listed(found):
+    """It goes beside each update, so it is no secret of the list."""
+    (update, *_) = [f.facts for f in found[1] if f.facts.get("kind") == "update"]
+    assert {"record.receipts", "record.hash"} < set(update["numbers"])
+
+
+def test_the_inversion_is_held_against_one_that_knows_nothing(found):
+    """Both scores of both."""
+    facts = found[1][-1].facts
+    assert set(facts) == {"own_db", "other_db", "own_ssim", "other_ssim"}
 
 
 def test_the_picture_stays_in_the_state_folder(found):

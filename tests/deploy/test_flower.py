@@ -232,7 +232,7 @@ def test_a_finished_run_is_not_started_over(tmp_path, settings):
     config, lyon = run_config(tmp_path / "run", settings), node_config(tmp_path, "lyon")
     do_run(config, lyon)
 
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match="is done"):
         do_run(config, lyon)
 
 
@@ -242,7 +242,7 @@ def test_an_unfinished_run_keeps_its_settings(tmp_path, settings):
         do_run(run_config(tmp_path / "run", settings, **{"patience-s": 0}))
     settings.write_text(settings.read_text() + "\nsplit: {probe: 0.5}\n")
 
-    with pytest.raises(UsageError, match="unfinished run with other settings"):
+    with pytest.raises(UsageError, match="unfinished run with another split"):
         do_run(run_config(tmp_path / "run", settings), node_config(tmp_path, "lyon"))
 
 

@@ -1,5 +1,6 @@
 """The report is one page that needs nothing else, whatever the run was like."""
 
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from knowmine.deploy.figures import dice_chart, outline
+from knowmine.deploy.mining_figures import Judged, mined_bars, worth_of_judging
 from knowmine.deploy.report import SHOWN, worst_first, write_report
 from tests.deploy.run_drawn import gallery_of, summary_of
 
@@ -34,8 +36,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def written(folder, summary, gallery=()):
-    return write_report(folder, summary, list(gallery)).read_text(encoding="utf-8")
+def written(folder, summary, gallery=(), judged=()):
+    return write_report(folder, summary, list(gallery), judged).read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):
@@ -48,7 +50,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
         for name, value in attributes.items()
         if name in ("href", "src", "xlink:href", "srcset")
     ]
-    assert used and all(address.startswith(("data:image/", "#image-")) for address in used)
+    assert used and all(address.startswith(("data:image/", "#")) for address in used)
     assert not re.search(r"@import|url\(|<script|<link|<iframe", text)
 
 
@@ -140,3 +142,62 @@ def test_a_curve_breaks_where_a_score_is_missing():
 
     assert chart is not None
     assert len(chart.curves[0].pieces) == 2 and len(chart.curves[0].dots) == 3
+
+
+def judged(pairs, kept=True):
+    return [Judged("lyon", 2, quality, truth, kept) for quality, truth in pairs]
+
+
+def test_links_within_the_page_lead_somewhere(tmp_path):
+    """Every #name is the id of something, of a picture or of a part of the page."""
+    tags = Page(written(tmp_path, summary_of(), gallery_of(2, 64), judged([(0.5, 0.6)]))).tags
+    named = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    asked = {v[1:] for _, a in tags if (v := a.get("href", "")).startswith("#")}
+    assert asked and asked <= named
+
+
+def test_a_good_judge_is_on_the_dashed_line():
+    """Quality equal to true Dice: no error, perfect order, and dots where x mirrors y."""
+    worth = worth_of_judging(judged([(i / 20, i / 20) for i in range(1, 20)]))
+    assert worth is not None
+    assert (worth.error, worth.rank) == (0, 1)
+    for x, y, *_ in worth.dots:
+        across = (x - worth.left) / (worth.right - worth.left)
+        assert across == pytest.approx((worth.bottom - y) / (worth.bottom - worth.top), abs=0.001)
+
+
+def test_what_judging_was_worth_is_worked_out():
+    """Judged .9 and .5, truly .7 and .1: .3 too high on average; the choice gains .6."""
+    worth = worth_of_judging(judged([(0.9, 0.7)]) + judged([(0.5, 0.1)], kept=False))
+    assert worth is not None
+    assert worth.error == pytest.approx(0.3)
+    assert worth.kept == pytest.approx(0.7) and worth.dropped == pytest.approx(0.1)
+    assert (worth.curve, worth.rank) == ("", None)
+
+
+def test_without_known_truth_nothing_is_said_of_judging(tmp_path):
+    """A federation knows no hidden masks."""
+    assert worth_of_judging([]) is None
+    assert 'id="judging"' not in written(tmp_path, summary_of(), gallery_of(2, 64, truth=False))
+
+
+def test_bars_stand_on_each_other():
+    """The fullest round fills the height; dropped lies on kept."""
+    low, full = mined_bars([(2, 10, 10), (3, 30, 10)], height=80)
+    assert (full.kept_height, full.dropped_height, full.dropped_y) == (60, 20, 0)
+    assert (low.kept_y, low.dropped_y) == (60, 40)
+
+
+def test_the_roster_says_who_was_missing_and_who_refused(tmp_path):
+    """Of two rounds lyon gave one, and the other was refused for a reason that stands there."""
+    summary = summary_of(("lyon", "bergen"), rounds=2)
+    summary["per_round"][1] |= {"sites": ["bergen"], "refused": {"lyon": "too many NaN"}}
+    text = written(tmp_path, summary)
+    assert "1 of 2" in text and "2 of 2" in text
+    assert 'class="refused" title="round 2, lyon: too many NaN"' in text
+
+
+def test_the_models_digest_is_that_of_its_file(tmp_path):
+    """So that a report and a model can be held together."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert hashlib.sha256(b"weights").hexdigest() in written(tmp_path, summary_of())

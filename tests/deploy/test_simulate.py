@@ -354,3 +354,12 @@ def test_the_grid_answers_a_scoring_task_too():
     list(sites.greet())
     [(name, scores)] = sites.evaluate({"a": EvaluateTask(4, 9, Plan(), WEIGHTS)})
     assert name == "a" and isinstance(scores, Scores) and scores.round == 4
+
+
+def test_sites_that_do_not_fit_in_memory_learn_the_same(phantoms, finished, tmp_path):
+    """They read their images again for each turn; the model is equal to the last bit."""
+    sites = {"data": str(phantoms), "count": 2, "memory_gb": 1e-9}
+    run_in(tmp_path / "run", settings_on(phantoms, sites=sites))
+    assert model_of(tmp_path / "run") == model_of(finished[0])
+    events = map(json.loads, (tmp_path / "run" / "run.log.jsonl").read_text().splitlines())
+    assert [e["sites_in_memory"] for e in events if e["event"] == "machine"] == [0]

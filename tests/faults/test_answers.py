@@ -162,6 +162,26 @@ def test_an_answer_of_another_kind(two, content):
     assert refusal
 
 
+def test_an_answer_of_many_parts_that_is_too_large(two):
+    """Each part is one that the server would take; their sum is not, and soon ends it."""
+    server, oslo = two.serve(), two.join("oslo", "--work", "0.1")
+    lyon = Impostor(two, "lyon")
+    question, run = lyon.until_asked("train")
+    task = wire.unpack_train_task(question.content)
+    many = {f"w{n}": np.full(1_000_000, n, np.float32) for n in range(30)}
+    reply = named(
+        Message(wire.pack_reply(Update(task.round, many, 8, 0, 0.5, 0.0)), reply_to=question)
+    )
+    before = server.peak_mb()
+    assert 413 in refusals(lambda: lyon.link._send_once(reply, run))
+    assert server.peak_mb() - before < 60
+    refusal = two.logged("refused", site="lyon")[0]["reason"]
+    lyon.caller.close()
+    two.sites.revoke("lyon")
+    assert [server.ended(), oslo.ended()] == [0, 0]
+    assert "too large" in refusal
+
+
 def test_an_answer_that_is_no_message(two):
     """Objects whose digests are right and that are none: an error in place of the answer."""
     server, oslo = two.serve(), two.join("oslo")

@@ -21,6 +21,40 @@ def uploads():
     return made
 
 
+@pytest.fixture
+def narrow():
+    """As `uploads`, for an answer of ten bytes."""
+    made = Uploads()
+    made.room = 10
+    made.expect("q", 7)
+    made.begin("q", 7, "a")
+    made.began("q", ["1", "2"])
+    return made
+
+
+def test_an_answer_may_be_as_large_as_its_question_lets_it(narrow):
+    """Ten bytes in two parts."""
+    narrow.weigh("1", 4)
+    narrow.weigh("2", 6)
+    assert not narrow.too_large("q")
+
+
+def test_parts_are_weighed_together(narrow):
+    """Each would do; both are too much, before the second is kept."""
+    narrow.weigh("1", 6)
+    with pytest.raises(Refused, match="larger than its question"):
+        narrow.weigh("2", 6)
+    assert narrow.too_large("q")
+
+
+def test_a_part_that_is_sent_again_weighs_once(narrow):
+    """It is here already."""
+    narrow.weigh("1", 6)
+    narrow.arrived("1")
+    narrow.weigh("1", 6)
+    assert not narrow.too_large("q")
+
+
 def test_half_an_answer_is_not_whole(uploads):
     """One of two parts."""
     assert (uploads.arrived("1"), uploads.whole("q")) == (False, False)

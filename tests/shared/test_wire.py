@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from knowmine.shared import packing, wire
+from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
     GATES,
@@ -33,6 +34,12 @@ from flwr.app import (  # isort: skip
     MetricRecord,
     RecordDict,
 )
+from flwr.supercore.inflatable.inflatable_object import (  # isort: skip
+    get_all_nested_objects,
+    get_object_id,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
@@ -328,3 +335,118 @@ def test_junk_is_refused_and_nothing_else_happens(kind, data):
             del records[key]
     with suppress(Refused):
         assert type(unpack(records)) is type(message)
+
+
+HEAD, SAID = Head(7, "ab" * 32), Confirmation("lyon", "7", 3, 7, "ab" * 32, "cd" * 32, "now", "ef")
+
+
+def test_a_records_head_arrives_beside_an_answer():
+    """And no answer has to bring one."""
+    records = wire.pack_reply(UPDATE)
+    assert wire.unpack_head(sent(records)) is None
+    records[wire.HEAD] = wire.pack_head(HEAD)
+    arrived = sent(records)
+    assert wire.unpack_head(arrived) == HEAD and same(wire.unpack_update(arrived), UPDATE)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"receipts": 7},
+        {"receipts": 0, "hash": "ab" * 32},
+        {"receipts": 7.0, "hash": "ab" * 32},
+        {"receipts": 7, "hash": "AB" * 32},
+        {"receipts": 7, "hash": "ab" * 32 + "\n"},
+        {"receipts": 7, "hash": b"ab" * 32},
+        {"receipts": 7, "hash": "ab" * 32, "note": "x"},
+    ],
+)
+def test_what_is_no_head_is_refused(values):
+    """It goes into the server's record of the round."""
+    with pytest.raises(Refused):
+        wire.unpack_head(RecordDict({wire.HEAD: ConfigRecord(values)}))
+
+
+@pytest.mark.parametrize("kind", ["task", "goodbye"])
+def test_a_confirmation_arrives_beside_a_question(kind):
+    """The goodbye stays one."""
+    question = {
+        "task": wire.pack_tasks({"lyon": EvaluateTask(3, 9, PLAN, WEIGHTS)}, {"lyon": SAID})[
+            "lyon"
+        ],
+        "goodbye": wire.pack_goodbye(SAID),
+    }[kind]
+    arrived = sent(question)
+    assert wire.unpack_confirmation(arrived) == SAID
+    assert wire.is_goodbye(arrived) == (kind == "goodbye")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("round", "3"), ("receipts", 7.0), ("head", b"ab"), ("time", "t" * 401), ("more", 1)],
+)
+def test_what_is_no_confirmation_is_refused(field, value):
+    """A site keeps it for years, so it is short and typed."""
+    records = RecordDict({wire.CONFIRMATION: ConfigRecord({**vars(SAID), field: value})})
+    with pytest.raises(Refused):
+        wire.unpack_confirmation(records)
+
+
+def parts_of(message):
+    """A message as it lies in Flower's object store."""
+    return {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
+
+
+LARGE = {"a": np.arange(3_000_000, dtype=np.float32), "b": np.zeros(3_000_000, np.float32)}
+
+
+def test_our_reader_agrees_with_flowers():
+    """The same records from the same parts, chunks that are equal among them."""
+    message = Message(task(EvaluateTask(1, 2, Plan(), LARGE)), 1, "evaluate")
+    parts = parts_of(message)
+    theirs = inflate_object_from_contents(message.object_id, dict(parts))
+    ours = wire.read_message(message.object_id, parts)
+    assert ours.object_id == theirs.object_id
+
+
+def test_what_is_sent_to_many_is_digested_once(monkeypatch):
+    """The second site costs no look at the model's bytes."""
+    weights = wire.PackedWeights(LARGE)
+    digested = []
+
+    def noted(content):
+        digested.append(len(content))
+        return get_object_id(content)
+
+    monkeypatch.setattr("flwr.supercore.inflatable.inflatable_object.get_object_id", noted)
+    for node in (1, 2):
+        tasks = wire.pack_tasks({"lyon": EvaluateTask(1, 2, Plan(), weights)})
+        with no_object_id_recompute():
+            get_all_nested_objects(Message(tasks["lyon"], node, "evaluate"))
+    assert digested
+    assert max(digested) < 10_000
+
+
+def test_one_chunk_named_a_million_times_is_refused():
+    """A small answer cannot fill the reader's memory."""
+    message = Message(task(EvaluateTask(1, 2, Plan(), LARGE)), 1, "evaluate")
+    parts = parts_of(message)
+    name = next(key for key, content in parts.items() if content.startswith(b"Array "))
+    head, body = parts[name].split(b"\0", 1)
+    many = body.replace(b'"arraychunk_ids": [0', b'"arraychunk_ids": [0' + b", 0" * 1_000_000)
+    start, _, _ = head.rpartition(b" ")
+    parts[name] = start + b" %d\0" % len(many) + many
+    with pytest.raises(Refused, match="at most"):
+        wire.read_message(message.object_id, parts)
+
+
+def test_a_thing_that_is_no_chunk_is_no_part_of_an_array():
+    """Nor is a message that is no message read as one."""
+    message = Message(task(EvaluateTask(1, 2, Plan(), WEIGHTS)), 1, "evaluate")
+    parts = parts_of(message)
+    chunk = next(key for key, content in parts.items() if content.startswith(b"ArrayChunk"))
+    record = next(key for key, content in parts.items() if content.startswith(b"ConfigRecord"))
+    with pytest.raises(Refused, match="found a ConfigRecord"):
+        wire.read_message(message.object_id, {**parts, chunk: parts[record]})
+    with pytest.raises(Refused, match="expected a message"):
+        wire.read_message(record, parts)

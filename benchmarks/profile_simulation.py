@@ -1,0 +1,83 @@
+"""Where each second of a whole simulation goes, from cProfile's cumulative times.
+
+    python -m benchmarks.profile_simulation [DATA]
+
+The simulation of bench_simulation (three sites, five rounds), embeddings on disk. The steps in the table
+do not overlap; indented ones are parts of the step above. Writes benchmarks/results/profile.json and
+the table in docs/performance.md.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_simulation import FULL, PX, given_for, ours
+from benchmarks.measuring import HERE, machine, put_table
+
+STEPS = (
+    # what, file, function
+    ("predict with the U-Net++", "client/inference.py", "predict"),
+    ("prompts from its probabilities", "client/prompts.py", "ask"),
+    ("SAM's embeddings from disk", "client/site.py", "embeddings"),
+    ("SAM's answers", "client/refine.py", "refine"),
+    ("– of that the mask decoder", "client/sam.py", "decode"),
+    ("tune SAM's decoder", "client/tuning.py", "tune"),
+    ("train", "client/training.py", "train"),
+    ("– of that forward", "shared/unetplusplus.py", "forward"),
+    ("– of that backward", "torch/_tensor.py", "backward"),
+    ("– of that augmentation", "client/augmentation.py", "augment"),
+    ("score", "client/scoring.py", "score_test"),
+    ("pictures for the report", "client/gallery.py", "save_gallery"),
+    ("messages, packed and unpacked", "shared/wire.py", "through_the_wire"),
+    ("aggregate", "server/aggregation.py", "add"),
+)
+
+
+def main() -> None:
+    """Run once to fill the store of embeddings, then once under the profiler."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?")
+    options = parser.parse_args()
+    before = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        file = given_for(options.data, Path(folder), FULL)
+        ours(file)
+        profiler = cProfile.Profile()
+        seconds = profiler.runcall(ours, file)["seconds"]
+    times = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # typeshed hides it
+    spent = {what: cumulative(times, path, function) for what, path, function in STEPS}
+    whole = sum(took for what, took in spent.items() if not what.startswith("–"))
+    spent["all else"] = seconds - whole
+    result = {"name": "profile", "machine": before, "load_after": os.getloadavg()[0],
+              "command": "python -m benchmarks.profile_simulation DATA",
+              "seconds": seconds, "steps": spent}  # fmt: skip
+    (HERE / "results" / "profile.json").write_text(json.dumps(result, indent=1) + "\n")
+    lines = [
+        f"`{result['command']}` on {before}: {seconds:.1f} s in rounds, images of {PX} px.",
+        "",
+    ]
+    lines += ["| step | seconds | share |", "|---|---|---|"]
+    lines += [
+        f"| {what} | {took:.1f} | {100 * took / seconds:.0f} % |" for what, took in spent.items()
+    ]
+    put_table("profile", lines)
+
+
+def cumulative(times: Any, file: str, function: str) -> float:
+    """Seconds in a function and all that it calls."""
+    return float(
+        sum(
+            found[3]
+            for (path, _, name), found in times.items()
+            if path.endswith(file) and name == function
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
