@@ -30,12 +30,6 @@ class Division(Settings):
     test_where: dict[str, str] = Field(
         default_factory=dict, description="Column of index.csv and the value that test images have."
     )
-    validation: int = Field(
-        0,
-        ge=0,
-        description="To choose by: score on so many training images, drawn from the unlabelled ones, "
-        "and leave the test images alone.",
-    )
     group_by: str | None = Field(None, description="Column of index.csv; groups stay together.")
     probe: float = Field(0.2, ge=0, lt=1, description="Part of the labels that judge at first.")
     alpha: float | None = Field(None, gt=0, description="Dirichlet concentration of site sizes.")

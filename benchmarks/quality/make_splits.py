@@ -6,7 +6,6 @@ python -m benchmarks.quality.make_splits --data kvasir-seg=KVASIR [EXPERIMENT ..
 import argparse
 import csv
 import json
-import random
 import tempfile
 from pathlib import Path
 
@@ -47,9 +46,6 @@ def draw(
     for division in experiment.divisions:
         for data in _drawn(division, folders[division.data], seed):
             stems = {kind: sorted(case.stem for case in getattr(data, kind)) for kind in KINDS}
-            if division.validation:
-                stems["test"] = random.Random(seed).sample(stems["unlabelled"], division.validation)
-                stems["unlabelled"] = sorted({*stems["unlabelled"]} - {*stems["test"]})
             sites[f"site-{len(sites) + 1}"] = {"data": division.data, **stems}
     return sites
 
