@@ -83,7 +83,7 @@ def main() -> None:
 def lessons_of(site: Site) -> Lessons:
     """All labelled images, as `client.round` hands them to `tune`."""
     kind = site.labelled
-    embeddings = torch.stack([site.embedding(kind, row) for row in range(len(kind))])
+    embeddings = site.embeddings((kind, row) for row in range(len(kind)))
     return Lessons(embeddings, kind.truth, [site.frames(kind, row) for row in range(len(kind))])
 
 
@@ -97,7 +97,7 @@ def answers(site: Site, sam: Tunable) -> tuple[float, float]:
         frames = site.frames(kind, row)
         (found,) = refine(
             sam,
-            site.embedding(kind, row)[None],
+            site.embeddings([(kind, row)]),
             [ask(worse[row], frames)],
             [frames],
             classes=1,
