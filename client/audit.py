@@ -175,7 +175,8 @@ class Chain:
             )
         if receipt is None or self.head_of(receipt).hash != confirmation.head:
             raise Refused(f"the server confirms a receipt {number} that is not in this record")
-        if (receipt.digest, receipt.run) != (confirmation.digest, confirmation.run):
+        there = (True, confirmation.digest, confirmation.run, confirmation.round)
+        if (receipt.left, receipt.digest, receipt.run, receipt.round) != there:
             raise Refused(
                 f"the server confirms another answer than receipt {number} says: what arrived "
                 "there is not what left here"

@@ -222,7 +222,8 @@ class _Reader:
             return f"the server confirmed a receipt {number} that does not stand here"
         if number >= start:  # else it was retired
             there = self.receipts[number - start]
-            if (self._hashes[number], there.digest) != (told.head, told.digest):
+            said = (told.head, told.digest, told.round, True)
+            if (self._hashes[number], there.digest, there.round, there.left) != said:
                 return (
                     f"the server confirmed another receipt {number} than the one that stands here"
                 )

@@ -300,6 +300,8 @@ class GridSites:
             return unpack(reply.content)
         except KnowmineError as error:
             return error
+        except Exception as error:  # noqa: BLE001 - no answer of one site ends the run of all
+            return Refused(f"not an answer: {type(error).__name__}")
 
 
 def _error_of(reply: Message) -> str:

@@ -10,6 +10,7 @@ one's messages: the sites join again, and are asked again for the round under wa
 """
 
 import asyncio
+import hashlib
 import logging
 import socket
 import threading
@@ -326,13 +327,19 @@ class Fleet:
         ) -> fleet_pb2.PushMessagesResponse:
             if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
                 raise HTTPException(400, "send one answer at a time")
-            head = request.messages_list[0].metadata
+            head, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+            names = [part.object_id for part in iterate_object_tree(tree)]
+            # One that is named twice could stand for two to the fortieth when the tree is read.
+            if tree.object_id != head.message_id or len(names) != len(set(names)):
+                raise HTTPException(400, "the parts of an answer are named once each, it last")
+            made_up = hashlib.sha256(tree.SerializeToString(deterministic=True)).hexdigest()
+            question, node = head.reply_to_message_id, request.node.node_id
             try:
-                uploads.begin(head.reply_to_message_id, request.node.node_id, head.message_id)
+                uploads.begin(question, node, head.message_id, made_up)
             except Refused as error:
                 raise HTTPException(410, str(error)) from error
             reply = fleet_handlers.push_messages(request, state)
-            uploads.began(head.reply_to_message_id, reply.objects_to_push)
+            uploads.began(question, reply.objects_to_push)
             self.news.set()
             return reply
 
@@ -341,7 +348,8 @@ class Fleet:
             request: Annotated[message_pb2.PushObjectRequest, body],
         ) -> message_pb2.PushObjectResponse:
             try:
-                uploads.weigh(request.object_id, len(request.object_content))
+                size = len(request.object_content)
+                uploads.weigh(request.node.node_id, request.object_id, size)
             except Refused as error:
                 self.news.set()
                 raise HTTPException(413, str(error)) from error
@@ -427,11 +435,12 @@ class FleetGrid(HttpGrid):
         request = PullAppMessagesRequest(message_ids=[question])
         found = self._runtime_client.PullMessages(request)
         store, answers = self._fleet.state.object_store, []
+        most = self._fleet.uploads.most_of(question)
         for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             names = (node.object_id for node in iterate_object_tree(tree))
             parts = {name: store.get(name) or b"" for name in names}
             store.delete(head.metadata.message_id)
-            answers.append(wire.read_message(head.metadata.message_id, parts))
+            answers.append(wire.read_message(head.metadata.message_id, parts, most))
         return answers
 
     def abandon(self, message_id: str) -> None:

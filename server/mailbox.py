@@ -13,14 +13,17 @@ from knowmine.shared.errors import Refused
 class _Open:
     """A question that waits. missing: parts still to come; None until the answer began.
 
-    room: bytes that its answer may still bring.
+    most: bytes that its answer may bring. room: what is left of them. tree: digest of how the
+    answer is made up. weighed: bytes of its parts.
     """
 
     node: int
+    most: float = math.inf
     room: float = math.inf
     answer: str = ""
+    tree: str = ""
     missing: set[str] | None = None
-    weighed: set[str] = field(default_factory=set)
+    weighed: dict[str, int] = field(default_factory=dict)
 
 
 class Uploads:
@@ -40,7 +43,7 @@ class Uploads:
     def expect(self, question: str, node: int) -> None:
         """A question was put to `node`."""
         with self._lock:
-            self._open[question] = _Open(node, self.room)
+            self._open[question] = _Open(node, self.room, self.room)
 
     def node_of(self, question: str) -> int | None:
         """Whom the question was put to, while it waits."""
@@ -48,8 +51,14 @@ class Uploads:
             waiting = self._open.get(question)
             return waiting.node if waiting else None
 
-    def begin(self, question: str, node: int, answer: str) -> None:
-        """`node` wants to send `answer`, for the first time or again.
+    def most_of(self, question: str) -> float:
+        """Bytes that its answer may hold once it is read."""
+        with self._lock:
+            waiting = self._open.get(question)
+            return waiting.most if waiting else 0
+
+    def begin(self, question: str, node: int, answer: str, tree: str = "") -> None:
+        """`node` wants to send `answer`, made up as `tree` says, for the first time or again.
 
         Raises `Refused` where nobody waits for it, or another answer is there.
         """
@@ -57,9 +66,9 @@ class Uploads:
             waiting = self._open.get(question)
             if waiting is None or waiting.node != node:
                 raise Refused("nobody waits for this answer: it came too late, or was never asked")
-            if waiting.answer not in ("", answer):
+            if waiting.answer and (waiting.answer, waiting.tree) != (answer, tree):
                 raise Refused("another answer to this question is here: each is answered once")
-            waiting.answer = answer
+            waiting.answer, waiting.tree = answer, tree
 
     def began(self, question: str, parts: Iterable[str]) -> None:
         """These parts of the answer are still to come."""
@@ -67,17 +76,19 @@ class Uploads:
             if waiting := self._open.get(question):
                 waiting.missing = set(parts)
 
-    def weigh(self, part: str, size: int) -> None:
-        """A part of `size` bytes is at the door.
+    def weigh(self, node: int, part: str, size: int) -> None:
+        """A part of `size` bytes is at the door, brought by `node`.
 
         Raises `Refused` where it is more than the answer that it belongs to may bring.
         """
         with self._lock:
             for waiting in self._open.values():
-                if part in (waiting.missing or set()) - waiting.weighed:
-                    waiting.weighed.add(part)
-                    waiting.room -= size
-                if waiting.room < 0 and part in (waiting.missing or ()):
+                if waiting.node != node or part not in (waiting.missing or ()):
+                    continue
+                before = waiting.weighed.get(part, 0)  # a part that was wrong comes again
+                waiting.weighed[part] = max(size, before)
+                waiting.room -= max(0, size - before)
+                if waiting.room < 0:
                     raise Refused(
                         "the answer is larger than its question lets it be: it holds more than "
                         "the model's tensors and a few numbers"

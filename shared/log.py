@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
@@ -174,8 +175,9 @@ def _is_secret(name: str) -> bool:
 
 
 def _on_standard_error(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # whoever read along is gone
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def _ends_in_newline(path: Path) -> bool:

@@ -63,6 +63,10 @@ def unpack(data: bytes) -> dict[str, Array]:
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise Refused("the header of the weights is no list of tensors, or one without end")
     header.pop("__metadata__", None)
+    try:
+        "".join(header).encode()
+    except UnicodeEncodeError:  # half a surrogate, of which nobody could take a digest
+        raise Refused("the name of a tensor in the header of the weights is no text") from None
     views: dict[str, Array] = dict.fromkeys(header, EMPTY)
     start, expected = 8 + length, 0
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):

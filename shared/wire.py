@@ -63,7 +63,7 @@ MAX_TEXT = 400
 STYPE = "safetensors"
 """What Flower's Array says of the bytes that hold all tensors of a model."""
 MAX_ARRAY_BYTES = 2**32
-"""Of one array in a message."""
+"""Of all arrays in a message, where nobody sets a limit."""
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
 """Where a site sends its next certificate."""
 CHECK_PATH = "/v1/knowmine/check"
@@ -289,14 +289,18 @@ def through_the_wire(message: Message) -> Message:
     return copy
 
 
-def read_message(message_id: str, parts: Mapping[str, bytes]) -> Message:
+def read_message(
+    message_id: str, parts: Mapping[str, bytes], most: float = MAX_ARRAY_BYTES
+) -> Message:
     """The message that arrived in `parts` by object id.
+
+    most: bytes that its arrays may hold together; a small part may be named often.
 
     Flower's own reader holds a large array three times over before it is done. This one joins
     its chunks where they lie.
     Raises `Refused` where it is none; what else is wrong shows as another exception.
     """
-    message = _read(message_id, parts, {})
+    message = _read(message_id, parts, {}, [most])
     if not isinstance(message, Message):
         raise Refused(f"expected a message, found a {type(message).__name__}")
     # Flower sets a message's id on arrival; its classes offer no public way to.
@@ -304,7 +308,9 @@ def read_message(message_id: str, parts: Mapping[str, bytes]) -> Message:
     return message
 
 
-def _read(object_id: str, parts: Mapping[str, bytes], known: dict[str, Any]) -> Any:
+def _read(
+    object_id: str, parts: Mapping[str, bytes], known: dict[str, Any], room: list[float]
+) -> Any:
     if object_id not in known:
         content = parts[object_id]
         kind, children, _ = get_object_head_values_from_object_content(content)
@@ -312,8 +318,9 @@ def _read(object_id: str, parts: Mapping[str, bytes], known: dict[str, Any]) -> 
             about = json.loads(get_object_body(content, Array))
             chunks = [_body_of_chunk(parts[child]) for child in children]
             run = [chunks[index] for index in about["arraychunk_ids"]]
-            if (size := sum(map(len, run))) > MAX_ARRAY_BYTES:  # one chunk may be named often
-                raise Refused(f"an array of {size} bytes; at most {MAX_ARRAY_BYTES} are read")
+            room[0] -= (size := sum(map(len, run)))
+            if room[0] < 0:
+                raise Refused(f"an array of {size} bytes; at most {size + room[0]:.0f} are read")
             known[object_id] = Array(
                 dtype=about["dtype"],
                 shape=tuple(about["shape"]),
@@ -321,7 +328,7 @@ def _read(object_id: str, parts: Mapping[str, bytes], known: dict[str, Any]) -> 
                 data=b"".join(run),
             )
         else:
-            read = {child: _read(child, parts, known) for child in children}
+            read = {child: _read(child, parts, known, room) for child in children}
             known[object_id] = inflatable_class_registry[kind].inflate(content, read)
     return known[object_id]
 

@@ -197,6 +197,21 @@ def test_an_answer_that_is_no_message(two):
     assert "not an answer" in reason or "not a knowmine" in reason
 
 
+def test_an_answer_that_names_a_part_twice(two):
+    """Forty levels of two would be read for ever: it is not begun, and the round goes on."""
+    server, oslo = two.serve(), two.join("oslo")
+    lyon = Impostor(two, "lyon")
+    question, _ = lyon.until_asked("train")
+    reply = named(Message(RecordDict({"update": ConfigRecord({"round": 1})}), reply_to=question))
+    request = announcement(lyon.link, reply)
+    tree = request.message_object_trees[0]
+    tree.children.append(tree.children[0])
+    assert refusals(lambda: lyon.link._client.PushMessages(request)) == [400]
+    lyon.caller.close()
+    two.sites.revoke("lyon")
+    assert [server.ended(), oslo.ended()] == [0, 0]
+
+
 def heads_only(link, reply):
     """Announce an answer and send none of its parts."""
     link._client.PushMessages(announcement(link, reply))

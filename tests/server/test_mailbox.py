@@ -34,25 +34,44 @@ def narrow():
 
 def test_an_answer_may_be_as_large_as_its_question_lets_it(narrow):
     """Ten bytes in two parts."""
-    narrow.weigh("1", 4)
-    narrow.weigh("2", 6)
+    narrow.weigh(7, "1", 4)
+    narrow.weigh(7, "2", 6)
     assert not narrow.too_large("q")
 
 
 def test_parts_are_weighed_together(narrow):
     """Each would do; both are too much, before the second is kept."""
-    narrow.weigh("1", 6)
+    narrow.weigh(7, "1", 6)
     with pytest.raises(Refused, match="larger than its question"):
-        narrow.weigh("2", 6)
+        narrow.weigh(7, "2", 6)
     assert narrow.too_large("q")
 
 
 def test_a_part_that_is_sent_again_weighs_once(narrow):
     """It is here already."""
-    narrow.weigh("1", 6)
+    narrow.weigh(7, "1", 6)
     narrow.arrived("1")
-    narrow.weigh("1", 6)
+    narrow.weigh(7, "1", 6)
     assert not narrow.too_large("q")
+
+
+def test_a_wrong_part_of_one_byte_buys_no_room(narrow):
+    """It is refused for its digest; the one that follows under its name counts in full."""
+    narrow.weigh(7, "1", 1)
+    with pytest.raises(Refused, match="larger than its question"):
+        narrow.weigh(7, "1", 200)
+
+
+def test_nobody_fills_the_room_of_another(narrow):
+    """Parts that are the same at all sites have names that all know."""
+    narrow.weigh(8, "1", 200)
+    assert not narrow.too_large("q")
+
+
+def test_an_answer_is_made_up_once(narrow):
+    """Parts of another making would weigh nothing."""
+    with pytest.raises(Refused, match="another answer"):
+        narrow.begin("q", 7, "a", "another tree")
 
 
 def test_half_an_answer_is_not_whole(uploads):

@@ -3,11 +3,13 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save
 
+from knowmine.shared.errors import Refused
 from knowmine.shared.packing import DTYPES, pack, unpack
 
 dtypes: Any = sorted(DTYPES.values(), key=str)
@@ -46,3 +48,10 @@ def test_nothing_is_copied():
     """The arrays are read-only views of the bytes that came."""
     out = unpack(pack({"w": np.ones(3, np.float32)}))
     assert not out["w"].flags.owndata and not out["w"].flags.writeable
+
+
+def test_a_name_that_is_no_text_is_refused():
+    """JSON can spell half a surrogate; a digest of the weights could not be taken."""
+    data = pack({"abcdef": np.zeros(2, np.float32)}).replace(b"abcdef", b"\\ud800")
+    with pytest.raises(Refused, match="no text"):
+        unpack(data)

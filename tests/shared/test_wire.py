@@ -440,6 +440,17 @@ def test_one_chunk_named_a_million_times_is_refused():
         wire.read_message(message.object_id, parts)
 
 
+def test_arrays_are_counted_together():
+    """Many that are small enough each are too much."""
+    array = Array(dtype="uint8", shape=(1000,), stype="x", data=bytes(1000))
+    other = Array(dtype="uint8", shape=(1000,), stype="y", data=bytes(1000))
+    records = RecordDict({"a": ArrayRecord({"one": array, "two": other})})
+    message = Message(records, 1, "evaluate")
+    assert wire.read_message(message.object_id, parts_of(message), 2000)
+    with pytest.raises(Refused, match="at most 999 are read"):
+        wire.read_message(message.object_id, parts_of(message), 1999)
+
+
 def test_a_thing_that_is_no_chunk_is_no_part_of_an_array():
     """Nor is a message that is no message read as one."""
     message = Message(task(EvaluateTask(1, 2, Plan(), WEIGHTS)), 1, "evaluate")
