@@ -146,6 +146,8 @@ class Guard:
         # What is inside makes an answer of its own of the disconnect, and none of it counts.
         with suppress(ClientDisconnect):
             await self._app(scope, counted, unless_too_large)
+        # An idle connection holds its last request, and with it a part of a model.
+        scope["state"].clear()
         if seen > self._max_bytes:
             await JSONResponse({"detail": self._too_large()}, 413)(scope, receive, send)
 

@@ -51,6 +51,7 @@ class Door:
             if not message.get("more_body"):
                 break
         body = json.dumps([scope["state"]["speaker"].site, size]).encode()
+        self.state = scope["state"]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
@@ -161,3 +162,9 @@ def test_a_revoked_site_is_a_stranger_within_a_second(tmp_path):
     door.federation.sites.revoke("lyon")
     door.members._looked -= 2
     assert (before, door.ask()[0]) == (200, 403)
+
+
+def test_a_request_that_is_answered_is_let_go(door):
+    """The connection goes on, and would hold the request's parsed body until the next one."""
+    status, _ = door.ask()
+    assert (status, door.state) == (200, {})
