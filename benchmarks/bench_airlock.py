@@ -4,7 +4,8 @@
 
 Two processes, the real airlock on a path socket: the server's end shut in as a vault's worker is,
 every tensor checked on arrival at both ends. The worker behind it gives back what it is sent, so
-that nothing but the hop is timed. Median of the repeats, to benchmarks/results/airlock.json.
+that nothing but the hop is timed. One thread, for a process that has several may not leave the
+network. Median of the repeats, to benchmarks/results/airlock.json.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def main() -> None:
             vault.wait()
     result = {
         "name": "airlock",
-        "command": "python -m benchmarks.bench_airlock",
+        "command": "OMP_NUM_THREADS=1 python -m benchmarks.bench_airlock",
         "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
         "bytes_each_way": bytes_of(weights),
         "chunk_bytes": CHUNK_BYTES,
