@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from knowmine.client.dataset import HiddenMasks, SiteData
-from knowmine.client.folder import Case, scan
+from knowmine.client.draws import ranked
+from knowmine.client.folder import Case, read_stems, scan
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import Plan, Settings, read_settings
@@ -118,3 +119,20 @@ def site_data(
     }
     data = SiteData(name, of("labelled"), of("probe"), of("unlabelled"), of("test"))
     return data, HiddenMasks(hidden)
+
+
+def training_split(
+    data: Path, train_list: str, draw: str, labelled: int, unlabelled: int
+) -> dict[str, Any]:
+    """One site of so many labelled and unlabelled training images, drawn in the name of `draw`.
+
+    Nothing is kept to probe or to test: what chooses a recipe looks at training images alone.
+    """
+    stems = ranked(read_stems(data / train_list, scan(data)), 0, draw)
+    return {
+        "data": "data",
+        "labelled": stems[:labelled],
+        "probe": [],
+        "unlabelled": stems[labelled : labelled + unlabelled],
+        "test": [],
+    }

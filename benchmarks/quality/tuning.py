@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.quality.experiment import HERE
+from benchmarks.quality.experiment import HERE, training_split
 from benchmarks.quality.run import open_site
 from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import pick_compute, settle
-from knowmine.client.draws import ranked
-from knowmine.client.folder import read_stems, scan
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import dice_of
 from knowmine.client.refine import refine
@@ -44,15 +42,9 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", type=int, default=[1, 2])
     options = parser.parse_args()
     settle()
-    cases = scan(options.data)
-    stems = ranked(read_stems(options.data / options.train_list, cases), 0, "tuning")
-    split = {
-        "data": "data",
-        "labelled": stems[: options.labelled],
-        "probe": [],
-        "unlabelled": stems[options.labelled : options.labelled + options.asked],
-        "test": [],
-    }
+    split = training_split(
+        options.data, options.train_list, "tuning", options.labelled, options.asked
+    )
     rows = []
     with tempfile.TemporaryDirectory() as home:
         site = open_site("tuning", split, {"data": options.data}, Plan(), "knowmine", Path(home))

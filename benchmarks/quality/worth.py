@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.quality.experiment import training_split
 from benchmarks.quality.run import open_site
 from knowmine.client.compute import settle
-from knowmine.client.draws import ranked
-from knowmine.client.folder import read_stems, scan
 from knowmine.client.pseudo_labels import Opinions, calibrate, dice_of, features_of, fuse, judge
 from knowmine.client.round import consult, improve, tune_sam
 from knowmine.client.site import Kind, Site
@@ -43,15 +42,9 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", type=int, default=[0, 2, 4, 6])
     options = parser.parse_args()
     settle()
-    cases = scan(options.data)
-    stems = ranked(read_stems(options.data / options.train_list, cases), 0, "worth")
-    split = {
-        "data": "data",
-        "labelled": stems[: options.labelled],
-        "probe": [],
-        "unlabelled": stems[options.labelled : options.labelled + PROBED + SCORED],
-        "test": [],
-    }
+    split = training_split(
+        options.data, options.train_list, "worth", options.labelled, PROBED + SCORED
+    )
     plan = Plan.model_validate(
         {
             "model": {"image_px": options.image_px},
