@@ -37,7 +37,9 @@ SITE = {"network": {"heartbeat_s": 0.3, "poll_s": 0.1, "retry_s": 0.5}, "stop_s"
 class Program:
     """A process and all that it starts; its lines are read as they come."""
 
-    def __init__(self, process: "subprocess.Popen[str] | Child") -> None:
+    def __init__(self, process: "subprocess.Popen[str] | Child", name: str, log: Path) -> None:
+        """log: where it writes what happens to it."""
+        self.name, self._log = name, log
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._popen = process
@@ -64,7 +66,10 @@ class Program:
         try:
             code = self._popen.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it goes on and said {self.lines[-20:]}") from None
+            log = self._log.read_text()[-3000:] if self._log.exists() else "no log"
+            raise AssertionError(
+                f"{self.name} goes on and said {self.lines[-20:]}; its log:\n{log}"
+            ) from None
         self._reader.join(10)
         return code
 
@@ -170,7 +175,11 @@ class Stage(Federation):
     def start(self, role: str, settings: Path, *options: str, **environment: str) -> Program:
         """Start one of the two programs."""
         argv = [role, str(settings), "--numbers", str(self.numbers), *options]
-        started = Program(Child(self._nursery, argv, {**clean_environment(), **environment}))
+        child = Child(self._nursery, argv, {**clean_environment(), **environment})
+        log = self.run / "run.log.jsonl"
+        if role == "site":
+            log = settings.parent / "state" / "site.log.jsonl"
+        started = Program(child, f"{role} {settings}", log)
         self.programs.append(started)
         return started
 
@@ -186,7 +195,9 @@ class Stage(Federation):
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-            )
+            ),
+            command[0],
+            self.run / "run.log.jsonl",
         )
         self.programs.append(started)
         return started
