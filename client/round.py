@@ -217,7 +217,7 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         ones = np.ones(len(kind), np.float32)
         return Opinions(unet, unet, ones > 0, ones, ones)
     dense = plan.method == "knowmine"
-    tuned = site.tuned_sam(round_) if dense and plan.mining.tune_passes else None
+    tuned = site.tuned_sam(round_) if dense and plan.mining.tune_steps else None
     join = dense and plan.mining.join_parts
     frames = [site.frames(kind, row) for row in range(len(kind))]
     asked = [ask(unet[row], frames[row], dense=dense, join=join) for row in range(len(kind))]
@@ -258,8 +258,8 @@ def probe(site: Site, plan: Plan, round_: int) -> Calibration:
 def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
     before = site.tuned_sam(round_ - 1)
-    passes = plan.mining.tune_passes if before is None else plan.mining.tune_again
-    if not plan.mining.tune_passes or site.has_tuned(round_):
+    steps = plan.mining.tune_steps if before is None else plan.mining.tune_again
+    if not plan.mining.tune_steps or site.has_tuned(round_):
         return
     pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
     if not pairs:
@@ -271,7 +271,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     )
     generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
     sam = before or site.sam
-    decoder = tune(sam, lessons, passes=passes, generator=generator, progress=site.progress)
+    decoder = tune(sam, lessons, steps=steps, generator=generator, progress=site.progress)
     site.keep_decoder(decoder, round_)
 
 

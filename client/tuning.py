@@ -1,7 +1,7 @@
 """Tune SAM's mask decoder on the site's labels, through prompts like those it will meet.
 
-SAM's decoder is small (some 4 million parameters) and its image embeddings are on disk, so a pass
-over the labels costs seconds. It learns what a lesion's outline is at this site, which no prompt
+SAM's decoder is small (some 4 million parameters) and its image embeddings are on disk, so a step
+costs under a second. It learns what a lesion's outline is at this site, which no prompt
 can say. What it is asked with are truths made worse, as a U-Net++ would see them: outlines that
 wander, leak and break up. The U-Net++'s own masks of these images would not do: it has been trained
 on them, so SAM would learn to repeat what it is shown.
@@ -52,30 +52,25 @@ def tune(
     sam: Tunable,
     lessons: Lessons,
     *,
-    passes: int,
+    steps: int,
     generator: Generator,
     progress: Progress,
 ) -> nn.Module:
-    """A copy of SAM's decoder that has seen each labelled image `passes` times more.
+    """A copy of SAM's decoder that has learned from `BATCH` labelled images so many times more.
 
     Its single answer (mask 0) is what is trained, with SAM's guess of that mask's IoU; the three
     others are for prompts that could mean several things, and ours do not.
     Raises `RunFailed` when the loss stops being a number.
     """
     decoder: nn.Module = copy.deepcopy(sam.mask_decoder).requires_grad_(True).train()
-    if not len(lessons) or not passes:
+    if not len(lessons) or not steps:
         return decoder.requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(decoder.parameters(), LEARNING_RATE, weight_decay=1e-2)
     rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-    batches = [
-        rows
-        for _ in range(passes)
-        for rows in torch.split(torch.randperm(len(lessons), generator=generator), BATCH)
-    ]
-    progress.start("tuning SAM", len(batches))
-    for step, rows in enumerate(batches):
+    progress.start("tuning SAM", steps)
+    for step, rows in enumerate(_batches(len(lessons), steps, generator)):
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(step, len(batches))
+            group["lr"] = LEARNING_RATE * _rate(step, steps)
         question = _question(lessons, rows.tolist(), rng)
         if question is not None:
             loss = _loss(sam, decoder, *question)
@@ -86,11 +81,18 @@ def tune(
             if not math.isfinite(loss.item()):
                 raise RunFailed(
                     f"tuning SAM's decoder gave a loss of {loss.item()}; look for damaged masks, "
-                    "or set mining.tune_passes to 0"
+                    "or set mining.tune_steps to 0"
                 )
         progress.advance()
     progress.done()
     return decoder.requires_grad_(False).eval()
+
+
+def _batches(count: int, steps: int, generator: Generator) -> list[Tensor]:
+    """Rows of `count` images for each step: all of them in a new order, pass after pass."""
+    passes = math.ceil(steps / math.ceil(count / BATCH))
+    rows = [torch.randperm(count, generator=generator).split(BATCH) for _ in range(passes)]
+    return [batch for batches in rows for batch in batches][:steps]
 
 
 def degrade(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:

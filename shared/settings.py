@@ -159,14 +159,14 @@ class MiningSettings(Settings):
         False,
         description="Ask SAM about near components as one object too; the better answer stays.",
     )
-    tune_passes: int = Field(
-        4,
+    tune_steps: int = Field(
+        48,
         ge=0,
-        description="Passes over a site's labels in which SAM's mask decoder is tuned the first "
+        description="Steps of two labelled images in which SAM's mask decoder is tuned the first "
         "time; 0 leaves SAM frozen.",
     )
     tune_again: int = Field(
-        0, ge=0, description="Passes that each later mining round adds to the tuned decoder."
+        0, ge=0, description="Steps that each later mining round adds to the tuned decoder."
     )
     sharpen: bool = Field(
         True, description="Push soft pseudo-labels towards 0 and 1; doubt stays at one half."

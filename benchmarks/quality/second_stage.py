@@ -64,6 +64,7 @@ RECIPES = {
     "self-training-restart": Recipe("self-training", RESTART),
     "self-training": Recipe("self-training", {}),
     "oracle": Recipe("oracle", {}),
+    "knowmine-renew": Recipe("knowmine", {"renew": 0.5}),
     "knowmine-half": Recipe("knowmine", {"share": 0.5, **TRUSTED}),
     "restart-quarter": Recipe("knowmine", {**RESTART, "share": 0.25}),
     "restart-no-selection": Recipe(
@@ -100,7 +101,7 @@ def main() -> None:
             "seed": options.seed,
             "model": {"image_px": options.image_px},
             "training": {"steps": options.first, "orientation": options.orientation},
-            "mining": {"images": 0, "ramp_rounds": 1, "tune_passes": 2},
+            "mining": {"images": 0, "ramp_rounds": 1, "tune_steps": 70},
         }
     )
     name = f"{options.name}-{options.seed}"

@@ -1,6 +1,6 @@
-"""How long tuning SAM's decoder takes, and what it is worth, by passes and precision.
+"""How long tuning SAM's decoder takes, and what it is worth, by its steps.
 
-    python -m benchmarks.quality.tuning --data KVASIR [--labelled 60] [--passes 1 2]
+    python -m benchmarks.quality.tuning --data KVASIR [--labelled 60] [--steps 24 48]
 
 No U-Net++ is needed: the decoder learns from labelled training images as a round does it, and is
 then asked about other training images through truths made worse by the same rules. Their Dice
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--train-list", default="splits/train.txt")
     parser.add_argument("--labelled", type=int, default=60)
     parser.add_argument("--asked", type=int, default=60)
-    parser.add_argument("--passes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--steps", nargs="+", type=int, default=[24, 48, 96])
     options = parser.parse_args()
     settle()
     split = training_split(
@@ -50,13 +50,13 @@ def main() -> None:
         site = open_site("tuning", split, {"data": options.data}, Plan(), "knowmine", Path(home))
         lessons = lessons_of(site)
         worse, before = answers(site, site.sam)
-        for passes in options.passes:
+        for steps in options.steps:
             begun = time.perf_counter()
             generator = torch.Generator().manual_seed(0)
-            decoder = tune(site.sam, lessons, passes=passes, generator=generator, progress=Silent())
+            decoder = tune(site.sam, lessons, steps=steps, generator=generator, progress=Silent())
             seconds = time.perf_counter() - begun
             _, after = answers(site, site.sam.with_decoder(decoder))
-            rows.append({"passes": passes, "seconds": round(seconds, 1), "dice": round(after, 4)})
+            rows.append({"steps": steps, "seconds": round(seconds, 1), "dice": round(after, 4)})
             print(rows[-1], flush=True)
     found = {
         "labelled": options.labelled,

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--image-px", type=int, default=160)
     parser.add_argument("--orientation", default="any")
-    parser.add_argument("--passes", nargs="+", type=int, default=[0, 2, 4, 6])
+    parser.add_argument("--tune-steps", nargs="+", type=int, default=[0, 24, 48, 96])
     options = parser.parse_args()
     settle()
     split = training_split(
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         site = open_site("worth", split, {"data": options.data}, plan, "knowmine", Path(home))
         warm_up(site, plan)
-        for name, opinions in recipes(site, plan, options.passes):
+        for name, opinions in recipes(site, plan, options.tune_steps):
             print(f"{name}: {worth(opinions, truth_of(site, site.unlabelled))}", flush=True)
 
 
@@ -68,15 +68,15 @@ def warm_up(site: Site, plan: Plan) -> None:
         weights = improve(site, TrainTask(round_, 5, supervised, weights)).weights
 
 
-def recipes(site: Site, plan: Plan, passes: list[int]) -> Iterator[tuple[str, Opinions]]:
-    """Both models' masks of the unlabelled images, for each number of passes; 0 is frozen."""
-    for count in passes:
-        mining = plan.mining.model_copy(update={"tune_passes": count})
+def recipes(site: Site, plan: Plan, tune_steps: list[int]) -> Iterator[tuple[str, Opinions]]:
+    """Both models' masks of the unlabelled images, for each length of tuning; 0 is frozen."""
+    for count in tune_steps:
+        mining = plan.mining.model_copy(update={"tune_steps": count})
         its = plan.model_copy(update={"mining": mining})
         for file in site.folder.glob("sam-decoder-*"):
             file.unlink()
         tune_sam(site, its, count + 1, [site.labelled])
-        name = f"tuned {count} passes" if count else "frozen"
+        name = f"tuned {count} steps" if count else "frozen"
         yield name, consult(site, site.unlabelled, its, count + 1)
 
 

@@ -34,7 +34,7 @@ def experiment(setting="federated", sites=2, **mining):
             "plan": {
                 "model": MODEL,
                 "training": {"steps": 1, "batch": 2},
-                "mining": {"warmup_rounds": 1, "images": 2, "tune_passes": 1, **mining},
+                "mining": {"warmup_rounds": 1, "images": 2, "tune_steps": 1, **mining},
             },
             "run": {"rounds": 2},
         }

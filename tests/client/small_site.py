@@ -100,7 +100,7 @@ def plan(method="knowmine", *, seed=0, training=None, **mining):
                 "keep_first": 1.0,
                 "keep_last": 1.0,
                 "min_quality": 0.0,
-                "tune_passes": 0,
+                "tune_steps": 0,
                 **mining,
             },
         }

