@@ -46,7 +46,7 @@ def main() -> None:
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
         file = given_for(options.data, Path(folder), FULL)
-        ours(file)
+        ours(file, "paper")
         profiler = cProfile.Profile()
         seconds = profiler.runcall(ours, file)["seconds"]
     times = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # typeshed hides it

@@ -91,7 +91,7 @@ def tune(
 def _batches(count: int, steps: int, generator: Generator) -> list[Tensor]:
     """Rows of `count` images for each step: all of them in a new order, pass after pass."""
     passes = math.ceil(steps / math.ceil(count / BATCH))
-    rows = [torch.randperm(count, generator=generator).split(BATCH) for _ in range(passes)]
+    rows = [torch.split(torch.randperm(count, generator=generator), BATCH) for _ in range(passes)]
     return [batch for batches in rows for batch in batches][:steps]
 
 
