@@ -13,6 +13,7 @@ from knowmine.client.settings import ClientSettings
 from knowmine.client.site_keys import SiteKeys
 from knowmine.shared.certificates import expires, warning_of_expiry
 from knowmine.shared.errors import KnowmineError
+from knowmine.shared.free_memory import free_memory_bytes
 from knowmine.shared.log import Silent
 
 EMBEDDING_MB = 2.1
@@ -62,7 +63,7 @@ def check_machine(settings: ClientSettings) -> list[Finding]:
             found.append(Finding("machine", "warning", what, why, mend))
         else:
             found.append(Finding("machine", "good", what))
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    available = free_memory_bytes() / 1e9
     if available < 4:
         why = "a site of 1000 images needs about 3 GB; the system ends programs that take more"
         mend = "stop other programs while a round runs"

@@ -6,9 +6,9 @@ A cache that drops the least recently used would drop just the one that comes ne
 """
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from knowmine.client.site import Site
+from knowmine.shared.free_memory import free_memory_bytes
 
 SHARE = 0.5
 """Part of the free memory that images may take; models, SAM and the server need the rest."""
@@ -44,13 +44,3 @@ class Turns:
         before, self._now = self._now, site
         if before is not None and before is not site and before.name in self._resting:
             before.rest()
-
-
-def free_memory_bytes() -> int:
-    """Memory that programs can have without swapping; 4 GB where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 4 << 30
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    return found[0] if found else 4 << 30

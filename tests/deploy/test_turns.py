@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from knowmine.deploy.turns import Turns, free_memory_bytes
+from knowmine.deploy.turns import Turns
+from knowmine.shared.free_memory import free_memory_bytes
 
 
 class Sized:
