@@ -5,6 +5,7 @@ needs torch, and nothing is ever unpickled: files are safetensors.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,16 @@ def digest_of(weights: Weights) -> str:
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         digest.update(array.data)
     return digest.hexdigest()
+
+
+def bytes_of_manifest(manifest: Manifest) -> int:
+    """What weights like these take in memory.
+
+    >>> bytes_of_manifest({"head.weight": TensorSpec((2, 3), "float32")})
+    24
+    """
+    sizes = (math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in manifest.values())
+    return sum(sizes)
 
 
 def digest_of_manifest(manifest: Manifest) -> str:
