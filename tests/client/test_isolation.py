@@ -42,7 +42,7 @@ TARGETS = {
     "the project's key": "state/vault-keys/project.key",
     "the keys of files": "state/vault-keys/files.keys",
     "a sealed embedding": "cache/embeddings/sealed/one.npy",
-    "a reviewed mask": "state/site/reviewed/masks/mueller-anna.png",
+    "a reviewed mask": "state/site/masks_reviewed/mueller-anna.png",
 }
 """Files of a hospital that are the vault's alone."""
 
@@ -138,7 +138,7 @@ def courier_attack(tmp_path_factory):
     seal = Seal(folder / "state" / "vault-keys")
     for name, content in (
         ("cache/embeddings/sealed/one.npy", seal.seal("embedding", "one", b"numbers")),
-        ("state/site/reviewed/masks/mueller-anna.png", b"mask"),
+        ("state/site/masks_reviewed/mueller-anna.png", b"mask"),
     ):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes(content)
