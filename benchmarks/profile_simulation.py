@@ -23,7 +23,7 @@ STEPS = (
     # what, file, function
     ("predict with the U-Net++", "client/inference.py", "predict"),
     ("prompts from its probabilities", "client/prompts.py", "ask"),
-    ("SAM's embeddings from disk", "client/site.py", "embeddings"),
+    ("SAM's embeddings, of labels anew, else from disk", "client/site.py", "embeddings"),
     ("SAM's answers", "client/refine.py", "refine"),
     ("– of that the mask decoder", "client/sam.py", "decode"),
     ("tune SAM's decoder", "client/tuning.py", "tune"),
@@ -48,7 +48,7 @@ def main() -> None:
         file = given_for(options.data, Path(folder), FULL)
         ours(file, "paper")
         profiler = cProfile.Profile()
-        seconds = profiler.runcall(ours, file)["seconds"]
+        seconds = profiler.runcall(ours, file, "knowmine")["seconds"]
     times = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # typeshed hides it
     spent = {what: cumulative(times, path, function) for what, path, function in STEPS}
     whole = sum(took for what, took in spent.items() if not what.startswith("–"))

@@ -40,10 +40,11 @@ def check_network(settings: ClientSettings) -> list[Finding]:
     what = f"{settings.network.server} answers in {latency_s * 1000:.0f} ms, {bits:.0f} Mbit/s up"
     facts = {"latency_ms": round(latency_s * 1000, 1), "upload_mbit_s": round(bits, 1)}
     found.append(Finding("network", "good", what, facts=facts))
-    return [*found, *_versions(answer), *_clock(there)]
+    return [*found, *versions(answer), *clock(there)]
 
 
-def _versions(answer: dict[str, object]) -> list[Finding]:
+def versions(answer: dict[str, object]) -> list[Finding]:
+    """Whether the server, by its answer to a greeting, speaks as this site does."""
     ours = version("knowmine")
     if answer.get("protocol") != PROTOCOL:
         what = f"the server speaks protocol {answer.get('protocol')}, this site {PROTOCOL}"
@@ -53,7 +54,8 @@ def _versions(answer: dict[str, object]) -> list[Finding]:
     return [Finding("network", "good", what)]
 
 
-def _clock(there: datetime | None) -> list[Finding]:
+def clock(there: datetime | None) -> list[Finding]:
+    """Whether this machine has the server's time, to the minute."""
     if there is None:
         return []
     wrong_s = (datetime.now(UTC) - there).total_seconds()

@@ -31,7 +31,8 @@ off there too. This page is written by `docs/make_commands.py`.
 | 130 | interrupted; what was finished is kept |
 
 `knowmine-client --install-completion` (and the same for the two others) lets bash, zsh, fish and
-PowerShell complete commands and options, from the next shell on.
+PowerShell complete commands and options, from the next shell on (in zsh, the first Tab of a shell
+only loads it: press it again).
 """
 PROGRAMS = (
     ("knowmine-client", "A hospital's side: images stay here, weights leave.", client),

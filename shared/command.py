@@ -52,8 +52,10 @@ def command_of(app: typer.Typer) -> "click.Command":
     command = typer.main.get_command(app)
     for _, one in commands_in(command, ""):
         what, example, line = (one.help or "").partition("Example:")
+        # A paragraph is one line, or its lines are broken where the source and the terminal do.
+        one.help = "\n\n".join(" ".join(part.split()) for part in what.strip().split("\n\n"))
         if example:
-            one.help, one.epilog = what.strip(), f"{example} {' '.join(line.split())}"
+            one.epilog = f"{example} {' '.join(line.split())}"
         _restore_help(one)
         one.params += [
             _talk("-q", "--quiet", talk.QUIET, "Say only what went wrong, and results."),

@@ -1,4 +1,4 @@
-"""Make the tables and the plot of docs/results.md from benchmarks/quality/results/*.json.
+"""Make the tables and the plot of docs/results.md from benchmarks/quality/results/.
 
 python -m benchmarks.quality.tables
 """
@@ -18,7 +18,6 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
 PLOT = HERE.parents[1] / "docs" / "images" / "quality.svg"
 ORDER = ("supervised", "self-training", "paper", "knowmine", "supervised-all", "oracle")
-BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
 DRAWS = 10_000
 COLUMNS = (
     *("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px"),
@@ -35,12 +34,16 @@ def main() -> None:
     experiments: dict[str, list[Result]] = {}
     for result in results:
         experiments.setdefault(result["experiment"], []).append(result)
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    tables = "\n".join(table(name, of) for name, of in sorted(experiments.items()))
-    PAGE.write_text(f"{before}{BEGIN}\n{tables}{END}{after}")
+    put("quality", "\n".join(table(name, of) for name, of in sorted(experiments.items())))
+    put("second-stage", second_stages(HERE / "results" / "second-stage"))
     plot(experiments)
+
+
+def put(name: str, text: str) -> None:
+    """Put the text between NAME's markers."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}{end}{rest.split(end)[1]}")
 
 
 def table(name: str, results: Iterable[Result]) -> str:
@@ -69,6 +72,40 @@ def table(name: str, results: Iterable[Result]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     command = f"make bench-quality EXPERIMENT={name} DATA='NAME=FOLDER'"
     return "\n".join([*lines, "", f"    {command}", "", ""])
+
+
+def second_stages(folder: Path) -> str:
+    """Each recipe's Dice on validation images, and its gain over labels alone and self-training."""
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    recipes = [result for result in found if "recipe" in result]
+    lines = ["| unlabelled | recipe | kept | Dice | against labels | against self-training |"]
+    lines.append("|---" * 6 + "|")
+    for of in sorted(recipes, key=lambda r: (r["unlabelled"], r["seed"], -_validated(r))):
+        gains = []
+        for base in ("labels", "self-training"):
+            # Labels alone are the same whatever the number of unlabelled images.
+            same = [
+                r
+                for r in recipes
+                if r["recipe"] == base
+                and r["validation_dice"].keys() == of["validation_dice"].keys()
+                and (base == "labels" or r["unlabelled"] == of["unlabelled"])
+            ]
+            gains.append(_gain_of_recipe(of, same[0]) if same and same[0] is not of else "-")
+        kept = str(of["mined"]["kept"]) if of["mined"]["kept"] else "-"
+        cells = [str(of["unlabelled"]), of["recipe"], kept, f"{_validated(of):.3f}", *gains]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _validated(recipe: Result) -> float:
+    return float(np.mean(list(recipe["validation_dice"].values())))
+
+
+def _gain_of_recipe(of: Result, base: Result) -> str:
+    one, other = ({(0, s): d for s, d in r["validation_dice"].items()} for r in (of, base))
+    gain, low, high = interval(one, other)
+    return f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def gathered(results: Iterable[Result]) -> dict[str, list[Result]]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -17,11 +17,15 @@ from knowmine.client.check_machine import (
     check_keys,
     check_weights,
 )
-from knowmine.client.check_network import check_network
+from knowmine.client.check_network import check_network, clock, versions
+from knowmine.client.cli import app
 from knowmine.client.findings import Finding, as_json, worst
 from knowmine.client.isolation import tried
 from knowmine.client.settings import ClientSettings
 from knowmine.deploy.phantom import make_folder
+from knowmine.shared.command import run_command
+from knowmine.shared.protocol import PROTOCOL
+from tests.client.small_dicom import PATIENT, hounsfield, write_dicom
 from tests.provisioned import NOW, Federation
 
 
@@ -129,6 +133,17 @@ def test_a_copied_image_is_named(tmp_path):
     assert any("look the same" in finding.what for finding in found)
 
 
+def test_tags_that_name_a_patient_are_counted_and_never_repeated(tmp_path):
+    """One DICOM file among phantoms; neither the name nor the number is in what is said."""
+    make_folder(tmp_path / "data", 8, seed=3)
+    write_dicom(tmp_path / "data" / "images" / "ct.dcm", hounsfield())
+    found = check_data.check_data(settings(tmp_path))
+    (tagged,) = (finding for finding in found if finding.facts == {"files": 1})
+    assert "a patient's name" in tagged.what
+    said = json.dumps(as_json(found))
+    assert PATIENT not in said and "4711" not in said
+
+
 def test_a_missing_folder_is_an_error_and_no_traceback(tmp_path):
     """With what to do."""
     assert levels(check_data.check_data(settings(tmp_path))) == ["error"]
@@ -173,6 +188,27 @@ def test_a_server_that_is_not_there_is_an_error(enrolled):
     assert found.level == "error" and "refused" in found.what
 
 
+def test_a_proxy_is_said_without_its_password(enrolled, monkeypatch):
+    """What is printed is pasted into tickets."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://anna:hush@127.0.0.1:9")
+    proxy, _ = check_network(settings(enrolled))
+    assert proxy.what == "through the proxy http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(("wrong_s", "words"), [(-600, "600 s behind"), (600, "600 s ahead")])
+def test_a_wrong_clock_is_a_warning(wrong_s, words):
+    """With what it spoils."""
+    (found,) = clock(datetime.now(UTC) - timedelta(seconds=wrong_s))
+    assert found.level == "warning" and words in found.what and "NTP" in found.mend
+
+
+@pytest.mark.parametrize(("protocol", "level"), [(PROTOCOL, "good"), (PROTOCOL + 1, "error")])
+def test_a_server_that_speaks_otherwise_is_an_error(protocol, level):
+    """With the version to install."""
+    (found,) = versions({"protocol": protocol, "version": "9.9"})
+    assert found.level == level and "9.9" in found.what + found.mend
+
+
 def test_one_broken_area_hides_no_other(enrolled):
     """No data, no server: weights, machine and keys are looked at all the same."""
     found = list(check_site(settings(enrolled, sam={"weights": "vit_h", "cache": enrolled})))
@@ -199,3 +235,34 @@ def test_isolation_is_tried_and_not_claimed(enrolled):
 def test_isolation_that_is_off_is_a_warning(enrolled):
     """Said plainly."""
     assert levels(check_isolation(settings(enrolled, isolation="off"))) == ["warning"]
+
+
+@pytest.fixture
+def checked(enrolled, monkeypatch, capsys):
+    """Runs `check` with these options on a site without data and server: exit code and output."""
+    file = enrolled / "home-lyon" / "client.yaml"
+    words = ("model:\n  image_px: 64", "sam:\n  weights: vit_h\n  cache: nowhere")
+    file.write_text("\n".join([file.read_text(), *words]))
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["knowmine-client", "check", str(file), *options])
+        with pytest.raises(SystemExit) as left:
+            run_command(app, "knowmine-client")
+        return left.value.code, capsys.readouterr().out
+
+    return run
+
+
+def test_scripts_get_the_findings_as_json(checked):
+    """All of standard output is one object, and the exit code says that something is wrong."""
+    code, out = checked("--format", "json")
+    told = json.loads(out)
+    assert (code, told["level"]) == (2, "error")
+    assert {"area", "level", "what", "why", "mend", "facts"} == set(told["findings"][0])
+
+
+def test_people_get_what_is_wrong_and_how_to_mend_it(checked):
+    """Without colours, as no terminal reads along; quiet leaves out what is well."""
+    code, out = checked("-q")
+    assert code == 2 and "\x1b" not in out
+    assert " x network: " in out and "\n     -> " in out and "ok " not in out

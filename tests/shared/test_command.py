@@ -1,8 +1,16 @@
 """What all commands share: they teach by example, say as much as asked, and complete in shells."""
 
+import os
+import pty
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import time
 from contextlib import suppress
+from pathlib import Path
+from select import select
 
 import pytest
 
@@ -15,11 +23,60 @@ from knowmine.shared.log import open_log
 from knowmine.shared.version import code_digest
 
 APPS = {"knowmine-client": client, "knowmine-server": server, "knowmine-simulate": simulate}
+BIN = Path(sys.executable).parent
 COMMANDS = {
     name: command
     for program, app in APPS.items()
     for name, command in commands_in(command_of(app), program)
 }
+
+
+def typed(shell, keys):
+    """Types half a command on a terminal, and these keys; gives what the terminal shows."""
+
+    def show(environment):
+        terminal, inner = pty.openpty()
+        running = subprocess.Popen(
+            [shell, "-i"],
+            start_new_session=True,
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            env=environment,
+        )
+        try:
+            os.write(terminal, b"PS1='rea''dy> '\n")
+            assert "ready> " in shown(terminal, "ready> ")
+            os.write(terminal, b"knowmine-client chec" + keys)
+            return shown(terminal, "check ")
+        finally:
+            running.kill()
+            running.wait()
+            os.close(terminal)
+            os.close(inner)
+
+    return show
+
+
+def shown(terminal, words):
+    """What comes until these words, or until nothing comes for long."""
+    seen, deadline = "", time.monotonic() + 30
+    while words not in seen and time.monotonic() < deadline:
+        if select([terminal], [], [], 0.5)[0]:
+            seen += os.read(terminal, 4096).decode(errors="replace").replace("\a", "")
+    return seen
+
+
+def asked_fish(environment):
+    """What fish would offer; it asks its terminal too much to be typed at."""
+    offer = ["fish", "-c", 'complete -C "knowmine-client chec"']
+    return subprocess.run(
+        offer, env=environment, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+# In zsh the first Tab of a shell only loads typer's function; docs/commands.md says so.
+TABBED = {"bash": typed("bash", b"\t"), "zsh": typed("zsh", b"\t\t"), "fish": asked_fish}
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +114,24 @@ def test_every_command_can_be_quiet_or_verbose(name):
     assert {"-q", "--quiet", "-v", "--verbose"} <= known
 
 
-@pytest.mark.parametrize("name", APPS)
-def test_every_command_completes_in_bash(name, monkeypatch, capsys):
-    """The script that a shell loads asks the command itself."""
-    monkeypatch.setenv(f"_{name.upper().replace('-', '_')}_COMPLETE", "source_bash")
-    with pytest.raises(SystemExit) as left:
-        run_command(APPS[name], name)
-    assert left.value.code in (0, None)
-    assert f"complete -o default -F _{name.replace('-', '_')}_completion" in capsys.readouterr().out
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_paragraph_of_help_is_broken_by_the_terminal_alone(name):
+    """A line that ends where the source's did leaves ragged text."""
+    assert not re.search(r"[^\n]\n[^\n]", COMMANDS[name].help)
+
+
+@pytest.mark.parametrize("shell", TABBED)
+def test_tab_completes_a_command_in_a_real_shell(shell, tmp_path):
+    """Installed as the help says, in a new shell: `chec` and Tab are `check`."""
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    here = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    told = {**os.environ, "HOME": str(tmp_path), "PATH": here, "TERM": "dumb"}
+    told.pop("XDG_CONFIG_HOME", None)
+    # `; true`: a shell that replaced itself by the command could not be seen by it.
+    install = "knowmine-client --install-completion; true"
+    subprocess.run([shell, "-c", install], env=told, check=True, capture_output=True, timeout=60)
+    assert "check" in TABBED[shell](told)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["chekc"]])
