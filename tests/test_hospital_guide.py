@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import click
@@ -20,10 +22,14 @@ from knowmine.deploy.commands import app as server
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def commands_of(page):
+def page(name):
+    """A page's text."""
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def commands_of(name):
     """The lines that a page asks to type."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```console\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
@@ -70,33 +76,87 @@ def test_the_trial_has_six_commands():
     ]
 
 
-def test_the_trial_ends_in_a_model_of_both_sites(tmp_path):
-    """The guide's six commands, word for word but for what is noted above."""
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    """The folder after the guide's six commands, word for word but for what is noted above.
+
+    And what the server said, and each site.
+    """
+    folder = tmp_path_factory.mktemp("trial")
     draw, provision, first, second, admit, run = TRIAL
     assert FEWER_IMAGES[0] in draw
-    said(draw.replace(*FEWER_IMAGES), tmp_path)
-    said(provision, tmp_path)
-    make_tiny(tmp_path / "federation.yaml")
-    said(provision.replace(" --example", ""), tmp_path)
+    said(draw.replace(*FEWER_IMAGES), folder)
+    said(provision, folder)
+    make_tiny(folder / "federation.yaml")
+    said(provision.replace(" --example", ""), folder)
 
-    sites = [started(line, tmp_path) for line in (first, second)]
+    sites = [started(line, folder) for line in (first, second)]
     try:
         for site in sites:
             assert "Send" in site.stdout.readline()
-        said(admit, tmp_path)
-        ending = said(run, tmp_path)
+        said(admit, folder)
+        ending = said(run, folder)
         told = [site.communicate(timeout=120)[0] for site in sites]
     finally:
         for site in sites:
             site.kill()
+    return folder, ending, told
 
-    summary = json.loads((tmp_path / "fed" / "run" / "summary.json").read_text())
+
+def test_the_trial_ends_in_a_model_of_both_sites(trial):
+    """As the guide shows it."""
+    folder, ending, told = trial
+    summary = json.loads((folder / "fed" / "run" / "summary.json").read_text())
     assert (summary["status"], summary["sites"]) == ("done", ["bergen", "lyon"])
-    assert (tmp_path / "fed" / "run" / "model.safetensors").is_file()
+    assert (folder / "fed" / "run" / "model.safetensors").is_file()
     assert "Done: 1 rounds" in ending and "bergen" in ending
     for lines in told:
         assert "round 1: asked to train" in lines
         assert "the end: the run is over" in lines
+
+
+def test_the_record_of_the_trial_is_shown_as_docs_audit_shows_it(trial):
+    """Every command there, in its order; only numbers, hashes and dates may differ."""
+    shown = re.findall(r"^```\n(\$ .*?)^```", page("audit.md"), re.MULTILINE | re.DOTALL)
+    seen = transcript(trial[0])
+    assert masked("\n".join(shown)) == masked(seen), seen
+
+
+def transcript(folder):
+    """What a site and then an auditor type and read, with the record whole, edited and cut off."""
+    site, auditor = folder / "lyon", folder / "auditor"
+    verify = "knowmine-client audit verify receipts.jsonl --key audit.pub"
+    held = f"{verify} --server-key server.crt --rounds rounds"
+    told = [
+        typed("knowmine-client audit show client.yaml", site),
+        typed("knowmine-client audit export client.yaml lyon-audit.zip", site),
+    ]
+    with zipfile.ZipFile(site / "lyon-audit.zip") as parcel:
+        parcel.extractall(auditor)
+    shutil.copy(folder / "fed" / "keys" / "server.crt", auditor)
+    shutil.copytree(folder / "fed" / "run" / "rounds", auditor / "rounds")
+    record = auditor / "receipts.jsonl"
+    whole = record.read_bytes().splitlines(keepends=True)
+    told.append(typed(verify, auditor))
+    record.write_bytes(
+        b"".join([*whole[:4], whole[4].replace(b'"bytes":', b'"bytes":1', 1), *whole[5:]])
+    )
+    told.append(typed(verify, auditor, code=4))
+    record.write_bytes(b"".join(whole))
+    told.append(typed(held, auditor))
+    record.write_bytes(b"".join(whole[:-6]))
+    told.append(typed(held, auditor, code=4))
+    return "\n".join(told)
+
+
+def typed(line, folder, code=0):
+    """A command and what it prints, as a page shows them."""
+    return f"$ {line}\n{said(line, folder, code)}"
+
+
+def masked(text):
+    """Numbers and hashes as N, and no more than one space: what is left is what a page promises."""
+    return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "N", re.sub(r"[ \n]+", " ", text)).strip()
 
 
 def make_tiny(file):
@@ -125,9 +185,9 @@ def started(line, folder):
     )
 
 
-def said(line, folder):
-    """What a command of the guide prints; it has to end well."""
+def said(line, folder, code=0):
+    """What a command of the guide prints; it has to end with this code."""
     command = started(line, folder)
     output, _ = command.communicate(timeout=400)
-    assert command.returncode == 0, output
+    assert command.returncode == code, output
     return output
