@@ -53,7 +53,7 @@ check: .venv/.installed ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/.installed ## Run the benchmarks (30 minutes alone); BENCH=bench_name takes one, DATA=folder your images
+bench: .venv/.installed ## Run the benchmarks (most of an hour alone); BENCH=bench_name takes one, DATA=folder your images
 	@shopt -s nullglob; scripts=(benchmarks/$(BENCH).py); \
 	[ $${#scripts[@]} -gt 0 ] || { echo "no benchmarks/$(BENCH).py" >&2; exit 2; }; \
 	for script in "$${scripts[@]}"; do name=$$(basename "$$script" .py); echo "== $$name"; data=(); \

@@ -164,6 +164,7 @@ def take_turns(files: list[Path], numbers: int) -> None:
     from knowmine.client.worker import Worker
     from knowmine.shared.log import silent
     from knowmine.shared.settings import read_settings
+    from knowmine.shared.weights import bytes_of_manifest
     from tests.faults.tiny import TinyWorker
 
     turn = threading.Semaphore()
@@ -189,7 +190,8 @@ def take_turns(files: list[Path], numbers: int) -> None:
         link = Patient(
             settings.network, settings.site, keys, settings.keys, settings.state, silent()
         )
-        link.serve(client_app(lambda _: worker), threading.Event(), 0)
+        size = bytes_of_manifest(worker.manifest)
+        link.serve(client_app(lambda _: worker), threading.Event(), 0, lambda: size)
 
     threads = [threading.Thread(target=one, args=(file,)) for file in files]
     for thread in threads:

@@ -73,7 +73,7 @@ def main() -> None:
     """Measure both rounds against the loop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--images", type=int, default=100, help="how many are measured (100)")
+    parser.add_argument("--images", type=int, default=25, help="how many are measured (25)")
     parser.add_argument("--quick", action="store_true", help="ten images; writes nothing")
     parser.add_argument("--vit-b", action="store_true", help="SAM ViT-B's network, five images")
     options = parser.parse_args()

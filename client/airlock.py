@@ -13,7 +13,7 @@ refused. Checked on arrival, at either end:
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -57,10 +57,27 @@ TO_VAULT = Door("the vault was sent", Refused)
 FROM_VAULT = Door("the vault sent", Refused)
 
 
-def strictly(kind: type[M]) -> Callable[[bytes], M]:
+class Piece(NamedTuple):
+    """A part that is a piece of a tensor, and a view of its bytes.
+
+    Not protobuf's message, which copies the bytes three times on the way out and three on the way
+    in, and a fourth to be checked.
+    """
+
+    tensor: int
+    data: memoryview
+
+
+TaskPart = pb.TaskPart | Piece
+UpdatePart = pb.UpdatePart | Piece
+
+
+def strictly(kind: type[M]) -> Callable[[bytes], M | Piece]:
     """A parser of messages of this kind that refuses whatever airlock.proto does not list."""
 
-    def parse(content: bytes) -> M:
+    def parse(content: bytes) -> M | Piece:
+        if kind in (pb.TaskPart, pb.UpdatePart) and (piece := _piece_of(content)):
+            return piece
         message = kind()
         try:
             message.ParseFromString(content)
@@ -75,18 +92,25 @@ def strictly(kind: type[M]) -> Callable[[bytes], M]:
     return parse
 
 
-def pack_task(task: TrainTask | EvaluateTask, manifest: Manifest) -> Iterator[pb.TaskPart]:
+def serialised(part: Message | Piece) -> bytes:
+    """What protobuf makes of a part."""
+    if isinstance(part, Piece):
+        return b"".join((_envelope(part.tensor, len(part.data)), part.data))
+    return part.SerializeToString()
+
+
+def pack_task(task: TrainTask | EvaluateTask, manifest: Manifest) -> Iterator[TaskPart]:
     """The parts of a task; raise `Refused` at once where it does not fit the airlock."""
     calibration = task.calibration if isinstance(task, TrainTask) else Calibration()
     values = {**dict(task.plan), "round": task.round, "rounds": task.rounds}
     del values["model"], values["transport"]  # the one is installed, the other is the courier's
     _fits(task.weights, manifest, TO_VAULT)
     heading = _filled(pb.Task, {**values, "calibration": calibration}, TO_VAULT)
-    return _parts(pb.TaskPart(task=heading), task.weights, manifest, pb.TaskPart)
+    return _parts(pb.TaskPart(task=heading), task.weights, manifest)
 
 
 def unpack_train_task(
-    parts: Iterable[pb.TaskPart], model: ModelSettings, manifest: Manifest
+    parts: Iterable[TaskPart], model: ModelSettings, manifest: Manifest
 ) -> TrainTask:
     """The task to improve; raise `Refused` for anything else."""
     parts = iter(parts)
@@ -96,7 +120,7 @@ def unpack_train_task(
 
 
 def unpack_evaluate_task(
-    parts: Iterable[pb.TaskPart], model: ModelSettings, manifest: Manifest
+    parts: Iterable[TaskPart], model: ModelSettings, manifest: Manifest
 ) -> EvaluateTask:
     """The task to score; raise `Refused` for anything else."""
     parts = iter(parts)
@@ -104,18 +128,18 @@ def unpack_evaluate_task(
     return EvaluateTask(round_, rounds, plan, _gather(parts, manifest, TO_VAULT))
 
 
-def pack_update(update: Update, manifest: Manifest) -> Iterator[pb.UpdatePart]:
+def pack_update(update: Update, manifest: Manifest) -> Iterator[UpdatePart]:
     """The parts of an update."""
     _fits(update.weights, manifest, FROM_VAULT)
     heading = _filled(pb.Update, vars(update), FROM_VAULT)
-    return _parts(pb.UpdatePart(update=heading), update.weights, manifest, pb.UpdatePart)
+    return _parts(pb.UpdatePart(update=heading), update.weights, manifest)
 
 
-def unpack_update(parts: Iterable[pb.UpdatePart], manifest: Manifest) -> Update:
+def unpack_update(parts: Iterable[UpdatePart], manifest: Manifest) -> Update:
     """The update; raise `Refused` for anything else. `egress` looks at its numbers again."""
     parts = iter(parts)
     first = next(parts, None)
-    if first is None or first.WhichOneof("part") != "update":  # 2
+    if not isinstance(first, pb.UpdatePart) or first.WhichOneof("part") != "update":  # 2
         raise Refused("the vault sent no update first; expected its counts, then its tensors")
     values = _values(first.update, FROM_VAULT)
     mined = Mined(**values.pop("mined"))
@@ -148,11 +172,55 @@ def check_protocol(seen: int) -> None:
         )
 
 
+def _piece_of(content: bytes) -> Piece | None:
+    """The piece of tensor whose only way to be written is `content`; None where it is anything else.
+
+    Whatever the numbers at its start are taken for, the envelope that they make must stand there,
+    to the byte: it announces all that follows as the tensor's bytes, so nothing else can.
+    """
+    place, tensor = 1 + len(_number_at(content, 1)), 0
+    if content[place : place + 1] == b"\x08":
+        digits = _number_at(content, place + 1)
+        tensor = sum((digit & 0x7F) << 7 * i for i, digit in enumerate(digits))
+        place += 1 + len(digits)
+    place += 1 + len(_number_at(content, place + 1))
+    data = memoryview(content)[place:]
+    if not len(data) or tensor >= 1 << 32 or content[:place] != _envelope(tensor, len(data)):
+        return None
+    return Piece(tensor, data)
+
+
+def _number_at(content: bytes, place: int) -> bytes:
+    """The bytes of the number that begins there; at most five, as many as 32 bits need."""
+    for end in range(place, min(place + 5, len(content))):
+        if content[end] < 0x80:
+            return content[place : end + 1]
+    return content[place : place + 5]
+
+
+def _envelope(tensor: int, length: int) -> bytes:
+    """What protobuf writes before the `length` bytes, at least one, of a piece of tensor.
+
+    Each field's number and kind, then its value in as few bytes as hold it; a zero is left out.
+    """
+    inner = (b"\x08" + _varint(tensor) if tensor else b"") + b"\x12" + _varint(length)
+    return b"\x12" + _varint(len(inner) + length) + inner
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*digits, number))
+
+
 def _unpack_heading(
-    parts: Iterator[pb.TaskPart], model: ModelSettings
+    parts: Iterator[TaskPart], model: ModelSettings
 ) -> tuple[int, int, Plan, Calibration]:
     first = next(parts, None)
-    if first is None or first.WhichOneof("part") != "task":  # 2
+    if not isinstance(first, pb.TaskPart) or first.WhichOneof("part") != "task":  # 2
         raise Refused("the vault was sent no task first; expected the task, then its tensors")
     values = _values(first.task, TO_VAULT)
     sums = _calibration(values.pop("calibration"), TO_VAULT)
@@ -194,16 +262,12 @@ def _fits(weights: Weights, manifest: Manifest, door: Door) -> None:
         door.dtype(name, weights[name], spec)
 
 
-def _parts(heading: M, weights: Weights, manifest: Manifest, kind: type[M]) -> Iterator[M]:
+def _parts(heading: M, weights: Weights, manifest: Manifest) -> Iterator[M | Piece]:
     yield heading
     for place, name in enumerate(manifest):
         raw = np.asarray(weights[name], order="C").reshape(-1).view(np.uint8).data
         for start in range(0, len(raw), CHUNK_BYTES):
-            # In place: protobuf copies a message that is given to a constructor, slowly.
-            part: Any = kind()
-            part.weights.tensor = place
-            part.weights.data = raw[start : start + CHUNK_BYTES].tobytes()
-            yield part
+            yield Piece(place, raw[start : start + CHUNK_BYTES])
 
 
 def _gather(parts: Iterator[Any], manifest: Manifest, door: Door) -> dict[str, Array]:
@@ -214,19 +278,18 @@ def _gather(parts: Iterator[Any], manifest: Manifest, door: Door) -> dict[str, A
         for start in range(0, len(raw), CHUNK_BYTES):
             length = min(CHUNK_BYTES, len(raw) - start)
             part = next(parts, None)
-            if part is None or part.WhichOneof("part") != "weights":  # 2
+            if not isinstance(part, Piece):  # 2
                 raise Refused(f"{door.who} too few tensors; expected more of number {place}")
-            if part.weights.tensor != place:  # 2
+            if part.tensor != place:  # 2
                 raise Refused(
-                    f"{door.who} tensor number {part.weights.tensor}; expected number {place} of "
+                    f"{door.who} tensor number {part.tensor}; expected number {place} of "
                     "the installed model"
                 )
-            data = part.weights.data  # once: protobuf makes a new copy each time it is asked
-            if len(data) != length:  # 3
+            if len(part.data) != length:  # 3
                 raise Refused(
-                    f"{door.who} {len(data)} bytes of tensor number {place}; expected {length}"
+                    f"{door.who} {len(part.data)} bytes of tensor number {place}; expected {length}"
                 )
-            raw[start : start + length] = np.frombuffer(data, np.uint8)
+            raw[start : start + length] = np.frombuffer(part.data, np.uint8)
         door.finite(name, array)  # 4
         door.counters(name, array)
         door.bounded(name, array)

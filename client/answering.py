@@ -69,8 +69,8 @@ class Answers:
             )
 
     def improve(
-        self, parts: Iterator[pb.TaskPart], context: grpc.ServicerContext
-    ) -> Iterator[pb.UpdatePart]:
+        self, parts: Iterator[airlock.TaskPart], context: grpc.ServicerContext
+    ) -> Iterator[airlock.UpdatePart]:
         """The task to improve: read whole, checked, worked out, given back in chunks."""
         with _reasons_only(context):
             worker = self._ready()
@@ -80,7 +80,9 @@ class Answers:
             del task
             yield from airlock.pack_update(update, worker.manifest)
 
-    def evaluate(self, parts: Iterator[pb.TaskPart], context: grpc.ServicerContext) -> pb.Scores:
+    def evaluate(
+        self, parts: Iterator[airlock.TaskPart], context: grpc.ServicerContext
+    ) -> pb.Scores:
         """The task to score."""
         with _reasons_only(context):
             worker = self._ready()
@@ -131,7 +133,7 @@ def listen(answers: Answers, socket: Path) -> grpc.Server:
                 answers.introduce, airlock.strictly(pb.Question), pb.Introduction.SerializeToString
             ),
             "Improve": grpc.stream_stream_rpc_method_handler(
-                answers.improve, airlock.strictly(pb.TaskPart), pb.UpdatePart.SerializeToString
+                answers.improve, airlock.strictly(pb.TaskPart), airlock.serialised
             ),
             "Evaluate": grpc.stream_unary_rpc_method_handler(
                 answers.evaluate, airlock.strictly(pb.TaskPart), pb.Scores.SerializeToString

@@ -86,10 +86,10 @@ class AirlockWorker:
             name + "Introduce", pb.Question.SerializeToString, airlock.strictly(pb.Introduction)
         )
         self._improve = self._channel.stream_stream(
-            name + "Improve", pb.TaskPart.SerializeToString, airlock.strictly(pb.UpdatePart)
+            name + "Improve", airlock.serialised, airlock.strictly(pb.UpdatePart)
         )
         self._evaluate = self._channel.stream_unary(
-            name + "Evaluate", pb.TaskPart.SerializeToString, airlock.strictly(pb.Scores)
+            name + "Evaluate", airlock.serialised, airlock.strictly(pb.Scores)
         )
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class AirlockWorker:
 
         def ask() -> Update:
             parts = airlock.pack_task(task, self.manifest)
-            call: Iterator[pb.UpdatePart] = self._improve(parts, timeout=self._settings.task_s)
+            call: Iterator[airlock.UpdatePart] = self._improve(parts, timeout=self._settings.task_s)
             return airlock.unpack_update(call, self.manifest)
 
         return self._answered(task.round, ask)

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from knowmine.shared.errors import CannotWrite, UsageError
 from knowmine.shared.keys import make_private_folder, read_secret, sync_folder, write_secret
 
-Kind = Literal["embedding", "gallery"]
+Kind = Literal["embedding", "gallery", "decoder"]
 
 MAGIC = b"KNOWMINE1"
 KEY_BYTES, NONCE_BYTES, ID_BYTES = 32, 12, 16
@@ -138,6 +138,11 @@ class Seal:
             yield file
         finally:
             os.close(file)
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether a file's content was sealed, by whatever key."""
+    return content.startswith(MAGIC)
 
 
 def destroy_keys(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from knowmine.client.findings import Finding
 from knowmine.client.fleet import Link
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site_keys import SiteKeys
+from knowmine.client.state_folder import COURIER
 from knowmine.shared.errors import KnowmineError
 from knowmine.shared.log import silent
 from knowmine.shared.protocol import PROTOCOL
@@ -22,7 +23,9 @@ def check_network(settings: ClientSettings) -> list[Finding]:
     found = [Finding("network", "note", f"through the proxy {_masked(proxy)}")] if proxy else []
     try:
         keys = SiteKeys.load(settings.keys, settings.site)
-        link = Link(settings.network, settings.site, keys, settings.keys, settings.state, silent())
+        link = Link(
+            settings.network, settings.site, keys, settings.keys, settings.state / COURIER, silent()
+        )
         try:
             link.probe(b"")  # pays for the connection
             answer, latency_s, there = link.probe(b"")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from knowmine.client.isolation import can_list, hide_folders, older_threads
 from knowmine.client.settings import ClientSettings
+from knowmine.client.state_folder import prepare, vaults_part
 from knowmine.shared.errors import KnowmineError, Refused, RunFailed, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Vault:
         """Start the process."""
         self.missing: list[str] = []
         self._settings = settings
-        settings.state.mkdir(parents=True, exist_ok=True)
+        prepare(settings.state)
         self._folder = Path(tempfile.mkdtemp(prefix="knowmine-"))  # only its owner may enter
         self.socket, file = self._folder / "airlock", self._folder / "settings.yaml"
         file.write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
@@ -60,13 +61,15 @@ class Vault:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - ours
 
     def give_up_images(self) -> None:
-        """Let the kernel refuse this process the data folder, for good."""
+        """Let the kernel refuse this process the data folder and the vault's state, for good."""
         if self._settings.isolation == "off":
             return
         data = self._settings.data
-        why_not = hide_folders([data, data / "images", data / "masks"])
-        if can_list(data):
-            self.missing.append(f"the courier can still read the images: {why_not}")
+        hidden = {"the images": data, **vaults_part(self._settings)}
+        why_not = hide_folders([*hidden.values(), data / "images", data / "masks"])
+        seen = [what for what, folder in hidden.items() if can_list(folder)]
+        if seen:
+            self.missing.append(f"the courier can still read {', '.join(seen)}: {why_not}")
         elif threads := older_threads():
             self.missing.append(f"{threads} older threads of the courier can still read the images")
         if self._settings.isolation == "required" and self.missing:

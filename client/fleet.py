@@ -30,6 +30,7 @@ from typing import Any
 import httpx
 from cryptography import x509
 
+from knowmine.client.intake import SMALL_BYTES, Intake
 from knowmine.client.settings import NetworkSettings
 from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
 from knowmine.shared import wire
@@ -84,6 +85,8 @@ MAX_CLOCK_ERROR = timedelta(seconds=60)
 """Flower believes a signed time of day that is five minutes old at most."""
 SECOND_PROCESS_S = 120.0
 """How long a process that starts beside another of its site waits for that to be gone."""
+PARTS_PATH = "/v1/fleet/pull-object"
+"""Where Flower's client gets the parts of a question."""
 RENEWAL_LOOK_S = 6 * 3600.0
 """Seconds between two looks at the date on this site's certificate."""
 
@@ -108,6 +111,8 @@ class Link:
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
         self._certificate, self._shown, self._replaced = keys.certificate, b"", ""
         self._identity = _Identity(keys, self._instance, log)
+        self._intake = Intake(PARTS_PATH)
+        self._weights_bytes: Callable[[], int] = lambda: 0
         self._client = FleetHttpClient(
             f"https://{settings.server}",
             timeout=settings.timeout_s,
@@ -116,13 +121,21 @@ class Link:
         )
         self._connect()
 
-    def serve(self, app: ClientApp, stop: threading.Event, stop_s: float) -> str:
+    def serve(
+        self,
+        app: ClientApp,
+        stop: threading.Event,
+        stop_s: float,
+        weights_bytes: Callable[[], int],
+    ) -> str:
         """Work for the server until it says goodbye or `stop` is set; return how it ended.
 
-        stop_s: how long a task may go on after `stop`.
+        stop_s: how long a task may go on after `stop`. weights_bytes: of the installed model, asked
+        when the first weights are about to come.
         Raises `Refused` where another process works for this site, or where the server is not
         the one of the kit.
         """
+        self._weights_bytes = weights_bytes
         pause, second_since = 1.0, 0.0
         while not stop.is_set():
             try:
@@ -220,6 +233,11 @@ class Link:
         run = run_from_proto(self._call(self._client.GetRun, request).run)
         if run.fab_id != wire.RUN_NAME or run.fab_hash:
             raise Refused(f"the server runs {run.fab_id!r}; this site works for knowmine alone")
+        # From what is installed, never from what the server says of its message.
+        most = SMALL_BYTES
+        if head.metadata.message_type != "query":
+            most += self._weights_bytes()
+        self._intake.allow(most)
         parts = pull_objects(
             [node.object_id for node in iterate_object_tree(tree)],
             make_pull_object_fn_protobuf(
@@ -230,7 +248,7 @@ class Link:
             node=self._node, run_id=run_id, message_object_id=question
         )
         self._call(self._client.ConfirmMessageReceived, received)
-        return wire.read_message(question, parts)
+        return wire.read_message(question, parts, most)
 
     def _answer(
         self, app: ClientApp, message: Message, stop: threading.Event, stop_s: float
@@ -314,7 +332,8 @@ class Link:
         """Connect with the certificate that is in the folder of keys now."""
         self._client._client.close()
         self._client._client = _http(self._settings, _context(self._settings.ca, self._keys))
-        self._client._client.event_hooks["response"] = [self._look_at_server]
+        hooks = [self._look_at_server, self._intake.look_at]
+        self._client._client.event_hooks["response"] = hooks
 
     def _look_at_server(self, response: httpx.Response) -> None:
         connection = response.extensions["network_stream"].get_extra_info("ssl_object")
@@ -482,7 +501,8 @@ class _Heart:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
-            with suppress(httpx.HTTPError, ssl.SSLError):  # the next question finds out
+            # Whatever is wrong, the next question finds out.
+            with suppress(httpx.HTTPError, ssl.SSLError, Refused):
                 self._beat()
 
 
@@ -506,7 +526,11 @@ def _http(settings: NetworkSettings, context: ssl.SSLContext) -> httpx.Client:
         trusted = ssl.create_default_context(cafile=settings.proxy_ca)
         proxy = httpx.Proxy(address, ssl_context=trusted)
     return httpx.Client(
-        verify=context, timeout=settings.timeout_s, follow_redirects=False, proxy=proxy
+        verify=context,
+        timeout=settings.timeout_s,
+        follow_redirects=False,
+        proxy=proxy,
+        headers={"accept-encoding": "identity"},
     )
 
 

@@ -11,11 +11,12 @@ from knowmine.client.fleet import Link
 from knowmine.client.porter import Porter
 from knowmine.client.settings import SITE_LOG, ClientSettings, policy_of
 from knowmine.client.site_keys import SiteKeys
+from knowmine.client.state_folder import ANSWERS, FEEDBACK, prepare
 from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
-from knowmine.shared.errors import CannotWrite
 from knowmine.shared.lock import FolderLock
 from knowmine.shared.log import RunLog, Telling, open_log
+from knowmine.shared.weights import bytes_of_manifest
 
 
 class Resident:
@@ -45,10 +46,7 @@ class Resident:
     def run(self, stop: threading.Event) -> str:
         """Take part until the run is over or `stop` is set; return how it ended."""
         settings = self._settings
-        try:
-            (settings.state / "answers").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWrite(f"cannot write in {settings.state} ({error.strerror})") from error
+        self._own = prepare(settings.state)
         lock = FolderLock(settings.state)
         try:
             with open_log(settings.state / SITE_LOG, self._tell) as log:
@@ -67,25 +65,24 @@ class Resident:
         path = record_of(settings.state)
         # The record first: where it is wrong, nothing may leave, and nobody need be called.
         with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
-            link = Link(
-                settings.network, settings.site, self._keys, settings.keys, settings.state, log
-            )
+            link = Link(settings.network, settings.site, self._keys, settings.keys, self._own, log)
             pending = settings.state / PENDING
             porter = Porter(policy, chain, pending, stop, server_key=link.server_key)
             try:
-                app = client_app(
-                    lambda _: self._worker, settings.state / "feedback", lambda _: porter
-                )
-                how = link.serve(app, stop, settings.stop_s)
+                app = client_app(lambda _: self._worker, self._own / FEEDBACK, lambda _: porter)
+                how = link.serve(app, stop, settings.stop_s, self._weights_bytes)
                 log.event("end", reason=how)
                 return how
             finally:
                 self.working = any(thread.name == "work" for thread in threading.enumerate())
                 link.close()
 
+    def _weights_bytes(self) -> int:
+        return bytes_of_manifest(self._worker.manifest)
+
     @cached_property
     def _worker(self) -> Worker:
-        worker = Remembering(self._open_worker(), self._settings.state / "answers")
+        worker = Remembering(self._open_worker(), self._own / ANSWERS)
         self._log.event("isolation", level="warning" if self._missing else "info",
                         missing=list(self._missing))  # fmt: skip
         return worker

@@ -129,7 +129,9 @@ class ClientSettings(Settings):
     network: NetworkSettings = Field(description="The way to the coordinator.")
     keys: FilePath = Field(Path("keys"), description="Folder of this site's private keys.")
     state: FilePath = Field(
-        Path("state"), description="Folder of logs and of what a restart needs."
+        Path("state"),
+        description="Folder of logs and of what a restart needs: site/ and vault-keys/ for the "
+        "process that sees the images, courier/ for the one with the network.",
     )
     data: FilePath = Field(description="Folder of images/ and masks/; it is only read.")
     model: ModelSettings = Field(

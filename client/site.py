@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from knowmine.client.at_rest import Seal
+from knowmine.client.at_rest import Seal, is_sealed
 from knowmine.client.compute import Compute
 from knowmine.client.dataset import Case, SiteData, load_images, refuse_many_bad
 from knowmine.client.embeddings import EmbeddingStore
@@ -22,7 +22,7 @@ from knowmine.client.frames import Frames
 from knowmine.client.participation import Participation, withdrawn_in
 from knowmine.client.sam import Tunable
 from knowmine.client.scoring import Scorer
-from knowmine.shared.errors import Refused
+from knowmine.shared.errors import Refused, WeightsError
 from knowmine.shared.images import read_image
 from knowmine.shared.log import Progress, Silent
 from knowmine.shared.protocol import PROTOCOL, Hello
@@ -34,7 +34,15 @@ from knowmine.shared.unetplusplus import (
     put_weights,
     weights_of,
 )
-from knowmine.shared.weights import Weights, digest_of_manifest, load_weights, save_weights
+from knowmine.shared.weights import (
+    Weights,
+    digest_of_manifest,
+    load_weights,
+    save_weights,
+    weights_from_bytes,
+    weights_to_bytes,
+    write_atomically,
+)
 
 WITH_TRUTH = ("labelled", "probe")
 """Kinds whose masks are this site's to see."""
@@ -281,17 +289,34 @@ class Site:
         on_disk = [n for n in self._decoder_rounds() if n <= round_]
         if not on_disk:
             return None
-        state = load_weights(self._decoder_file(max(on_disk)))
+        state = self._read_decoder(self._decoder_file(max(on_disk)))
         decoder = copy.deepcopy(self.sam.mask_decoder)
         put_weights(decoder, state)
         return self.sam.with_decoder(decoder)
 
     def keep_decoder(self, decoder: nn.Module, round_: int) -> None:
-        """Remember SAM's decoder as it was tuned in `round_`, atomically; it never leaves."""
-        save_weights(self._decoder_file(round_), weights_of(decoder))
+        """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed; it never leaves."""
+        file, content = self._decoder_file(round_), weights_to_bytes(weights_of(decoder))
+        write_atomically(
+            file, self.seal.seal("decoder", file.name, content) if self.seal else content
+        )
         self._tuned.add(round_)
-        for old in [n for n in self._decoder_rounds() if n < round_][:-1]:
-            self._decoder_file(old).unlink(missing_ok=True)
+        for old in [self._decoder_file(n) for n in self._decoder_rounds() if n < round_][:-1]:
+            if self.seal:
+                self.seal.destroy("decoder", old.name)
+            old.unlink(missing_ok=True)
+
+    def _read_decoder(self, file: Path) -> Weights:
+        """Sealed, or plain as earlier versions and `at_rest.encrypt: false` write it."""
+        content: bytes | None = file.read_bytes()
+        if content and is_sealed(content):
+            content = self.seal.unseal("decoder", file.name, content) if self.seal else None
+        if content is None:
+            raise WeightsError(
+                f"{file} is sealed by a key that is not here: restore vault-keys/, or remove the "
+                "file, and SAM's decoder is tuned anew"
+            )
+        return weights_from_bytes(content, file)
 
     def _decoder_rounds(self) -> list[int]:
         files = self.folder.glob("sam-decoder-*.safetensors")

@@ -5,6 +5,7 @@ needs torch, and nothing is ever unpickled: files are safetensors.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from knowmine.shared.errors import WeightsError
 
@@ -50,6 +51,16 @@ def digest_of(weights: Weights) -> str:
     return digest.hexdigest()
 
 
+def bytes_of_manifest(manifest: Manifest) -> int:
+    """What weights like these take in memory.
+
+    >>> bytes_of_manifest({"head.weight": TensorSpec((2, 3), "float32")})
+    24
+    """
+    sizes = (math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in manifest.values())
+    return sum(sizes)
+
+
 def digest_of_manifest(manifest: Manifest) -> str:
     """SHA-256 over names, shapes and dtypes: equal where two sides have the same model."""
     lines = [f"{name}|{spec.shape}|{spec.dtype}" for name, spec in sorted(manifest.items())]
@@ -77,9 +88,24 @@ def save_weights(path: Path, weights: Weights, notes: Mapping[str, str] | None =
 
     `notes` are short strings kept in the file's header.
     """
+    write_atomically(path, weights_to_bytes(weights, notes))
+
+
+def weights_to_bytes(weights: Weights, notes: Mapping[str, str] | None = None) -> bytes:
+    """What `save_weights` writes."""
     # Not ascontiguousarray: it turns the shape () of a batch counter into (1,).
     arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    write_atomically(path, save(arrays, metadata=dict(notes) if notes else None))
+    return save(arrays, metadata=dict(notes) if notes else None)
+
+
+def weights_from_bytes(content: bytes, where: Path) -> dict[str, Array]:
+    """Weights of a safetensors file that was read from `where`; `WeightsError` where it is damaged."""
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(
+            f"{where} is not a complete safetensors file ({error}): remove it, or restore it"
+        ) from error
 
 
 def load_weights(path: Path) -> dict[str, Array]:

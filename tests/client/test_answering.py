@@ -99,7 +99,7 @@ def raw(socket):
 
 def wired(task=TASK):
     """A task's messages as bytes."""
-    return [part.SerializeToString() for part in airlock.pack_task(task, MANIFEST)]
+    return [airlock.serialised(part) for part in airlock.pack_task(task, MANIFEST)]
 
 
 def test_the_three_questions_are_answered(courier):

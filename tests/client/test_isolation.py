@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from knowmine.client.at_rest import Seal
 from knowmine.client.isolation import Isolation
 
 HERE = Path(__file__).parent
@@ -34,7 +35,16 @@ WAYS_IN = (
     "link",
     "hard link",
     "mount",
+    "moved away",
 )
+TARGETS = {
+    "an image": "data/images/mueller-anna.png",
+    "the project's key": "state/vault-keys/project.key",
+    "the keys of files": "state/vault-keys/files.keys",
+    "a sealed embedding": "cache/embeddings/sealed/one.npy",
+    "a reviewed mask": "state/site/masks_reviewed/mueller-anna.png",
+}
+"""Files of a hospital that are the vault's alone."""
 
 
 def settings_file(folder, isolation):
@@ -50,6 +60,7 @@ def settings_file(folder, isolation):
         "network": {"server": "localhost:1"},
         "data": "data",
         "isolation": isolation,
+        "sam": {"cache": str(folder / "cache")},
     }
     (folder / "client.yaml").write_text(yaml.safe_dump(values))
     return folder / "client.yaml"
@@ -123,14 +134,26 @@ def courier_attack(tmp_path_factory):
     """An attack from inside a courier."""
     folder = tmp_path_factory.mktemp("courier")
     file = settings_file(folder, "auto")
-    image = folder / "data" / "images" / "mueller-anna.png"
-    command = [sys.executable, str(HERE / "hostile_courier.py"), str(file), str(image)]
-    subprocess.run([*command, str(folder / "got.json")], check=True, timeout=120)
-    return json.loads((folder / "got.json").read_text())
+    # A state folder that is in use, as its vault leaves it.
+    seal = Seal(folder / "state" / "vault-keys")
+    for name, content in (
+        ("cache/embeddings/sealed/one.npy", seal.seal("embedding", "one", b"numbers")),
+        ("state/site/masks_reviewed/mueller-anna.png", b"mask"),
+    ):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+    targets = [str(folder / name) for name in TARGETS.values()]
+    command = [sys.executable, str(HERE / "hostile_courier.py"), str(file)]
+    subprocess.run([*command, str(folder / "got.json"), *targets], check=True, timeout=120)
+    got = json.loads((folder / "got.json").read_text())
+    for part in ("before", "ways"):
+        got[part] = {what: got[part][str(folder / name)] for what, name in TARGETS.items()}
+    return got
 
 
 @pytest.mark.parametrize("way", WAYS_IN)
-def test_the_courier_cannot_read_an_image(courier_attack, way):
-    """It could before it gave them up; afterwards each way is shut, or it says that none is."""
-    assert courier_attack["before"] == len(b"pixels")
-    assert courier_attack["ways"][way].startswith("shut") == (not courier_attack["missing"])
+@pytest.mark.parametrize("what", TARGETS)
+def test_the_courier_cannot_read_what_is_the_vaults(courier_attack, what, way):
+    """It could before it gave it up; afterwards each way is shut, or it says that none is."""
+    assert courier_attack["before"][what] > 0
+    assert courier_attack["ways"][what][way].startswith("shut") == (not courier_attack["missing"])

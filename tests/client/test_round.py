@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from knowmine.client.at_rest import Seal, is_sealed
 from knowmine.client.dataset import open_site
 from knowmine.client.inference import predict
 from knowmine.client.prompts import ask
@@ -24,7 +25,7 @@ from knowmine.client.round import (
     todays,
 )
 from knowmine.deploy.phantom import make_folder
-from knowmine.shared.errors import Refused
+from knowmine.shared.errors import Refused, WeightsError
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import batch_norm_names, weights_of
@@ -509,6 +510,50 @@ def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
     assert list(first) == ["sam-decoder-0001", "sam-decoder-0002"]
     assert len(set(first.values())) == 2
     assert (digest_of(again.weights), decoders(site)) == (digest_of(once.weights), first)
+
+
+def decoder_of(sam):
+    """Digest of the decoder's numbers."""
+    return digest_of(weights_of(sam.mask_decoder))
+
+
+def test_a_tuned_decoder_is_sealed_and_found_again(open_lyon, short_sighted, tmp_path):
+    """None of its tensors can be read from the disk; the next process opens it by the key."""
+    site = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys"))
+    site.keep_decoder(short_sighted.mask_decoder, 1)
+    (content,) = decoders(site).values()
+    assert is_sealed(content)
+    assert not any(a.tobytes() in content for a in weights_of(short_sighted.mask_decoder).values())
+    again = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys")).tuned_sam(1)
+    assert decoder_of(again) == decoder_of(short_sighted)
+
+
+def test_a_decoder_that_is_no_longer_needed_leaves_no_key(open_lyon, short_sighted, tmp_path):
+    """A copy of it that somebody kept is noise."""
+    seal = Seal(tmp_path / "vault-keys")
+    site = open_lyon(short_sighted, seal=seal)
+    for round_ in (1, 2, 3):
+        site.keep_decoder(short_sighted.mask_decoder, round_)
+        if round_ == 1:
+            (copy_,) = decoders(site).values()
+    assert list(decoders(site)) == ["sam-decoder-0002", "sam-decoder-0003"]
+    assert seal.unseal("decoder", "sam-decoder-0001.safetensors", copy_) is None
+
+
+def test_a_plain_decoder_of_an_earlier_version_is_gone_on_with(open_lyon, short_sighted, tmp_path):
+    """Nothing that was tuned is lost by an update of the software."""
+    open_lyon(short_sighted).keep_decoder(short_sighted.mask_decoder, 1)
+    sealing = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys"))
+    assert decoder_of(sealing.tuned_sam(1)) == decoder_of(short_sighted)
+
+
+def test_a_decoder_whose_key_is_gone_is_said(open_lyon, short_sighted, tmp_path):
+    """With the two ways on."""
+    site = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys"))
+    site.keep_decoder(short_sighted.mask_decoder, 1)
+    for other in (None, Seal(tmp_path / "other-keys")):
+        with pytest.raises(WeightsError, match="restore vault-keys/, or remove"):
+            open_lyon(short_sighted, seal=other).tuned_sam(1)
 
 
 def test_a_frozen_sam_is_never_tuned(open_lyon, weights):

@@ -157,3 +157,14 @@ def test_a_site_killed_while_it_sends_100_mb(stage):
     assert [program.ended() for program in (server, lyon)] == [0, 0]
     assert one.result() == [2.0]
     assert one.diary("lyon").count("train 1") == 1
+
+
+@pytest.mark.parametrize("how", ["swollen", "repeated"])
+def test_a_server_that_sends_more_than_the_model(stage, how):
+    """100 MB beside a model of 4 kB, as many parts or as one named often: the site takes 2 MB of it."""
+    one = stage("lyon", run={"rounds": 1})
+    one.serve("--fault", how)
+    lyon = one.join("lyon")
+    assert lyon.ended() == 4, lyon.text
+    assert "2,004,000 bytes" in lyon.text or "at most 2004000 are read" in lyon.text
+    assert one.diary("lyon") == []

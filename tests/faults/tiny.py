@@ -83,7 +83,33 @@ def serve(options):
     settings = read_settings(ServerSettings, options.settings, {})
     if options.die:
         die_at(*options.die.split())
+    if options.fault:
+        swell(options.fault)
     run_federation(settings, Watch(), lambda: initial(options.numbers))
+
+
+def swell(how):
+    """Have this server send 100 MB more with each task, in parts that differ or in one named often."""
+    from knowmine.shared import wire
+
+    # wire has told Flower to phone nobody; only now may Flower be imported.
+    from flwr.app import Array, ArrayRecord  # isort: skip
+
+    size = 100_000_000
+    data = {
+        "swollen": lambda: np.random.default_rng(0).bytes(size),
+        "repeated": lambda: bytes(size),
+    }
+    more = ArrayRecord({"all": Array("uint8", (size,), wire.STYPE, data[how]())})
+    real = wire.pack_tasks
+
+    def swollen(*arguments):
+        packed = real(*arguments)
+        for records in packed.values():
+            records["more"] = more
+        return packed
+
+    wire.pack_tasks = swollen
 
 
 def die_at(moment, count):

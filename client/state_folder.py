@@ -1,0 +1,74 @@
+"""The state folder, divided so that neither of a site's two processes needs the other's part.
+
+```
+site/  vault-keys/                the vault's: what it keeps of the images, and the keys to that
+courier/                          the courier's: answers, residues, whom it was last connected as
+audit/  pending/                  the record, and updates that wait: people read them too
+site.log.jsonl  .lock
+```
+The kernel refuses the courier the vault's part and the cache of embeddings. It then refuses it
+too whatever is made later right beside them (`isolation.hide_folders`), so all that the courier
+reads is made beforehand.
+"""
+
+from pathlib import Path
+
+from knowmine.client.at_rest import VAULT_KEYS
+from knowmine.client.sam_weights import default_cache
+from knowmine.client.settings import SITE_LOG, ClientSettings
+from knowmine.shared.errors import CannotWrite
+from knowmine.shared.keys import make_private_folder, sync_folder
+from knowmine.shared.lock import FolderLock
+
+SITE, COURIER = "site", "courier"
+ANSWERS, FEEDBACK, INSTANCE = "answers", "feedback", "instance"
+
+
+def prepare(state: Path) -> Path:
+    """Make what both processes need in `state`; return the courier's part.
+
+    What earlier versions kept right in the state folder moves into that part, one rename each, so
+    that a crash loses nothing. Raises `CannotWrite`; `UsageError` where another process is at work.
+    """
+    own = state / COURIER
+    for folder in (
+        state,
+        own,
+        state / SITE,
+        state / VAULT_KEYS,
+        state / "audit",
+        state / "pending",
+    ):
+        make_private_folder(folder)
+    try:
+        for name in (".lock", SITE_LOG):
+            (state / name).touch()
+        _move_in(state, own)
+        (own / ANSWERS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot write in {state} ({error.strerror})") from error
+    return own
+
+
+def vaults_part(settings: ClientSettings) -> dict[str, Path]:
+    """What the courier must not read beside the images, by what it is."""
+    return {
+        "what the vault keeps of the images": settings.state / SITE,
+        "the keys to it": settings.state / VAULT_KEYS,
+        "the embeddings": (settings.sam.cache or default_cache()) / "embeddings",
+    }
+
+
+def _move_in(state: Path, own: Path) -> None:
+    old = [name for name in (ANSWERS, FEEDBACK, INSTANCE) if (state / name).exists()]
+    if not old:
+        return
+    lock = FolderLock(state)  # of a process that still knows the old places
+    try:
+        for name in old:
+            if not (own / name).exists():
+                (state / name).rename(own / name)
+        sync_folder(own)
+        sync_folder(state)
+    finally:
+        lock.release()
