@@ -174,7 +174,7 @@ function described() {
   $("stem").textContent = one.stem;
   $("where").textContent = `${one.site}, round ${one.round}`;
   $("quality").textContent = one.quality.toFixed(2);
-  $("disagreement").textContent = one.disagreement === null ? "not asked" : one.disagreement.toFixed(2);
+  $("disagreement").textContent = one.disagreement === null ? "SAM not asked" : one.disagreement.toFixed(2);
   $("used").textContent = one.used ? "yes" : "no, too doubtful";
   $("verdict").className = verdict || "soft";
   $("verdict").textContent = verdict
