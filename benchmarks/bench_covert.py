@@ -11,7 +11,6 @@ grows by less than one percent. Where the plan sends updates as int8, a weight s
 things, whatever the limits: the last row. To benchmarks/results/covert.json.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measuring import arguments
 from knowmine.client.limits import MAX_STEPS, STATISTICS, move_of
 from knowmine.client.policy import LOOSEST
 from knowmine.shared.changes import STEPS
@@ -42,9 +42,7 @@ PICTURE_BYTES = 30_000
 
 def main() -> None:
     """Count, print a table, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
-    quick = parser.parse_args().quick
+    quick = arguments(__doc__, "the same").parse_args().quick
     model = ModelSettings(pretrained=False)
     weights = weights_of(build_model(model, seed=0))
     trained = {

@@ -28,9 +28,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks.measuring import HERE, machine, peak_mb, row, write
+from benchmarks.measuring import HERE, arguments, machine, peak_mb, row, write
+from benchmarks.stock_flower import BIN, quiet_environment
 
-BIN = Path(sys.executable).parent
 TINY, LARGE = 1_000, 26_000_000
 PATIENCE_S = 600.0
 STOCK = HERE / "stock_app"
@@ -38,8 +38,7 @@ STOCK = HERE / "stock_app"
 
 def main() -> None:
     """Measure all rows, or take the part of the sites."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny models; writes nothing")
+    parser = arguments(__doc__, "tiny models")
     parser.add_argument("--sites", nargs="+", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--numbers", type=int, default=TINY, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -226,7 +225,7 @@ def stock_rounds(folder: Path, numbers: int, count: int) -> tuple[list[float], f
 def stock_federation(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
     """A stock SuperLink with two SuperNodes: the environment for `flwr run`, the link's pid."""
     port, control = free_port(), free_port()
-    environment = quiet(folder)
+    environment = quiet_environment(folder)
     (folder / "flwr").mkdir()
     (folder / "flwr" / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
@@ -277,7 +276,7 @@ def starts(folder: Path) -> list[dict[str, Any]]:
             folder / "stock.log", BIN / "flower-superlink", "--insecure",
             "--port", port, "--host", "127.0.0.1",
             "--control-api-address", f"127.0.0.1:{free_port()}",
-            environment=quiet(folder),
+            environment=quiet_environment(folder),
         ):  # fmt: skip
             until_open(port)
             stock.append(time.monotonic() - began)
@@ -308,17 +307,6 @@ def running(
                 with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(process.pid, how)
                     process.wait(10)
-
-
-def quiet(folder: Path) -> dict[str, str]:
-    """The environment of Flower's programs: they find each other, and phone nobody."""
-    return {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(folder / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
 
 
 def children(pid: int) -> list[int]:

@@ -10,7 +10,6 @@ the model's signed list and writes the overlay and the areas).
 Writes benchmarks/results/inference.json and the table in docs/performance.md.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import plain_inference
-from benchmarks.measuring import HERE, in_turns, machine, row, write
+from benchmarks.measuring import HERE, arguments, in_turns, machine, row, write
 from knowmine.client.areas import segment
 from knowmine.client.networks import load_network
 from knowmine.deploy.phantom import draw, make_folder
@@ -43,9 +42,7 @@ WIDTH, HEIGHT, PX = 1280, 1024, 224
 
 def main() -> None:
     """Measure both backends, warm and as a command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats; writes nothing")
-    quick = parser.parse_args().quick
+    quick = arguments(__doc__, "fewer repeats").parse_args().quick
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

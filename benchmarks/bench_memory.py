@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import HERE, machine, row, write
+from benchmarks.measuring import HERE, arguments, machine, row, write
 
 SITES = (2, 8, 32)
 IMAGES = 1000
@@ -28,8 +28,7 @@ IMAGES = 1000
 
 def main() -> None:
     """Measure in fresh processes, then write the result and the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="servers alone; writes nothing")
+    parser = arguments(__doc__, "servers alone")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

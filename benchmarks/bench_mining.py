@@ -14,7 +14,6 @@ on their values. Without DATA, phantoms are drawn.
 Writes benchmarks/results/mining.json and the table in docs/performance.md.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -32,7 +31,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from benchmarks.measuring import machine, peak_mb, row, write
+from benchmarks.measuring import arguments, machine, peak_mb, row, write
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.dataset import open_site
 from knowmine.client.frames import SAM_PX, Frames
@@ -71,10 +70,9 @@ class Work:
 
 def main() -> None:
     """Measure both rounds against the loop."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, "ten images")
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=25, help="how many are measured (25)")
-    parser.add_argument("--quick", action="store_true", help="ten images; writes nothing")
     parser.add_argument("--vit-b", action="store_true", help="SAM ViT-B's network, five images")
     options = parser.parse_args()
     settle()

@@ -8,7 +8,6 @@ images and `predict` on forty, as whole commands with their start. There is nobo
 with, so the goals are seconds, and stand in the first column.
 """
 
-import argparse
 import functools
 import re
 import shutil
@@ -26,7 +25,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from benchmarks.measuring import machine, row, write
+from benchmarks.measuring import arguments, machine, row, write
 from knowmine.client.dataset import Case
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.gallery import save_gallery
@@ -49,9 +48,7 @@ PX = 224
 
 def main() -> None:
     """Measure all four, then write the result and the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same; writes nothing")
-    quick = parser.parse_args().quick
+    quick = arguments(__doc__, "the same").parse_args().quick
     before = machine()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)

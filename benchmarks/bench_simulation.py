@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import HERE, machine, row, write
+from benchmarks.measuring import HERE, arguments, machine, row, write
 
 PX = 128
 SITES, STEPS = 3, 2
@@ -34,9 +34,8 @@ QUICK = {"rounds": 2, "labelled": 6, "unlabelled": 4, "test": 2}
 
 def main() -> None:
     """Measure both sides."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, "two rounds")
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--quick", action="store_true", help="two rounds; writes nothing")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

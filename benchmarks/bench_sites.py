@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_simulation import peak, simulated
-from benchmarks.measuring import HERE, machine, row, write
+from benchmarks.measuring import HERE, arguments, machine, row, write
 
 IMAGES, PX, KEPT = 6, 64, 4
 MANY = (10, 100, 1000)
@@ -26,8 +26,7 @@ MANY = (10, 100, 1000)
 
 def main() -> None:
     """Measure each count, against the smallest."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="40 sites at most; writes nothing")
+    parser = arguments(__doc__, "40 sites at most")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

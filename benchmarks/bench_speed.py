@@ -11,7 +11,6 @@ and starting weights, and take turns in one process.
 Writes benchmarks/results/speed.json and the table in docs/performance.md.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measuring import machine, row, write
+from benchmarks.measuring import arguments, machine, row, write
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.training import Examples, train
 from knowmine.deploy.phantom import make_folder
@@ -38,9 +37,7 @@ BATCH, STEPS, PX = 8, 8, 224
 
 def main() -> None:
     """Measure the three, in turns."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one turn each; writes nothing")
-    quick = parser.parse_args().quick
+    quick = arguments(__doc__, "one turn each").parse_args().quick
     settle()
     before = machine()
     with tempfile.TemporaryDirectory() as folder:

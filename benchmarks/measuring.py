@@ -1,5 +1,6 @@
 """What every benchmark writes: one JSON of both sides, and its table in docs/performance.md."""
 
+import argparse
 import json
 import os
 import statistics
@@ -9,6 +10,13 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
+
+
+def arguments(about: str | None, quick: str) -> argparse.ArgumentParser:
+    """A parser that knows `--quick`: `quick` says what is done then; no result is written."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}; writes nothing")
+    return parser
 
 
 def row(

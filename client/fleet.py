@@ -36,6 +36,7 @@ from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
 from knowmine.shared import wire
 from knowmine.shared.certificates import load_certificate, warning_of_expiry
 from knowmine.shared.errors import Interrupted, Refused, UsageError, reason_of
+from knowmine.shared.flower_objects import read_message
 from knowmine.shared.log import RunLog
 from knowmine.shared.weights import write_atomically
 
@@ -248,7 +249,7 @@ class Link:
             node=self._node, run_id=run_id, message_object_id=question
         )
         self._call(self._client.ConfirmMessageReceived, received)
-        return wire.read_message(question, parts, most)
+        return read_message(question, parts, most)
 
     def _answer(
         self, app: ClientApp, message: Message, stop: threading.Event, stop_s: float

@@ -34,12 +34,12 @@ from knowmine.server.ending import ending, versions
 from knowmine.server.journal import Journal, refuse_used
 from knowmine.server.rounds import Sites, Watch, run_rounds
 from knowmine.server.summary import summarise
-from knowmine.shared import wire
 from knowmine.shared.errors import CannotWrite, KnowmineError, RunFailed, UsageError
+from knowmine.shared.flower_objects import through_the_wire
 from knowmine.shared.log import Progress, RunLog, open_log
 from knowmine.shared.unetplusplus import build_model, weights_of
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
+# flower_objects has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Context, Error, Message, RecordDict  # isort: skip
 from flwr.clientapp import ClientApp  # isort: skip
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
@@ -128,7 +128,7 @@ class LocalGrid(Grid):
     def _work(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         self._started(node)
-        arrived = wire.through_the_wire(message)
+        arrived = through_the_wire(message)
         try:
             reply = self._apps[node](message=arrived, context=self._contexts[node])
         except CannotWrite:
@@ -145,7 +145,7 @@ class LocalGrid(Grid):
                 Error(code=2, reason=f"{type(error).__name__}: {error}"), reply_to=arrived
             )
         reply.metadata.__dict__["_message_id"] = f"reply-{message.metadata.message_id}"
-        return wire.through_the_wire(reply)
+        return through_the_wire(reply)
 
 
 def simulate(

@@ -31,13 +31,13 @@ from knowmine.server.memory import give_back, keep_small
 from knowmine.server.presence import Presence
 from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
-from knowmine.shared import wire
 from knowmine.shared.errors import Refused, RunFailed, UsageError
+from knowmine.shared.flower_objects import read_message
 from knowmine.shared.log import RunLog
 from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
+# flower_objects has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Error, Message, Metadata, RecordDict  # isort: skip
 from flwr.app.message import make_message  # isort: skip
 from flwr.common.constant import (  # isort: skip
@@ -440,7 +440,7 @@ class FleetGrid(HttpGrid):
             names = (node.object_id for node in iterate_object_tree(tree))
             parts = {name: store.get(name) or b"" for name in names}
             store.delete(head.metadata.message_id)
-            answers.append(wire.read_message(head.metadata.message_id, parts, most))
+            answers.append(read_message(head.metadata.message_id, parts, most))
         return answers
 
     def abandon(self, message_id: str) -> None:

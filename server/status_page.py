@@ -4,7 +4,7 @@ Counts of fewer than five test images are left out, and so are the scores that r
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,38 @@ def metrics_of(figures: Mapping[str, Any]) -> bytes:
     return generate_latest(registry)
 
 
+def mining_cards(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each site mined over all rounds, by name; a site that mined nothing has no card.
+
+    last: its last round's figures. course: judged quality by round, as points of an SVG of
+    100 x 20.
+    """
+    mined: dict[str, list[Mapping[str, Any]]] = {}
+    for record in history:
+        for name, one in record["mined_per_site"].items():
+            if one["kept"] + one["dropped"]:
+                mined.setdefault(name, []).append(one)
+    cards = []
+    for name, rounds in sorted(mined.items()):
+        kept, dropped = (sum(one[key] for one in rounds) for key in ("kept", "dropped"))
+        qualities = [one["mean_quality"] for one in rounds]
+        step = 100 / max(1, len(qualities) - 1)
+        points = (
+            list(enumerate(qualities)) if len(qualities) > 1 else [(n, *qualities) for n in (0, 1)]
+        )
+        cards.append(
+            {
+                "name": name,
+                "last": rounds[-1],
+                "rounds": len(rounds),
+                "kept": kept,
+                "total": kept + dropped,
+                "course": " ".join(f"{i * step:.1f},{20 - 20 * q:.1f}" for i, q in points),
+            }
+        )
+    return cards
+
+
 def status_app(run: Path) -> Starlette:
     """The page at /, its figures at /status.json, and /metrics."""
     here = Path(__file__)
@@ -96,7 +128,8 @@ def status_app(run: Path) -> Starlette:
     async def page(request: Request) -> Response:
         source = here.with_name("status_page.html").read_text(encoding="utf-8")
         figures = await run_in_threadpool(figures_of, run)
-        html = environment.from_string(source).render(**figures)
+        cards = mining_cards(figures["history"])
+        html = environment.from_string(source).render(**figures, cards=cards)
         return Response(html, media_type="text/html", headers=HEADERS)
 
     async def told(request: Request) -> Response:

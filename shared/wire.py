@@ -3,34 +3,18 @@
 Replies hold tensors and numbers, and for `Hello` two short texts; nothing else has a place.
 """
 
-import json
-import os
-
-# Flower reads these when it is first imported; a hospital's machine phones nobody.
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.message.arraychunk import ArrayChunk
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-from flwr.supercore.constant import HEAD_BODY_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_body,
-    get_object_head_values_from_object_content,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from numpy.typing import NDArray
 
 from knowmine.shared import packing
 from knowmine.shared.changes import unpack_change
 from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
+from knowmine.shared.flower_objects import as_record
 from knowmine.shared.protocol import (
     GATES,
     PROTOCOL,
@@ -48,6 +32,9 @@ from knowmine.shared.protocol import (
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Received, Weights
 
+# flower_objects has told Flower to phone nobody; only now may Flower be imported.
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict  # isort: skip
+
 R = TypeVar("R")
 
 RUN_NAME = "knowmine/federation"
@@ -62,8 +49,6 @@ HEAD, CONFIRMATION = "record", "confirmation"
 MAX_TEXT = 400
 STYPE = "safetensors"
 """What Flower's Array says of the bytes that hold all tensors of a model."""
-MAX_ARRAY_BYTES = 2**32
-"""Of all arrays in a message, where nobody sets a limit."""
 CERTIFICATE_PATH = "/v1/knowmine/certificate"
 """Where a site sends its next certificate."""
 CHECK_PATH = "/v1/knowmine/check"
@@ -216,7 +201,7 @@ def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
             "mined": MetricRecord(mined),
             "weights": _pack_weights(reply.weights)
             if change is None
-            else _as_record(change, CHANGE),
+            else as_record(change, CHANGE),
         }
     )
 
@@ -281,65 +266,6 @@ def _pack_confirmation(confirmation: Confirmation | None) -> dict[str, ConfigRec
     return {CONFIRMATION: ConfigRecord(vars(confirmation))} if confirmation else {}
 
 
-def through_the_wire(message: Message) -> Message:
-    """Serialise and parse a message as the network does: chunks, digests, no shared memory."""
-    content = {key: thing.deflate() for key, thing in get_all_nested_objects(message).items()}
-    copy = read_message(message.object_id, content)
-    copy.metadata.__dict__["_message_id"] = message.metadata.message_id
-    return copy
-
-
-def read_message(
-    message_id: str, parts: Mapping[str, bytes], most: float = MAX_ARRAY_BYTES
-) -> Message:
-    """The message that arrived in `parts` by object id.
-
-    most: bytes that its arrays may hold together; a small part may be named often.
-
-    Flower's own reader holds a large array three times over before it is done. This one joins
-    its chunks where they lie.
-    Raises `Refused` where it is none; what else is wrong shows as another exception.
-    """
-    message = _read(message_id, parts, {}, [most])
-    if not isinstance(message, Message):
-        raise Refused(f"expected a message, found a {type(message).__name__}")
-    # Flower sets a message's id on arrival; its classes offer no public way to.
-    message.metadata.__dict__["_message_id"] = message_id
-    return message
-
-
-def _read(
-    object_id: str, parts: Mapping[str, bytes], known: dict[str, Any], room: list[float]
-) -> Any:
-    if object_id not in known:
-        content = parts[object_id]
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == Array.__qualname__:
-            about = json.loads(get_object_body(content, Array))
-            chunks = [_body_of_chunk(parts[child]) for child in children]
-            run = [chunks[index] for index in about["arraychunk_ids"]]
-            room[0] -= (size := sum(map(len, run)))
-            if room[0] < 0:
-                raise Refused(f"an array of {size} bytes; at most {size + room[0]:.0f} are read")
-            known[object_id] = Array(
-                dtype=about["dtype"],
-                shape=tuple(about["shape"]),
-                stype=about["stype"],
-                data=b"".join(run),
-            )
-        else:
-            read = {child: _read(child, parts, known, room) for child in children}
-            known[object_id] = inflatable_class_registry[kind].inflate(content, read)
-    return known[object_id]
-
-
-def _body_of_chunk(content: bytes) -> memoryview:
-    kind, children, _ = get_object_head_values_from_object_content(content)
-    if kind != ArrayChunk.__qualname__ or children:
-        raise Refused(f"expected a part of an array, found a {kind}")
-    return memoryview(content)[content.index(HEAD_BODY_DIVIDER) + len(HEAD_BODY_DIVIDER) :]
-
-
 def _unpack_heading(records: RecordDict) -> tuple[int, int, Plan]:
     config = records.config_records["task"]
     if (seen := config["protocol"]) != PROTOCOL:
@@ -360,27 +286,7 @@ def _whole(value: object) -> int:
 
 
 def _pack_weights(weights: Weights) -> ArrayRecord:
-    return _as_record(packing.pack(weights), STYPE)
-
-
-def _as_record(data: bytes, stype: str) -> ArrayRecord:
-    array = Array("uint8", (len(data),), stype, data)
-    view, step = memoryview(data), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-    chunks = [_Chunk(view[start : start + step]) for start in range(0, len(data), step)]
-    array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
-    record = ArrayRecord()
-    record["all"] = array  # its constructor would copy the array without the chunks
-    return record
-
-
-class _Chunk(ArrayChunk):
-    """A part of an array that never changes: its digest is taken once, not whenever it is sent."""
-
-    is_dirty = False
-
-
-# Flower writes this into what is sent.
-_Chunk.__qualname__ = ArrayChunk.__qualname__
+    return as_record(packing.pack(weights), STYPE)
 
 
 def _unpack_answer(records: RecordDict, task: TrainTask | None) -> Weights:

@@ -20,7 +20,14 @@ SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*
 
 # Heavy or risky packages and the only files that know them.
 ONLY_IN = {
-    "flwr": ("*/app.py", "*/fleet.py", "shared/wire.py", "deploy/simulate.py", "deploy/flower.py"),
+    "flwr": (
+        "*/app.py",
+        "*/fleet.py",
+        "shared/wire.py",
+        "shared/flower_objects.py",
+        "deploy/simulate.py",
+        "deploy/flower.py",
+    ),
     "segment_anything": ("client/sam.py",),
     "onnxruntime": ("client/sam.py", "client/networks.py", "server/formats.py"),
 }

@@ -24,21 +24,33 @@ REVIEW = "from knowmine.client.cli import main; main()"
 
 
 def draw_site(state: Path) -> Path:
-    """A site's state folder after a round that mined four discs; quality .2, .4, .6 and .8."""
+    """A site's state folder after a round that mined four discs; quality .2, .4, .6 and .8.
+
+    SAM sees the first where the U-Net++ does, and the others 12, 6 and 3 pixels to the right.
+    """
     folder = state / "site"
     folder.mkdir(parents=True)
+    draw_round(folder, 2, 4)
+    return folder
+
+
+def draw_round(folder: Path, round_: int, images: int) -> None:
+    """What a round leaves that mined so many of the discs."""
     rows, columns = np.mgrid[:PX, :PX]
     disc = (rows - 32) ** 2 + (columns - 32) ** 2 < 150
     image = (60 + 130 * disc[None, None].repeat(3, 1)).astype(np.uint8)
-    images = torch.from_numpy(image.repeat(4, 0))
-    cases = tuple(Case(f"case-{i}", Path(f"case-{i}.png"), None, f"case-{i}") for i in range(4))
-    kind = Kind(cases, images, torch.zeros(0, 1, PX, PX), ("",) * 4, ((PX, PX),) * 4)
-    unet = np.repeat(disc[None, None].astype(np.float32), 4, 0)
-    ones = np.ones(4, np.float32)
-    opinions = Opinions(unet, np.roll(unet, 6, 3), ones > 0, ones, ones)
-    quality = np.array([0.2, 0.4, 0.6, 0.8])
-    save_gallery(folder, 2, kind, opinions, unet, quality, np.ones(4, bool))
-    return folder
+    names = [f"case-{i}" for i in range(images)]
+    cases = tuple(Case(name, Path(f"{name}.png"), None, name) for name in names)
+    drawn = torch.from_numpy(image.repeat(images, 0))
+    sizes = ((PX, PX),) * images
+    kind = Kind(cases, drawn, torch.zeros(0, 1, PX, PX), ("",) * images, sizes)
+    unet = np.repeat(disc[None, None].astype(np.float32), images, 0)
+    aside = (0, 12, 6, 3, 0, 0)
+    sam = np.stack([np.roll(one, aside[i], 2) for i, one in enumerate(unet)])
+    ones = np.ones(images, np.float32)
+    opinions = Opinions(unet, sam, ones > 0, ones, ones)
+    quality = np.arange(1, images + 1) / 5 % 1
+    save_gallery(folder, round_, kind, opinions, unet, quality, ones > 0)
 
 
 class Served:
@@ -199,6 +211,74 @@ def test_by_keyboard_alone(page, served, tmp_path):
     page.get_by_text("0 of 4 decided").wait_for()
     saved(page)
     assert read_decisions(tmp_path / "state" / "site")["case-0"].verdict == "withdrawn"
+
+
+def test_each_mask_can_be_switched(page, served):
+    """The keys 1 to 4 change what is seen, and back; H hides all while it is held."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.keyboard.press("n")
+    shown(page, "case-1")
+
+    def seen(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+        page.evaluate("new Promise(requestAnimationFrame)")
+        return page.locator("#canvas").screenshot()
+
+    usual, bare = seen(), seen("1")
+    alone = {mask: (seen(mask), seen(mask))[0] for mask in "234"}
+    assert alone["2"] != alone["3"] != alone["4"] != bare != usual and seen("1") == usual
+    page.keyboard.down("h")
+    assert seen() == bare
+    page.keyboard.up("h")
+    assert seen() == usual
+
+
+def test_zoom_and_pan_keep_the_brush_on_its_pixel(page, served, tmp_path):
+    """A dot drawn where the wheel zoomed in is erased by the pointer that dragged it aside."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    for _ in range(20):
+        page.keyboard.press("[")
+    box = page.locator("#canvas").bounding_box()
+    left, top = box["x"] + box["width"] / 2 - 180, box["y"] + box["height"] / 2 - 180
+    before = page.locator("#marked").inner_text()
+    page.mouse.move(left, top)
+    page.mouse.wheel(0, -600)
+    page.mouse.click(left, top)
+    assert page.locator("#marked").inner_text() != before
+    page.keyboard.press("v")
+    page.mouse.down()
+    page.mouse.move(left + 90, top + 40, steps=3)
+    page.mouse.up()
+    page.keyboard.press("e")
+    page.mouse.click(left + 90, top + 40)
+    assert page.locator("#marked").inner_text() == before
+    page.keyboard.press("a")
+    saved(page)
+    assert read_decisions(tmp_path / "state" / "site")["case-0"].verdict == "accepted"
+
+
+def test_what_is_most_worth_labelling_can_come_first(page, served):
+    """Badly judged, and the models disagree: .8 + 0, .6 + .6, .4 + .3 and .2 + .2."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.get_by_role("button", name="Most worth labelling").click()
+    assert page.locator("#list b").all_inner_texts() == ["case-1", "case-0", "case-2", "case-3"]
+
+
+def test_a_round_that_ends_while_one_reviews_is_in_the_list(page, served, tmp_path):
+    """The run goes on and the page says so; new cases come without a reload, strokes stay."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.get_by_text("run going on").wait_for()
+    stroke(page)
+    marked = page.locator("#marked").inner_text()
+    draw_round(tmp_path / "state" / "site", 3, 6)
+    page.get_by_text("0 of 6 decided").wait_for()
+    assert page.locator("#marked").inner_text() == marked
+    saved(page)
 
 
 def test_a_wrong_token_is_refused(page, served):

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from knowmine.server.status_page import figures_of, metrics_of, serve_status, status_app
+from knowmine.server.status_page import (
+    figures_of,
+    metrics_of,
+    mining_cards,
+    serve_status,
+    status_app,
+)
 from knowmine.shared.errors import UsageError
 
 
@@ -49,6 +55,7 @@ def run(tmp_path):
         "sites": {"lyon": site(), "turin": site(connected=False, task="", task_seconds=None)},
     }
     mined = {"kept": 3, "dropped": 1, "gate": "on", "mean_quality": 0.66}
+    mined |= {"mean_agreement": 0.9, "fuse_weight": 0.5}
     record = {
         "round": 1,
         "seconds": 12.5,
@@ -114,6 +121,30 @@ def test_everybody_can_read_it(page, address, width, colours):
     found = page.evaluate("axe.run()")["violations"]
     assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
     assert "0.4444" not in page.content()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_card_tells_what_a_site_mined():
+    """Over the rounds in which it mined; its quality's course rises from half way to the top."""
+    last = {"kept": 6, "dropped": 0, "mean_quality": 1.0}
+    rounds = [{"kept": 3, "dropped": 1, "mean_quality": 0.5}, {"kept": 0, "dropped": 0}, last]
+    history = [{"mined_per_site": {"lyon": one, "oslo": rounds[1]}} for one in rounds]
+    (card,) = mining_cards(history)
+    told = {"name": "lyon", "last": last, "rounds": 2, "kept": 9, "total": 10}
+    assert card == {**told, "course": "0.0,10.0 100.0,0.0"}
+
+
+def test_cards_of_sites_stand_side_by_side(page, address, run):
+    """Four of them need no more than two rows at 1280 pixels."""
+    file = run / "rounds" / "0001.json"
+    record = json.loads(file.read_text())
+    (mined,) = record["mined_per_site"].values()
+    record["mined_per_site"] = dict.fromkeys(("bern", "lyon", "oslo", "turin"), mined)
+    file.write_text(json.dumps(record))
+    page.goto(address)
+    page.get_by_text("both models agree").first.wait_for()
+    places = [card.bounding_box() for card in page.locator("article.card").all()]
+    assert len(places) == 4 and len({place["y"] for place in places}) <= 2
 
 
 def test_the_page_renews_itself(page, address, run):

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import tomllib
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.stock_flower import BIN, quiet_environment
 from knowmine.deploy.flower import APP, client, node_settings, open_site_of, server
 from knowmine.deploy.simulate import LocalGrid
 from knowmine.shared.errors import REASONS, RunFailed, SettingsError, UsageError
@@ -22,7 +22,6 @@ from tests.deploy.small_runs import SMALL, draw_data, merged
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Context, RecordDict  # isort: skip
 
-BIN = Path(sys.executable).parent
 PATIENCE_S = 450
 
 
@@ -37,15 +36,7 @@ def settings(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Flower's programs phone nobody and keep all they keep in the test's folder."""
-    return {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-    }
+    return {**quiet_environment(tmp_path), "OMP_NUM_THREADS": "1"}
 
 
 def free_port() -> int:

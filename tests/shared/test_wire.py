@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from knowmine.shared import packing, wire
 from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
+from knowmine.shared.flower_objects import through_the_wire
 from knowmine.shared.protocol import (
     GATES,
     Calibration,
@@ -34,12 +35,6 @@ from flwr.app import (  # isort: skip
     MetricRecord,
     RecordDict,
 )
-from flwr.supercore.inflatable.inflatable_object import (  # isort: skip
-    get_all_nested_objects,
-    get_object_id,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents  # isort: skip
 from flwr.supercore.task_identity import TaskIdentity  # isort: skip
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
@@ -64,7 +59,7 @@ UNPACKERS: list[Any] = [
 
 def sent(records):
     """The records as the other end gets them."""
-    return wire.through_the_wire(Message(records, 1, "train")).content
+    return through_the_wire(Message(records, 1, "train")).content
 
 
 def same(a, b):
@@ -115,9 +110,9 @@ def test_each_gate_arrives(gate):
 
 def test_a_reply_to_a_message_arrives_too():
     """Replies refer to what they answer."""
-    question = wire.through_the_wire(Message(RecordDict(), 1, "query"))
+    question = through_the_wire(Message(RecordDict(), 1, "query"))
     reply = Message(wire.pack_reply(UPDATE), reply_to=question)
-    assert same(wire.unpack_update(wire.through_the_wire(reply).content), UPDATE)
+    assert same(wire.unpack_update(through_the_wire(reply).content), UPDATE)
 
 
 @given(
@@ -390,74 +385,3 @@ def test_what_is_no_confirmation_is_refused(field, value):
     records = RecordDict({wire.CONFIRMATION: ConfigRecord({**vars(SAID), field: value})})
     with pytest.raises(Refused):
         wire.unpack_confirmation(records)
-
-
-def parts_of(message):
-    """A message as it lies in Flower's object store."""
-    return {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
-
-
-LARGE = {"a": np.arange(3_000_000, dtype=np.float32), "b": np.zeros(3_000_000, np.float32)}
-
-
-def test_our_reader_agrees_with_flowers():
-    """The same records from the same parts, chunks that are equal among them."""
-    message = Message(task(EvaluateTask(1, 2, Plan(), LARGE)), 1, "evaluate")
-    parts = parts_of(message)
-    theirs = inflate_object_from_contents(message.object_id, dict(parts))
-    ours = wire.read_message(message.object_id, parts)
-    assert ours.object_id == theirs.object_id
-
-
-def test_what_is_sent_to_many_is_digested_once(monkeypatch):
-    """The second site costs no look at the model's bytes."""
-    weights = wire.PackedWeights(LARGE)
-    digested = []
-
-    def noted(content):
-        digested.append(len(content))
-        return get_object_id(content)
-
-    monkeypatch.setattr("flwr.supercore.inflatable.inflatable_object.get_object_id", noted)
-    for node in (1, 2):
-        tasks = wire.pack_tasks({"lyon": EvaluateTask(1, 2, Plan(), weights)})
-        with no_object_id_recompute():
-            get_all_nested_objects(Message(tasks["lyon"], node, "evaluate"))
-    assert digested
-    assert max(digested) < 10_000
-
-
-def test_one_chunk_named_a_million_times_is_refused():
-    """A small answer cannot fill the reader's memory."""
-    message = Message(task(EvaluateTask(1, 2, Plan(), LARGE)), 1, "evaluate")
-    parts = parts_of(message)
-    name = next(key for key, content in parts.items() if content.startswith(b"Array "))
-    head, body = parts[name].split(b"\0", 1)
-    many = body.replace(b'"arraychunk_ids": [0', b'"arraychunk_ids": [0' + b", 0" * 1_000_000)
-    start, _, _ = head.rpartition(b" ")
-    parts[name] = start + b" %d\0" % len(many) + many
-    with pytest.raises(Refused, match="at most"):
-        wire.read_message(message.object_id, parts)
-
-
-def test_arrays_are_counted_together():
-    """Many that are small enough each are too much."""
-    array = Array(dtype="uint8", shape=(1000,), stype="x", data=bytes(1000))
-    other = Array(dtype="uint8", shape=(1000,), stype="y", data=bytes(1000))
-    records = RecordDict({"a": ArrayRecord({"one": array, "two": other})})
-    message = Message(records, 1, "evaluate")
-    assert wire.read_message(message.object_id, parts_of(message), 2000)
-    with pytest.raises(Refused, match="at most 999 are read"):
-        wire.read_message(message.object_id, parts_of(message), 1999)
-
-
-def test_a_thing_that_is_no_chunk_is_no_part_of_an_array():
-    """Nor is a message that is no message read as one."""
-    message = Message(task(EvaluateTask(1, 2, Plan(), WEIGHTS)), 1, "evaluate")
-    parts = parts_of(message)
-    chunk = next(key for key, content in parts.items() if content.startswith(b"ArrayChunk"))
-    record = next(key for key, content in parts.items() if content.startswith(b"ConfigRecord"))
-    with pytest.raises(Refused, match="found a ConfigRecord"):
-        wire.read_message(message.object_id, {**parts, chunk: parts[record]})
-    with pytest.raises(Refused, match="expected a message"):
-        wire.read_message(record, parts)
