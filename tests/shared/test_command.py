@@ -117,7 +117,7 @@ def test_every_command_can_be_quiet_or_verbose(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_paragraph_of_help_is_broken_by_the_terminal_alone(name):
     """A line that ends where the source's did leaves ragged text."""
-    assert not re.search(r"[^\n]\n[^\n]", COMMANDS[name].help or "")
+    assert not re.search(r"[^\n]\n[^\n]", str(COMMANDS[name].help))
 
 
 @pytest.mark.parametrize("shell", TABBED)
