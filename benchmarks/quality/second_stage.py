@@ -64,6 +64,8 @@ RECIPES = {
     "self-training-restart": Recipe("self-training", RESTART),
     "self-training": Recipe("self-training", {}),
     "oracle": Recipe("oracle", {}),
+    "oracle-half": Recipe("oracle", {"share": 0.5}),
+    "oracle-most": Recipe("oracle", {"share": 0.75}),
     "knowmine-renew": Recipe("knowmine", {"renew": 0.5}),
     "knowmine-half": Recipe("knowmine", {"share": 0.5, **TRUSTED}),
     "restart-quarter": Recipe("knowmine", {**RESTART, "share": 0.25}),
