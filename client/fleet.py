@@ -30,13 +30,13 @@ from typing import Any
 import httpx
 from cryptography import x509
 
-from knowmine.client.intake import SMALL_BYTES, Intake
+from knowmine.client.intake import Intake
 from knowmine.client.settings import NetworkSettings
 from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
 from knowmine.shared import wire
 from knowmine.shared.certificates import load_certificate, warning_of_expiry
 from knowmine.shared.errors import Interrupted, Refused, UsageError, reason_of
-from knowmine.shared.flower_objects import read_message
+from knowmine.shared.flower_objects import SMALL_BYTES, read_message
 from knowmine.shared.log import RunLog
 from knowmine.shared.weights import write_atomically
 
@@ -86,8 +86,6 @@ MAX_CLOCK_ERROR = timedelta(seconds=60)
 """Flower believes a signed time of day that is five minutes old at most."""
 SECOND_PROCESS_S = 120.0
 """How long a process that starts beside another of its site waits for that to be gone."""
-PARTS_PATH = "/v1/fleet/pull-object"
-"""Where Flower's client gets the parts of a question."""
 RENEWAL_LOOK_S = 6 * 3600.0
 """Seconds between two looks at the date on this site's certificate."""
 
@@ -112,7 +110,7 @@ class Link:
         self._instance, self._node, self._joined = uuid.uuid4().hex, Node(), False
         self._certificate, self._shown, self._replaced = keys.certificate, b"", ""
         self._identity = _Identity(keys, self._instance, log)
-        self._intake = Intake(PARTS_PATH)
+        self._intake = Intake()
         self._weights_bytes: Callable[[], int] = lambda: 0
         self._client = FleetHttpClient(
             f"https://{settings.server}",
@@ -238,13 +236,16 @@ class Link:
         most = SMALL_BYTES
         if head.metadata.message_type != "query":
             most += self._weights_bytes()
-        self._intake.allow(most)
-        parts = pull_objects(
-            [node.object_id for node in iterate_object_tree(tree)],
-            make_pull_object_fn_protobuf(
-                lambda part: self._call(self._client.PullObject, part), self._node, run_id
-            ),
-        )
+        with self._intake.question(most, self._settings.timeout_s) as room:
+
+            def pull(part: Any) -> Any:
+                with room.part():
+                    return self._call(self._client.PullObject, part)
+
+            parts = pull_objects(
+                [node.object_id for node in iterate_object_tree(tree)],
+                make_pull_object_fn_protobuf(pull, self._node, run_id),
+            )
         received = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=question
         )

@@ -32,7 +32,7 @@ from knowmine.server.presence import Presence
 from knowmine.server.settings import ListenSettings
 from knowmine.server.trust import Trust
 from knowmine.shared.errors import Refused, RunFailed, UsageError
-from knowmine.shared.flower_objects import read_message
+from knowmine.shared.flower_objects import SMALL_BYTES, read_message
 from knowmine.shared.log import RunLog
 from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
@@ -78,8 +78,6 @@ LONG_POLL_S = 20.0
 """A site's question for work is held this long, so that work reaches it at once; proxies cut
 connections that are silent for a minute."""
 TASK_BEAT_S = 5.0
-SMALL_BYTES = 2_000_000
-"""What an answer may hold beside as many bytes as its question: numbers, and Flower's envelopes."""
 BAD_ANSWER = 2
 """Flower's code for an error in a site's app."""
 

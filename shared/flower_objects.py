@@ -29,6 +29,8 @@ from knowmine.shared.errors import Refused
 
 MAX_ARRAY_BYTES = 2**32
 """Of all arrays in a message, where nobody sets a limit."""
+SMALL_BYTES = 2_000_000
+"""Room for all that is not weights: settings, sums, signatures, names of tensors."""
 
 
 def as_record(data: bytes, stype: str) -> ArrayRecord:
