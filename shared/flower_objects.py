@@ -11,7 +11,7 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message
@@ -60,13 +60,14 @@ def read_message(
 ) -> Message:
     """The message that arrived in `parts` by object id.
 
-    most: bytes that its arrays may hold together; a small part may be named often.
+    most: bytes that its arrays may hold together; a small part may be named often. All that is
+    no array may be `SMALL_BYTES` together: as Python's objects it grows more than twentyfold.
 
     Flower's own reader holds a large array three times over before it is done. This one joins
     its chunks where they lie.
     Raises `Refused` where it is none; what else is wrong shows as another exception.
     """
-    message = _read(message_id, parts, {}, [most])
+    message = _Reader(parts, most).read(message_id)
     if not isinstance(message, Message):
         raise Refused(f"expected a message, found a {type(message).__name__}")
     # Flower sets a message's id on arrival; its classes offer no public way to.
@@ -74,29 +75,49 @@ def read_message(
     return message
 
 
-def _read(
-    object_id: str, parts: Mapping[str, bytes], known: dict[str, Any], room: list[float]
-) -> Any:
-    if object_id not in known:
-        content = parts[object_id]
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == Array.__qualname__:
-            about = json.loads(get_object_body(content, Array))
-            chunks = [_body_of_chunk(parts[child]) for child in children]
-            run = [chunks[index] for index in about["arraychunk_ids"]]
-            room[0] -= (size := sum(map(len, run)))
-            if room[0] < 0:
-                raise Refused(f"an array of {size} bytes; at most {size + room[0]:.0f} are read")
-            known[object_id] = Array(
-                dtype=about["dtype"],
-                shape=tuple(about["shape"]),
-                stype=about["stype"],
-                data=b"".join(run),
-            )
-        else:
-            read = {child: _read(child, parts, known, room) for child in children}
-            known[object_id] = inflatable_class_registry[kind].inflate(content, read)
-    return known[object_id]
+class _Reader:
+    """Reads the objects of one message, each once."""
+
+    def __init__(self, parts: Mapping[str, bytes], most: float) -> None:
+        self._parts, self._known = parts, dict[str, Any]()
+        self._arrays, self._others = _Bound(most, "arrays"), _Bound(SMALL_BYTES, "other records")
+
+    def read(self, object_id: str) -> Any:
+        """An object, and all that is in it."""
+        if object_id not in self._known:
+            content = self._parts[object_id]
+            self._others.take(len(content))
+            kind, children, _ = get_object_head_values_from_object_content(content)
+            if kind == Array.__qualname__:
+                self._known[object_id] = self._array(content, children)
+            else:
+                inside = {child: self.read(child) for child in children}
+                self._known[object_id] = inflatable_class_registry[kind].inflate(content, inside)
+        return self._known[object_id]
+
+    def _array(self, content: bytes, children: Sequence[str]) -> Array:
+        about = json.loads(get_object_body(content, Array))
+        chunks = [_body_of_chunk(self._parts[child]) for child in children]
+        run = [chunks[index] for index in about["arraychunk_ids"]]
+        self._arrays.take(sum(map(len, run)))
+        return Array(
+            dtype=about["dtype"],
+            shape=tuple(about["shape"]),
+            stype=about["stype"],
+            data=b"".join(run),
+        )
+
+
+class _Bound:
+    """How many bytes may still be read of one kind of thing."""
+
+    def __init__(self, most: float, what: str) -> None:
+        self._left, self._what = most, what
+
+    def take(self, size: int) -> None:
+        if size > self._left:
+            raise Refused(f"{size} bytes of {self._what}; at most {self._left:.0f} are read")
+        self._left -= size
 
 
 def _body_of_chunk(content: bytes) -> memoryview:

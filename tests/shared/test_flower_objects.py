@@ -7,14 +7,14 @@ import pytest
 
 from knowmine.shared import flower_objects
 from knowmine.shared.errors import Refused
-from knowmine.shared.flower_objects import read_message
+from knowmine.shared.flower_objects import SMALL_BYTES, read_message
 from knowmine.shared.protocol import EvaluateTask
 from knowmine.shared.settings import Plan
 from knowmine.shared.wire import PackedWeights, pack_tasks
 from tests.flower_contract import imports_of, missing
 
 # flower_objects has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Array, ArrayRecord, Message, RecordDict  # isort: skip
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # isort: skip
 from flwr.supercore.inflatable.inflatable_object import (  # isort: skip
     get_all_nested_objects,
     get_object_id,
@@ -71,16 +71,16 @@ def test_what_is_sent_to_many_is_digested_once(monkeypatch):
     assert max(digested) < 10_000
 
 
-def test_one_chunk_named_a_million_times_is_refused():
+def test_one_chunk_named_a_hundred_thousand_times_is_refused():
     """A small answer cannot fill the reader's memory."""
     message = Message(a_task(), 1, "evaluate")
     parts = parts_of(message)
     name = next(key for key, content in parts.items() if content.startswith(b"Array "))
     head, body = parts[name].split(b"\0", 1)
-    many = body.replace(b'"arraychunk_ids": [0', b'"arraychunk_ids": [0' + b", 0" * 1_000_000)
+    many = body.replace(b'"arraychunk_ids": [0', b'"arraychunk_ids": [0' + b", 0" * 100_000)
     start, _, _ = head.rpartition(b" ")
     parts[name] = start + b" %d\0" % len(many) + many
-    with pytest.raises(Refused, match="at most"):
+    with pytest.raises(Refused, match="bytes of arrays; at most"):
         read_message(message.object_id, parts)
 
 
@@ -93,6 +93,31 @@ def test_arrays_are_counted_together():
     assert read_message(message.object_id, parts_of(message), 2000)
     with pytest.raises(Refused, match="at most 999 are read"):
         read_message(message.object_id, parts_of(message), 1999)
+
+
+@pytest.mark.parametrize("records", [1, 20])
+def test_what_is_no_array_is_small_together(records):
+    """Lists of numbers grow to 23 times their bytes when they are read."""
+
+    def parts_with(size):
+        text = "x" * (size // records)
+        content = {str(i): ConfigRecord({f"of {i}": text}) for i in range(records)}
+        message = Message(RecordDict(content), 1, "evaluate")
+        return message.object_id, parts_of(message)
+
+    assert read_message(*parts_with(SMALL_BYTES - 10_000))
+    with pytest.raises(Refused, match="bytes of other records; at most"):
+        read_message(*parts_with(SMALL_BYTES))
+
+
+def test_a_long_description_of_an_array_is_no_array():
+    """What an array says of itself counts with the rest."""
+    message = Message(a_task(), 1, "evaluate")
+    parts = parts_of(message)
+    name = next(key for key, content in parts.items() if content.startswith(b"Array "))
+    parts[name] += b" " * SMALL_BYTES
+    with pytest.raises(Refused, match="bytes of other records"):
+        read_message(message.object_id, parts)
 
 
 def test_a_thing_that_is_no_chunk_is_no_part_of_an_array():
