@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from knowmine.client.isolation import can_list, hide_folders, older_threads
 from knowmine.client.settings import ClientSettings
-from knowmine.client.state_folder import prepare, vaults_part
+from knowmine.client.state_folder import couriers_part, prepare, vaults_part
 from knowmine.shared.errors import KnowmineError, Refused, RunFailed, UsageError
 
 if TYPE_CHECKING:
@@ -58,15 +58,18 @@ class Vault:
         file.write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
         command = [sys.executable, "-m", "knowmine.client.vault"]
         command += ["--settings", str(file), "--socket", str(self.socket)]
+        command += ["--remove", str(self._folder)]  # we are about to lose the right to
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - ours
 
     def give_up_images(self) -> None:
-        """Let the kernel refuse this process the data folder and the vault's state, for good."""
+        """Let the kernel refuse us, for good, the images, the vault's state and all changes but ours."""
         if self._settings.isolation == "off":
             return
         data = self._settings.data
         hidden = {"the images": data, **vaults_part(self._settings)}
-        why_not = hide_folders([*hidden.values(), data / "images", data / "masks"])
+        why_not = hide_folders(
+            [*hidden.values(), data / "images", data / "masks"], couriers_part(self._settings)
+        )
         seen = [what for what, folder in hidden.items() if can_list(folder)]
         if seen:
             self.missing.append(f"the courier can still read {', '.join(seen)}: {why_not}")

@@ -26,7 +26,11 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_READ = 1 << 2 | 1 << 3  # a file, a folder
+_WRITE = 1 << 1 | sum(1 << bit for bit in range(4, 13))  # remove, and make whatever there is
+_TRUNCATE, _TRUNCATE_SINCE = 1 << 14, 3  # Linux 6.2
+_OF_FILES = 1 << 1 | 1 << 2 | _TRUNCATE
 
 
 class _Machine(NamedTuple):
@@ -129,25 +133,35 @@ def refuse_sockets() -> str | None:
     return None
 
 
-def hide_folders(folders: Iterable[Path]) -> str | None:
+def hide_folders(folders: Iterable[Path], writable: Iterable[Path] | None = None) -> str | None:
     """Make the kernel refuse us, for good, to read anything in `folders`; say why if not.
 
+    writable: files and folders that exist and are all that we may change from then on. None: we
+    may change what we could before.
+
     It holds for this thread and those that it starts; see `older_threads`. Rules can only allow,
-    so all else that exists beside the way to the folders is allowed, and what is made there later
-    (a new folder next to the hidden one) can be written but not read. Files no longer move from
-    one folder to another, and nothing can be mounted.
+    so all else that exists beside the way to the folders is allowed to be read, and what is made
+    there later (a new folder next to the hidden one) is not. Files no longer move from one folder
+    to another, and nothing can be mounted.
     """
-    wanted = struct.pack("Q", _READ_FILE | _READ_DIR)
+    changes = _changes() if writable is not None else 0
+    wanted = struct.pack("Q", _READ | changes)
     rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, wanted, len(wanted), 0)
     if rules < 0:
         return f"folders not hidden (no Landlock: {os.strerror(ctypes.get_errno())})"
     try:
         hidden = {Path(os.path.realpath(folder)) for folder in folders}
         _allow_beside(rules, Path("/"), hidden)
+        if writable is not None:
+            for path in (*writable, Path(os.devnull)):
+                _allow(rules, Path(os.path.realpath(path)), changes)
         if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _LIBC.syscall(
             _LANDLOCK_RESTRICT_SELF, rules, 0
         ):
             return f"folders not hidden (Landlock: {os.strerror(ctypes.get_errno())})"
+    except OSError as error:
+        # What lies beside the hidden is allowed by name; a folder of mode 0711 does not tell any.
+        return f"folders not hidden (cannot list {error.filename}: {error.strerror})"
     finally:
         os.close(rules)
     return None
@@ -181,13 +195,26 @@ def _allow_beside(rules: int, folder: Path, hidden: set[Path]) -> None:
         if any(path in below.parents for below in hidden):
             _allow_beside(rules, path, hidden)
             continue
-        try:
-            opened = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue  # gone meanwhile, or not ours to see
-        rights = _READ_FILE | (_READ_DIR if path.is_dir() else 0)
+        _allow(rules, path, _READ)
+
+
+def _allow(rules: int, path: Path, rights: int) -> None:
+    """Allow something in `path` and below; nothing where it is gone, or is not ours to see."""
+    try:
+        opened = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        rights &= -1 if path.is_dir() else _OF_FILES
         _LIBC.syscall(_LANDLOCK_ADD_RULE, rules, 1, struct.pack("=Qi", rights, opened), 0)
+    finally:
         os.close(opened)
+
+
+def _changes() -> int:
+    """All ways to change a file system that this kernel can refuse."""
+    version = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    return _WRITE | (_TRUNCATE if version >= _TRUNCATE_SINCE else 0)
 
 
 def _has_sockets() -> bool:

@@ -6,14 +6,17 @@ courier/                          the courier's: answers, residues, whom it was 
 audit/  pending/                  the record, and updates that wait: people read them too
 site.log.jsonl  .lock
 ```
-The kernel refuses the courier the vault's part and the cache of embeddings. It then refuses it
-too whatever is made later right beside them (`isolation.hide_folders`), so all that the courier
-reads is made beforehand.
+The kernel refuses the courier the vault's part and the cache of embeddings. It lets it change its
+own part, record, updates that wait, log and keys, and nothing else on this machine: no folder can
+take the place of another under the vault's feet. What is made later right beside the vault's part
+it cannot read (`isolation.hide_folders`), so all that it needs is made beforehand.
 """
 
 from pathlib import Path
 
+from knowmine.client.approval import PENDING
 from knowmine.client.at_rest import VAULT_KEYS
+from knowmine.client.audit import record_of
 from knowmine.client.sam_weights import default_cache
 from knowmine.client.settings import SITE_LOG, ClientSettings
 from knowmine.shared.errors import CannotWrite
@@ -36,8 +39,8 @@ def prepare(state: Path) -> Path:
         own,
         state / SITE,
         state / VAULT_KEYS,
-        state / "audit",
-        state / "pending",
+        record_of(state).parent,
+        state / PENDING,
     ):
         make_private_folder(folder)
     try:
@@ -59,8 +62,20 @@ def vaults_part(settings: ClientSettings) -> dict[str, Path]:
     }
 
 
+def leftovers(state: Path) -> list[str]:
+    """What still lies where earlier versions kept it, because there was newer in its new place."""
+    return [name for name in (ANSWERS, FEEDBACK, INSTANCE) if (state / name).exists()]
+
+
+def couriers_part(settings: ClientSettings) -> list[Path]:
+    """All that the courier may change; it exists once the state folder is prepared."""
+    state = settings.state
+    folders = [settings.keys, state / COURIER, record_of(state).parent, state / PENDING]
+    return [*folders, state / SITE_LOG, state / ".lock"]
+
+
 def _move_in(state: Path, own: Path) -> None:
-    old = [name for name in (ANSWERS, FEEDBACK, INSTANCE) if (state / name).exists()]
+    old = leftovers(state)
     if not old:
         return
     lock = FolderLock(state)  # of a process that still knows the old places

@@ -12,6 +12,7 @@ input closes when it dies, by whatever means.
 import argparse
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--part", choices=("keep", "fetch", "work"), default="keep")
+    parser.add_argument("--remove", type=Path, help="the courier's folder, gone when it is")
     given = parser.parse_args(arguments)
     try:
         settings = read_settings(ClientSettings, given.settings, {})
@@ -52,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return fetch(settings)
         command = [sys.executable, "-m", "knowmine.client.vault"]
         command += ["--settings", str(given.settings), "--socket", str(given.socket)]
-        return keep(command, settings)
+        try:
+            return keep(command, settings)
+        finally:
+            if given.remove:
+                shutil.rmtree(given.remove, ignore_errors=True)
     except KnowmineError as error:
         _say(str(error))
         return error.exit_code

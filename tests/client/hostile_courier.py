@@ -1,18 +1,22 @@
-"""A courier that was taken over: it tries every way to files that are not its own.
+"""A courier that was taken over: it tries every way to read and to change what is not its own.
 
     python hostile_courier.py SETTINGS OUT FILE...
 
-It notes what it got of each, and whether it can still do its own work.
+It notes what it got of each, and whether it can still do its own work. Shut is what the kernel
+refuses; any other error ends the attack, for then nothing was shown. What it could do it undoes.
 
 It starts the real vault first, as a courier does, and it imports nothing that starts a thread.
 """
 
 import ctypes
+import errno
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+import knowmine.client.vault
 from knowmine.client.approval import PENDING
 from knowmine.client.courier import start_vault
 from knowmine.client.settings import SITE_LOG, ClientSettings
@@ -23,33 +27,55 @@ if __name__ == "__main__":
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy, which settings know, starts threads with it
     settings = read_settings(ClientSettings, Path(sys.argv[1]), {})
     out, targets = Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]]
-    elsewhere = out.parent / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere = settings.state / COURIER / "elsewhere"  # where a courier may do as it likes
 
     def through_link(target):
-        link = elsewhere / f"{target.name}.link"
+        link = elsewhere / f"{targets.index(target)}.link"
         link.symlink_to(target)
         return link.read_bytes()
 
     def through_hard_link(target):
-        link = elsewhere / f"{target.name}.hard"
+        link = elsewhere / f"{targets.index(target)}.hard"
         link.hardlink_to(target)
         return link.read_bytes()
 
-    def moved_away(target):
+    def moved(target, place):
+        target.rename(place)
         try:
-            moved = target.rename(elsewhere / target.name)
-        except OSError:
-            return target.rename(target.with_name("moved")).read_bytes()
-        return moved.read_bytes()
+            return place.read_bytes()
+        finally:
+            place.rename(target)
+
+    def overwritten(target):
+        with target.open("r+b") as file:
+            file.write(b"x")
+
+    def removed(target):
+        target.unlink()
+        target.write_bytes(b"its like")
+
+    def joined(target):
+        other = target.with_name("planted")
+        other.write_bytes(b"planted")
+        other.unlink()
+
+    def replaced(target):
+        """Put a folder that we can read in the place of the one that the target is in."""
+        folder, away = target.parent, target.parent.with_name("away")
+        folder.rename(away)
+        folder.symlink_to(elsewhere)
+        folder.unlink()
+        away.rename(folder)
 
     def through_mount(target):
         place = str(elsewhere).encode()
-        if ctypes.CDLL(None, use_errno=True).mount(
-            str(target.parent).encode(), place, None, 4096, None
-        ):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(str(target.parent).encode(), place, None, 4096, None):
             raise OSError(ctypes.get_errno(), "mount")
-        return (elsewhere / target.name).read_bytes()
+        try:
+            return (elsewhere / target.name).read_bytes()
+        finally:
+            libc.umount2(place, 0)
 
     def through_vault(target):
         return Path(f"/proc/{vault.pid}/root{target}").read_bytes()
@@ -69,6 +95,8 @@ if __name__ == "__main__":
             write_atomically(folder / "trial", b"mine")
             write_atomically(folder / "trial", b"still mine")
             (folder / "trial").read_bytes()
+        with Path(os.devnull).open("wb") as nowhere:
+            nowhere.write(b"nothing")
         for _ in range(2):
             with open_log(settings.state / SITE_LOG) as log:
                 log.event("trial")
@@ -81,17 +109,47 @@ if __name__ == "__main__":
         "link": through_link,
         "hard link": through_hard_link,
         "mount": through_mount,
-        "moved away": moved_away,
+        "moved elsewhere": lambda target: moved(target, elsewhere / target.name),
+        "moved": lambda target: moved(target, target.with_name("moved")),
+        "overwritten": overwritten,
+        "removed": removed,
+        "joined": joined,
+        "its folder replaced": replaced,
     }
     before = {str(target): len(target.read_bytes()) for target in targets}
+    report = out.open("w")  # while it may
     vault = start_vault(settings)
-    with vault:
+    # What the vault goes by when it is started again, beside its own files.
+    state, own_settings = settings.state, vault.socket.with_name("settings.yaml")
+    changes = {
+        "the vault's settings, overwritten": lambda: overwritten(own_settings),
+        "the vault's settings, replaced": lambda: moved(own_settings, own_settings.parent / "away"),
+        "the vault's code": lambda: Path(knowmine.client.vault.__file__).open("r+b").close(),
+        "the state folder, replaced": lambda: replaced(state / "site.log.jsonl"),
+        "the state folder, joined": lambda: joined(state / "site.log.jsonl"),
+    }
+
+    def tried(way, *, may_be_hidden=False):
+        try:
+            way()
+        except OSError as error:
+            refused = {errno.EACCES, errno.EPERM, errno.EXDEV}
+            if error.errno not in refused | ({errno.ENOENT} if may_be_hidden else set()):
+                raise
+            return f"shut: {error}"
+        return "open"
+
+    with vault, report:
         own_work()
-        got = {str(target): dict.fromkeys(ways, "open") for target in targets}
-        for target in targets:
-            for name, way in ways.items():
-                try:
-                    way(target)
-                except OSError as error:
-                    got[str(target)][name] = f"shut: {error}"
-    out.write_text(json.dumps({"before": before, "ways": got, "missing": vault.missing}))
+        elsewhere.mkdir()
+        got = {
+            str(target): {
+                name: tried(partial(way, target), may_be_hidden=name == "through the vault")
+                for name, way in ways.items()
+            }
+            for target in targets
+        }
+        changed = {name: tried(change) for name, change in changes.items()}
+        found = {"before": before, "ways": got, "changes": changed, "missing": vault.missing}
+        found["settings"] = str(own_settings)
+        report.write(json.dumps(found))

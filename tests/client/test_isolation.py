@@ -35,7 +35,16 @@ WAYS_IN = (
     "link",
     "hard link",
     "mount",
-    "moved away",
+    "moved elsewhere",
+    "moved",
+)
+WAYS_TO_CHANGE = ("overwritten", "removed", "joined", "its folder replaced")
+CHANGES = (
+    "the vault's settings, overwritten",
+    "the vault's settings, replaced",
+    "the vault's code",
+    "the state folder, replaced",
+    "the state folder, joined",
 )
 TARGETS = {
     "an image": "data/images/mueller-anna.png",
@@ -129,11 +138,9 @@ def test_the_same_attacks_succeed_where_isolation_is_off(tmp_path):
     assert not isolation.no_sockets
 
 
-@pytest.fixture(scope="module")
-def courier_attack(tmp_path_factory):
-    """An attack from inside a courier."""
-    folder = tmp_path_factory.mktemp("courier")
-    file = settings_file(folder, "auto")
+def attacked_from_the_courier(folder, isolation):
+    """What a hostile process with the network could read and change."""
+    file = settings_file(folder, isolation)
     # A state folder that is in use, as its vault leaves it.
     seal = Seal(folder / "state" / "vault-keys")
     for name, content in (
@@ -151,9 +158,63 @@ def courier_attack(tmp_path_factory):
     return got
 
 
+@pytest.fixture(scope="module")
+def courier_attack(tmp_path_factory):
+    """An attack from inside a courier that gave up what this system lets it give up."""
+    return attacked_from_the_courier(tmp_path_factory.mktemp("courier"), "auto")
+
+
 @pytest.mark.parametrize("way", WAYS_IN)
 @pytest.mark.parametrize("what", TARGETS)
 def test_the_courier_cannot_read_what_is_the_vaults(courier_attack, what, way):
     """It could before it gave it up; afterwards each way is shut, or it says that none is."""
     assert courier_attack["before"][what] > 0
     assert courier_attack["ways"][what][way].startswith("shut") == (not courier_attack["missing"])
+
+
+@pytest.mark.parametrize("way", WAYS_TO_CHANGE)
+@pytest.mark.parametrize("what", TARGETS)
+def test_the_courier_cannot_change_what_is_the_vaults(courier_attack, what, way):
+    """Nor put a folder of its own in its place."""
+    assert courier_attack["ways"][what][way].startswith("shut") == (not courier_attack["missing"])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_courier_cannot_change_what_the_vault_goes_by(courier_attack, change):
+    """A vault that is started again finds settings, code and folders as they were."""
+    assert courier_attack["changes"][change].startswith("shut") == (not courier_attack["missing"])
+
+
+def test_the_couriers_attacks_succeed_where_isolation_is_off(tmp_path):
+    """So it is the isolation that shuts the ways; only root may mount, wherever it is."""
+    got = attacked_from_the_courier(tmp_path, "off")
+    ways = {way for found in got["ways"].values() for way, result in found.items()
+            if result != "open"}  # fmt: skip
+    assert ways <= {"mount", "through the vault"}
+    assert set(got["changes"].values()) == {"open"}
+
+
+def test_what_the_vault_went_by_is_gone_with_it(courier_attack):
+    """The courier may not remove it, so the vault does."""
+    assert not Path(courier_attack["settings"]).parent.exists()
+
+
+BESIDE_A_FOLDER_WITHOUT_NAMES = """
+import ctypes, struct, sys
+from pathlib import Path
+from knowmine.client.isolation import hide_folders
+# Root lists any folder; without its capabilities it is like others.
+ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
+print(hide_folders([Path(sys.argv[1])]))
+"""
+
+
+def test_a_way_that_cannot_be_listed_is_said(tmp_path):
+    """A home of mode 0711 above the images: nothing is hidden, and the reason names it."""
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    home.chmod(0o311)
+    command = [sys.executable, "-c", BESIDE_A_FOLDER_WITHOUT_NAMES, str(home / "data")]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    home.chmod(0o755)
+    assert f"folders not hidden (cannot list {home}: Permission denied)" in done.stdout

@@ -101,8 +101,10 @@ def test_what_is_no_array_is_small_together(records):
 
     def parts_with(size):
         text = "x" * (size // records)
-        content = {str(i): ConfigRecord({f"of {i}": text}) for i in range(records)}
-        message = Message(RecordDict(content), 1, "evaluate")
+        content = RecordDict()
+        for i in range(records):
+            content[str(i)] = ConfigRecord({f"of {i}": text})
+        message = Message(content, 1, "evaluate")
         return message.object_id, parts_of(message)
 
     assert read_message(*parts_with(SMALL_BYTES - 10_000))
