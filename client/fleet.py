@@ -111,7 +111,7 @@ class Link:
         self._certificate, self._shown, self._replaced = keys.certificate, b"", ""
         self._identity = _Identity(keys, self._instance, log)
         self._intake = Intake()
-        self._weights_bytes: Callable[[], int] = lambda: 0
+        self._weights_bytes = 0
         self._client = FleetHttpClient(
             f"https://{settings.server}",
             timeout=settings.timeout_s,
@@ -125,12 +125,11 @@ class Link:
         app: ClientApp,
         stop: threading.Event,
         stop_s: float,
-        weights_bytes: Callable[[], int],
+        weights_bytes: int,
     ) -> str:
         """Work for the server until it says goodbye or `stop` is set; return how it ended.
 
-        stop_s: how long a task may go on after `stop`. weights_bytes: of the installed model, asked
-        when the first weights are about to come.
+        stop_s: how long a task may go on after `stop`. weights_bytes: of the installed model.
         Raises `Refused` where another process works for this site, or where the server is not
         the one of the kit.
         """
@@ -186,10 +185,13 @@ class Link:
 
     def close(self) -> None:
         """Say goodbye where that is possible, and end all connections."""
-        if self._joined:
-            with suppress(httpx.HTTPError, ValueError):  # else the server will notice
-                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
-        self._client.close()
+        try:
+            if self._joined:
+                # The server will notice all the same.
+                with suppress(httpx.HTTPError, ssl.SSLError, ValueError, Refused):
+                    self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        finally:
+            self._client.close()
 
     def _join(self) -> None:
         remembered = self._state / "instance"
@@ -235,7 +237,7 @@ class Link:
         # From what is installed, never from what the server says of its message.
         most = SMALL_BYTES
         if head.metadata.message_type != "query":
-            most += self._weights_bytes()
+            most += self._weights_bytes
         with self._intake.question(most, self._settings.timeout_s) as room:
 
             def pull(part: Any) -> Any:

@@ -19,7 +19,7 @@ from knowmine.client.participation import Participation
 from knowmine.client.reviewed import forget_review
 from knowmine.client.sam_weights import default_cache
 from knowmine.client.settings import ClientSettings, policy_of
-from knowmine.client.state_folder import ANSWERS, COURIER, SITE
+from knowmine.client.state_folder import ANSWERS, COURIER, FEEDBACK, SITE
 from knowmine.shared.errors import CannotWrite, DataError
 from knowmine.shared.images import digest_of_file
 from knowmine.shared.keys import load_audit_key
@@ -60,11 +60,11 @@ def forget_project(settings: ClientSettings) -> int:
         files = forget_plain(
             _embeddings(settings), [digest_of_file(path) for _, path in _images(settings)]
         )
-        folders = [
-            settings.state / SITE,
-            settings.state / ANSWERS,
-            settings.state / COURIER / ANSWERS,
-        ]
+        state = settings.state
+        folders = [state / SITE]
+        # Where they are, and where earlier versions kept them.
+        for place in (state / COURIER, state):
+            folders += [place / ANSWERS, place / FEEDBACK]
         if seal:
             folders.append(folder_of(_embeddings(settings), seal))
         try:

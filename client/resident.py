@@ -11,7 +11,7 @@ from knowmine.client.fleet import Link
 from knowmine.client.porter import Porter
 from knowmine.client.settings import SITE_LOG, ClientSettings, policy_of
 from knowmine.client.site_keys import SiteKeys
-from knowmine.client.state_folder import ANSWERS, FEEDBACK, prepare
+from knowmine.client.state_folder import ANSWERS, FEEDBACK, leftovers, prepare
 from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
 from knowmine.shared.lock import FolderLock
@@ -24,6 +24,7 @@ class Resident:
 
     missing: what the isolation of the site's processes lacks, in words; it may grow meanwhile.
     open_worker: opens the site when the server first asks, so that the connection is up at once.
+    weights_bytes: of that worker's model; not set: of the model in the settings.
     tell: is told of what the log is told.
     """
 
@@ -33,6 +34,7 @@ class Resident:
         open_worker: Callable[[], Worker] | None = None,
         missing: Sequence[str] = (),
         tell: Telling | None = None,
+        weights_bytes: int | None = None,
     ) -> None:
         """Check what can be checked without the network; raise `UsageError` where it fails."""
         self._settings = settings
@@ -41,6 +43,7 @@ class Resident:
         self._tell = tell
         self._keys = SiteKeys.load(settings.keys, settings.site)
         self._policy = policy_of(settings)
+        self._weights_bytes = weights_bytes
         self.working = False
 
     def run(self, stop: threading.Event) -> str:
@@ -57,12 +60,15 @@ class Resident:
     def _serve(self, log: RunLog, stop: threading.Event) -> str:
         settings = self._settings
         log.event("start", site=settings.site, server=settings.network.server)
+        if names := leftovers(settings.state):
+            log.event("leftovers", level="warning", names=names, folder=settings.state,
+                      reason="newer ones are in courier/; remove these, or run forget")  # fmt: skip
         if warning := warning_of_expiry(self._keys.certificate):
             log.event("expiry", level="warning", reason=warning)
         self._log = log
         policy, records = self._policy, self._policy.records
         log.event("policy", digest=policy.digest(), approval=policy.approval)
-        path = record_of(settings.state)
+        path, expected = record_of(settings.state), self._bytes_to_expect()
         # The record first: where it is wrong, nothing may leave, and nobody need be called.
         with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
             link = Link(settings.network, settings.site, self._keys, settings.keys, self._own, log)
@@ -70,15 +76,21 @@ class Resident:
             porter = Porter(policy, chain, pending, stop, server_key=link.server_key)
             try:
                 app = client_app(lambda _: self._worker, self._own / FEEDBACK, lambda _: porter)
-                how = link.serve(app, stop, settings.stop_s, self._weights_bytes)
+                how = link.serve(app, stop, settings.stop_s, expected)
                 log.event("end", reason=how)
                 return how
             finally:
                 self.working = any(thread.name == "work" for thread in threading.enumerate())
                 link.close()
 
-    def _weights_bytes(self) -> int:
-        return bytes_of_manifest(self._worker.manifest)
+    def _bytes_to_expect(self) -> int:
+        """Of weights, by what is installed here: the site is not opened for it."""
+        if self._weights_bytes is not None:
+            return self._weights_bytes
+        # Imported late: it brings torch, which a process does without whose model is another.
+        from knowmine.client.asking import installed_manifest
+
+        return bytes_of_manifest(installed_manifest(self._settings.model))
 
     @cached_property
     def _worker(self) -> Worker:

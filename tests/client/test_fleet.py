@@ -4,11 +4,16 @@ import inspect
 import ssl
 from pathlib import Path
 
+import httpx
 import pytest
 
 from knowmine.client import fleet
-from knowmine.client.settings import NetworkSettings
+from knowmine.client.settings import ClientSettings, NetworkSettings
+from knowmine.client.site_keys import SiteKeys
+from knowmine.shared.log import silent
+from knowmine.shared.settings import read_settings
 from tests.flower_contract import changed, imports_of, missing
+from tests.provisioned import Federation
 
 USED = imports_of(Path(fleet.__file__))
 CALLS = (
@@ -103,3 +108,29 @@ def test_answers_are_asked_for_uncompressed():
     with fleet._http(settings, ssl.create_default_context()) as client:
         request = client.build_request("POST", "https://localhost:1", content=b"")
     assert request.headers["accept-encoding"] == "identity"
+
+
+@pytest.fixture
+def link(tmp_path):
+    """A site's way to a server that does not run."""
+    federation = Federation(tmp_path)
+    federation.provision()
+    federation.enrol("lyon")
+    home = federation.home("lyon")
+    settings = read_settings(ClientSettings, home / "client.yaml", {})
+    keys = SiteKeys.load(settings.keys, "lyon")
+    return fleet.Link(settings.network, "lyon", keys, settings.keys, tmp_path, silent())
+
+
+def test_a_site_leaves_whatever_the_server_answers(link):
+    """Even what it refuses to read; the connection is closed."""
+
+    def compressed(_):
+        gzip = {"content-encoding": "gzip"}
+        return httpx.Response(200, headers=gzip, stream=httpx.ByteStream(b"bomb"))
+
+    client = httpx.Client(transport=httpx.MockTransport(compressed))
+    client.event_hooks["response"] = [link._intake.look_at]
+    link._client._client, link._joined = client, True
+    link.close()
+    assert client.is_closed

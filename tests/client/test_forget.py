@@ -155,6 +155,17 @@ def test_a_forgotten_project_leaves_receipts_alone(site, settings, home):
         rounds_of(settings, "a0")
 
 
+@pytest.mark.parametrize("place", ["", "courier"])
+@pytest.mark.parametrize("name", ["answers", "feedback"])
+def test_a_forgotten_project_leaves_no_answer_and_no_residue(site, settings, place, name):
+    """Neither where they are nor where earlier versions kept them."""
+    file = settings.state / place / name / "x.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    forget_project(settings)
+    assert not file.parent.exists()
+
+
 def test_nothing_is_forgotten_while_the_site_runs(site, settings):
     """It would make anew what was destroyed."""
     lock = FolderLock(settings.state)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from knowmine.client.state_folder import prepare
 from knowmine.shared.errors import REASONS
 from tests.faults.stage import Stage, change
 
@@ -76,14 +77,15 @@ def test_a_sites_disk_is_full(stage, small_disk):
 
 
 def test_a_site_that_starts_on_a_full_disk(stage, small_disk):
-    """It says so and ends, for nothing that it did could be written down."""
+    """Divided as it left it: it says so and ends, for nothing that it did could be written down."""
     one = stage("lyon", run={"rounds": 1})
     state = one.home("lyon") / "state"
     small_disk(state, 400)
-    (state / "answers").mkdir()
-    (state / ".lock").touch()
+    (prepare(state) / "feedback").mkdir()
     fill(state)
-    assert one.join("lyon", "--diary", str(one.root / "diary")).ended() == 3
+    lyon = one.join("lyon", "--diary", str(one.root / "diary"))
+    assert lyon.ended() == 3
+    assert "cannot write a receipt" in lyon.text
 
 
 def until_has(path, line):

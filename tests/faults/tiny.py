@@ -19,7 +19,7 @@ import numpy as np
 from knowmine.shared.errors import KnowmineError
 from knowmine.shared.protocol import PROTOCOL, Hello, Scores, Update
 from knowmine.shared.settings import read_settings
-from knowmine.shared.weights import digest_of_manifest, manifest_of
+from knowmine.shared.weights import bytes_of_manifest, digest_of_manifest, manifest_of
 
 
 def initial(numbers):
@@ -158,7 +158,8 @@ def take_part(options):
     settings = read_settings(ClientSettings, options.settings, {})
     diary = options.diary or settings.state / "diary"
     worker = TinyWorker(settings.site, options.numbers, options.work, options.fault, diary)
-    resident = Resident(settings, lambda: worker)
+    expected = bytes_of_manifest(worker.manifest)
+    resident = Resident(settings, lambda: worker, weights_bytes=expected)
     print(resident.run(stop), flush=True)
     if resident.working:
         os._exit(130)

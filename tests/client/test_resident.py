@@ -1,0 +1,69 @@
+"""The process that stays: what it opens and what it says before the first question."""
+
+import json
+import threading
+
+import pytest
+
+from knowmine.client import resident
+from knowmine.client.asking import installed_manifest
+from knowmine.client.resident import Resident
+from knowmine.client.settings import SITE_LOG, ClientSettings
+from knowmine.shared.settings import read_settings
+from knowmine.shared.weights import bytes_of_manifest
+from tests.provisioned import Federation
+
+
+class NoLink:
+    """A way to a server that is told to stop at once; keeps what it was to expect."""
+
+    expected: list[int] = []  # noqa: RUF012 - emptied by the fixture
+
+    def __init__(self, *_):
+        """Nothing is connected."""
+
+    def server_key(self):
+        """Nobody's."""
+
+    def serve(self, app, stop, stop_s, weights_bytes):
+        self.expected.append(weights_bytes)
+        return "stopped"
+
+    def close(self):
+        """Nothing to close."""
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """An enrolled site's."""
+    monkeypatch.setattr(NoLink, "expected", [])
+    monkeypatch.setattr(resident, "Link", NoLink)
+    federation = Federation(tmp_path)
+    federation.provision()
+    federation.enrol("lyon")
+    return read_settings(ClientSettings, federation.home("lyon") / "client.yaml", {})
+
+
+def test_how_many_bytes_to_expect_is_known_without_the_images(settings):
+    """By the installed model; the site is opened by the thread that answers, which can be left."""
+    opened = []
+    Resident(settings, lambda: opened.append(1)).run(threading.Event())
+    assert NoLink.expected == [bytes_of_manifest(installed_manifest(settings.model))]
+    assert opened == []
+
+
+def test_what_is_left_in_old_places_is_said(settings):
+    """Once, by name: it was not moved because there is newer."""
+    for folder in ("answers", "courier/answers", "feedback", "courier/feedback"):
+        (settings.state / folder).mkdir(parents=True)
+    (settings.state / "feedback" / "lost-000001.safetensors").write_bytes(b"x")
+    Resident(settings, lambda: None, weights_bytes=0).run(threading.Event())
+    events = [json.loads(line) for line in (settings.state / SITE_LOG).read_text().splitlines()]
+    (left,) = [event for event in events if event["event"] == "leftovers"]
+    assert (left["level"], left["names"]) == ("warning", ["answers", "feedback"])
+
+
+def test_nothing_is_said_of_a_folder_in_order(settings):
+    """As is every new one."""
+    Resident(settings, lambda: None, weights_bytes=0).run(threading.Event())
+    assert "leftovers" not in (settings.state / SITE_LOG).read_text()
