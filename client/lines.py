@@ -45,6 +45,7 @@ def _line(event: str, fields: Mapping[str, Any]) -> str:
         "expiry": "{reason}",
         "renewed": "this site's certificate was renewed",
         "not renewed": "this site's certificate was not renewed: {reason}",
+        "leftovers": "left over in {folder}: {names}; {reason}",
         "clock": "this machine's clock is wrong by {wrong_by_s} s; going by the server's",
         "end": "the end: {reason}",
     }

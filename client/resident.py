@@ -61,7 +61,7 @@ class Resident:
         settings = self._settings
         log.event("start", site=settings.site, server=settings.network.server)
         if names := leftovers(settings.state):
-            log.event("leftovers", level="warning", names=names, folder=settings.state,
+            log.event("leftovers", level="warning", names=", ".join(names), folder=settings.state,
                       reason="newer ones are in courier/; remove these, or run forget")  # fmt: skip
         if warning := warning_of_expiry(self._keys.certificate):
             log.event("expiry", level="warning", reason=warning)

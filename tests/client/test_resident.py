@@ -33,6 +33,11 @@ class NoLink:
         """Nothing to close."""
 
 
+def unopened():
+    """A site that nobody has asked for."""
+    pytest.fail("the site was opened")
+
+
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """An enrolled site's."""
@@ -46,10 +51,8 @@ def settings(tmp_path, monkeypatch):
 
 def test_how_many_bytes_to_expect_is_known_without_the_images(settings):
     """By the installed model; the site is opened by the thread that answers, which can be left."""
-    opened = []
-    Resident(settings, lambda: opened.append(1)).run(threading.Event())
+    Resident(settings, unopened).run(threading.Event())
     assert NoLink.expected == [bytes_of_manifest(installed_manifest(settings.model))]
-    assert opened == []
 
 
 def test_what_is_left_in_old_places_is_said(settings):
@@ -57,13 +60,13 @@ def test_what_is_left_in_old_places_is_said(settings):
     for folder in ("answers", "courier/answers", "feedback", "courier/feedback"):
         (settings.state / folder).mkdir(parents=True)
     (settings.state / "feedback" / "lost-000001.safetensors").write_bytes(b"x")
-    Resident(settings, lambda: None, weights_bytes=0).run(threading.Event())
+    Resident(settings, unopened, weights_bytes=0).run(threading.Event())
     events = [json.loads(line) for line in (settings.state / SITE_LOG).read_text().splitlines()]
     (left,) = [event for event in events if event["event"] == "leftovers"]
-    assert (left["level"], left["names"]) == ("warning", ["answers", "feedback"])
+    assert (left["level"], left["names"]) == ("warning", "answers, feedback")
 
 
 def test_nothing_is_said_of_a_folder_in_order(settings):
     """As is every new one."""
-    Resident(settings, lambda: None, weights_bytes=0).run(threading.Event())
+    Resident(settings, unopened, weights_bytes=0).run(threading.Event())
     assert "leftovers" not in (settings.state / SITE_LOG).read_text()
