@@ -16,7 +16,6 @@ import random
 import ssl
 import threading
 import time
-import urllib.request
 import uuid
 from base64 import b64encode
 from collections.abc import Callable
@@ -30,12 +29,13 @@ from typing import Any
 import httpx
 from cryptography import x509
 
+from knowmine.client.connection import detail_of, explained, http_client, tls_context
 from knowmine.client.intake import Intake
 from knowmine.client.settings import NetworkSettings
 from knowmine.client.site_keys import SiteKeys, adopt_renewal, renew_certificate
 from knowmine.shared import wire
 from knowmine.shared.certificates import load_certificate, warning_of_expiry
-from knowmine.shared.errors import Interrupted, Refused, UsageError, reason_of
+from knowmine.shared.errors import Interrupted, Refused, reason_of
 from knowmine.shared.flower_objects import SMALL_BYTES, read_message
 from knowmine.shared.log import RunLog
 from knowmine.shared.weights import write_atomically
@@ -115,7 +115,7 @@ class Link:
         self._client = FleetHttpClient(
             f"https://{settings.server}",
             timeout=settings.timeout_s,
-            verify=_context(settings.ca, folder),
+            verify=tls_context(settings.ca, folder),
             interceptors=[self._identity],
         )
         self._connect()
@@ -146,7 +146,7 @@ class Link:
                 self._log.event("lost", reason="the server knows this process no more")
                 continue
             except httpx.HTTPStatusError as error:
-                why = _detail(error.response)
+                why = detail_of(error.response)
                 if error.response.status_code == httpx.codes.CONFLICT:
                     second_since = second_since or time.monotonic()
                     if self._joined or time.monotonic() - second_since > SECOND_PROCESS_S:
@@ -171,7 +171,7 @@ class Link:
             reply = self._client._client.send(request)
             seconds = time.monotonic() - started
             if reply.is_error:
-                raise Refused(_detail(reply))
+                raise Refused(detail_of(reply))
             answer: dict[str, Any] = reply.json()
         except (httpx.HTTPError, ssl.SSLError, ValueError) as error:
             raise Refused(self._explained(error)) from error
@@ -293,7 +293,7 @@ class Link:
                 return
             except httpx.HTTPStatusError as error:
                 # The run is over, or the question is not waited for any more.
-                reason = _detail(error.response)
+                reason = detail_of(error.response)
                 self._log.event("dropped", level="warning", reason=reason)
                 return
             except (httpx.HTTPError, ssl.SSLError, ObjectPushError) as error:
@@ -335,7 +335,9 @@ class Link:
     def _connect(self) -> None:
         """Connect with the certificate that is in the folder of keys now."""
         self._client._client.close()
-        self._client._client = _http(self._settings, _context(self._settings.ca, self._keys))
+        self._client._client = http_client(
+            self._settings, tls_context(self._settings.ca, self._keys)
+        )
         hooks = [self._look_at_server, self._intake.look_at]
         self._client._client.event_hooks["response"] = hooks
 
@@ -357,7 +359,7 @@ class Link:
         self._identity.sign(request)
         reply = self._client._client.send(request)
         if reply.is_error:
-            self._log.event("not renewed", level="warning", reason=_detail(reply))
+            self._log.event("not renewed", level="warning", reason=detail_of(reply))
             return
         adopt_renewal(self._keys, self._site)
         self._connect()
@@ -371,7 +373,7 @@ class Link:
             self._client.SendNodeHeartbeat(request)
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.CONFLICT:
-                self._replaced = _detail(error.response)
+                self._replaced = detail_of(error.response)
             raise
 
     def _call(self, call: Callable[[Any], Any], request: Any) -> Any:
@@ -383,35 +385,7 @@ class Link:
             raise
 
     def _explained(self, error: Exception) -> str:
-        """What a person can do about it."""
-        text = str(error) or type(error).__name__
-        server = self._settings.server
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            why = (
-                f"the server at {server} shows a certificate that {self._settings.ca} does not "
-                f"vouch for ({text}): ask the coordinator whether this is their server"
-            )
-            if not self._joined:
-                raise Refused(why) from error
-            return why
-        # A server that refuses a certificate says so in an alert, which the end of the
-        # connection often overtakes.
-        if "alert" in text.lower() or isinstance(error, httpx.RemoteProtocolError):
-            if (ended := warning_of_expiry(self._certificate)) and "ended" in ended:
-                return f"the server at {server} hung up: {ended}"
-            return (
-                f"the server at {server} hung up ({text}). If it keeps doing so, it does not "
-                "accept this site's certificate: the request was not admitted yet, or the site "
-                "was revoked; ask the coordinator"
-            )
-        if isinstance(error, httpx.ProxyError):
-            return f"the proxy does not let us reach {server} ({text}): see HTTPS_PROXY"
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return (
-                f"nothing answers at {server} ({text}): the server does not run yet, or a firewall "
-                "stands between"
-            )
-        return f"{server}: {text}"
+        return explained(error, self._settings, self._certificate, joined=self._joined)
 
 
 class _Identity:
@@ -508,39 +482,3 @@ class _Heart:
             # Whatever is wrong, the next question finds out.
             with suppress(httpx.HTTPError, ssl.SSLError, Refused):
                 self._beat()
-
-
-def _context(ca: Path, keys: Path) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(keys / "tls.crt", keys / "tls.key")
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(
-            f"cannot use {ca} with {keys / 'tls.crt'} and tls.key ({error}): put back the files of "
-            "the enrolment"
-        ) from error
-    return context
-
-
-def _http(settings: NetworkSettings, context: ssl.SSLContext) -> httpx.Client:
-    """Goes through the proxy that the environment names, and follows nobody elsewhere."""
-    proxy = None
-    if settings.proxy_ca and (address := urllib.request.getproxies().get("https")):
-        trusted = ssl.create_default_context(cafile=settings.proxy_ca)
-        proxy = httpx.Proxy(address, ssl_context=trusted)
-    return httpx.Client(
-        verify=context,
-        timeout=settings.timeout_s,
-        follow_redirects=False,
-        proxy=proxy,
-        headers={"accept-encoding": "identity"},
-    )
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        detail = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        detail = response.text
-    return f"{str(detail)[:300]} (HTTP {response.status_code})"

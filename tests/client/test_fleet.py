@@ -1,14 +1,13 @@
 """The contract with Flower's client: every internal that fleet.py uses is as it expects it."""
 
 import inspect
-import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 
 from knowmine.client import fleet
-from knowmine.client.settings import ClientSettings, NetworkSettings
+from knowmine.client.settings import ClientSettings
 from knowmine.client.site_keys import SiteKeys
 from knowmine.shared.log import silent
 from knowmine.shared.settings import read_settings
@@ -100,14 +99,6 @@ def test_an_app_is_called_with_message_and_context():
 def test_what_is_sent_names_only_what_is_missing():
     """The server says what it has already, and that is not sent again."""
     assert "object_ids_to_push" in inspect.signature(fleet.push_objects).parameters
-
-
-def test_answers_are_asked_for_uncompressed():
-    """Flower's calls add nothing to the contrary."""
-    settings = NetworkSettings(server="localhost:1")
-    with fleet._http(settings, ssl.create_default_context()) as client:
-        request = client.build_request("POST", "https://localhost:1", content=b"")
-    assert request.headers["accept-encoding"] == "identity"
 
 
 @pytest.fixture
