@@ -86,6 +86,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train-list", default="splits/train.txt")
     parser.add_argument("--train-where", metavar="COLUMN=VALUE", help="of index.csv, in its place")
+    parser.add_argument(
+        "--apart", metavar="COLUMN", help="of index.csv, whose groups validation has for itself"
+    )
     parser.add_argument("--labelled", type=int, default=88)
     parser.add_argument("--validation", type=int, default=200)
     parser.add_argument("--unlabelled", type=int, default=160)
@@ -126,15 +129,26 @@ def main() -> None:
 
 def draw(options: argparse.Namespace) -> dict[str, Any]:
     """Training images by kind; the validation set stands in the place of test images."""
+    table = options.data / "index.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
     if options.train_where:
         column, _, value = options.train_where.partition("=")
-        with (options.data / "index.csv").open(newline="") as table:
-            listed = [row["stem"] for row in csv.DictReader(table) if row[column] == value]
+        listed = [row["stem"] for row in rows if row[column] == value]
+    elif options.apart:
+        listed = [row["stem"] for row in rows]
     else:
         listed = sorted(read_stems(options.data / options.train_list, scan(options.data)))
     stems = ranked(listed, options.seed, "second-stage")
     a = options.labelled
     b = a + options.validation
+    if options.apart:
+        group_of = {row["stem"]: row[options.apart] for row in rows}
+        kept = list[str]()
+        for group in ranked(set(group_of.values()), options.seed, "validation"):
+            if len(kept) < options.validation:
+                kept += [stem for stem in stems if group_of[stem] == group]
+        others = [stem for stem in stems if stem not in set(kept)]
+        stems, b = [*others[:a], *kept, *others[a:]], a + len(kept)
     probed = round(PROBED * a)
     return {
         "data": "data",
