@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=150, help="steps on labels alone")
     parser.add_argument("--second", type=int, default=300, help="steps of each recipe")
     parser.add_argument("--orientation", default="any")
+    parser.add_argument("--random", action="store_true", help="an encoder that has seen nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--runs", type=Path, default=Path("runs/second-stage"))
@@ -104,7 +105,7 @@ def main() -> None:
     plan = Plan.model_validate(
         {
             "seed": options.seed,
-            "model": {"image_px": options.image_px},
+            "model": {"image_px": options.image_px, "pretrained": not options.random},
             "training": {"steps": options.first, "orientation": options.orientation},
             "mining": {"images": 0, "ramp_rounds": 1, "tune_steps": 70},
         }
@@ -209,6 +210,7 @@ def second_stage(
         "labels": options.labelled,
         "unlabelled": options.unlabelled,
         "image_px": options.image_px,
+        "pretrained": not options.random,
         "steps": [options.first, options.second],
         "seconds": round(time.monotonic() - started),
         "mined": update.mined.__dict__,
