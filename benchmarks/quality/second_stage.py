@@ -86,6 +86,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train-list", default="splits/train.txt")
     parser.add_argument("--train-where", metavar="COLUMN=VALUE", help="of index.csv, in its place")
+    parser.add_argument(
+        "--apart", metavar="COLUMN", help="of index.csv, whose groups validation has for itself"
+    )
     parser.add_argument("--labelled", type=int, default=88)
     parser.add_argument("--validation", type=int, default=200)
     parser.add_argument("--unlabelled", type=int, default=160)
@@ -93,6 +96,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=150, help="steps on labels alone")
     parser.add_argument("--second", type=int, default=300, help="steps of each recipe")
     parser.add_argument("--orientation", default="any")
+    parser.add_argument("--random", action="store_true", help="an encoder that has seen nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--runs", type=Path, default=Path("runs/second-stage"))
@@ -101,7 +105,7 @@ def main() -> None:
     plan = Plan.model_validate(
         {
             "seed": options.seed,
-            "model": {"image_px": options.image_px},
+            "model": {"image_px": options.image_px, "pretrained": not options.random},
             "training": {"steps": options.first, "orientation": options.orientation},
             "mining": {"images": 0, "ramp_rounds": 1, "tune_steps": 70},
         }
@@ -126,15 +130,26 @@ def main() -> None:
 
 def draw(options: argparse.Namespace) -> dict[str, Any]:
     """Training images by kind; the validation set stands in the place of test images."""
+    table = options.data / "index.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
     if options.train_where:
         column, _, value = options.train_where.partition("=")
-        with (options.data / "index.csv").open(newline="") as table:
-            listed = [row["stem"] for row in csv.DictReader(table) if row[column] == value]
+        listed = [row["stem"] for row in rows if row[column] == value]
+    elif options.apart:
+        listed = [row["stem"] for row in rows]
     else:
         listed = sorted(read_stems(options.data / options.train_list, scan(options.data)))
     stems = ranked(listed, options.seed, "second-stage")
     a = options.labelled
     b = a + options.validation
+    if options.apart:
+        group_of = {row["stem"]: row[options.apart] for row in rows}
+        kept = list[str]()
+        for group in ranked(set(group_of.values()), options.seed, "validation"):
+            if len(kept) < options.validation:
+                kept += [stem for stem in stems if group_of[stem] == group]
+        others = [stem for stem in stems if stem not in set(kept)]
+        stems, b = [*others[:a], *kept, *others[a:]], a + len(kept)
     probed = round(PROBED * a)
     return {
         "data": "data",
@@ -195,6 +210,7 @@ def second_stage(
         "labels": options.labelled,
         "unlabelled": options.unlabelled,
         "image_px": options.image_px,
+        "pretrained": not options.random,
         "steps": [options.first, options.second],
         "seconds": round(time.monotonic() - started),
         "mined": update.mined.__dict__,

@@ -78,18 +78,28 @@ def second_stages(folder: Path) -> str:
     """Each recipe's Dice on validation images, and its gain over labels alone and self-training."""
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     recipes = [result for result in found if "recipe" in result]
+    by_start: dict[tuple[Any, ...], list[Result]] = {}
+    for of in recipes:
+        start = (of["name"].split("-all")[0], of["labels"], of["image_px"], *of["steps"])
+        by_start.setdefault((*start, of["seed"]), []).append(of)
+    tables = []
+    for (name, labels, px, first, second, seed), alike in by_start.items():
+        head = f"**{name}**: {labels} labels, {px} px, {first} and {second} steps, seed {seed}."
+        tables.append(f"{head}\n\n{_of_one_start(alike)}\n")
+    return "\n".join(tables)
+
+
+def _of_one_start(recipes: list[Result]) -> str:
     lines = ["| unlabelled | recipe | kept | Dice | against labels | against self-training |"]
     lines.append("|---" * 6 + "|")
-    for of in sorted(recipes, key=lambda r: (r["unlabelled"], r["seed"], -_validated(r))):
+    for of in sorted(recipes, key=lambda r: (r["unlabelled"], -_validated(r))):
         gains = []
         for base in ("labels", "self-training"):
             # Labels alone are the same whatever the number of unlabelled images.
             same = [
                 r
                 for r in recipes
-                if r["recipe"] == base
-                and r["validation_dice"].keys() == of["validation_dice"].keys()
-                and (base == "labels" or r["unlabelled"] == of["unlabelled"])
+                if r["recipe"] == base and (base == "labels" or r["unlabelled"] == of["unlabelled"])
             ]
             gains.append(_gain_of_recipe(of, same[0]) if same and same[0] is not of else "-")
         kept = str(of["mined"]["kept"]) if of["mined"]["kept"] else "-"
