@@ -190,7 +190,7 @@ def take_turns(files: list[Path], numbers: int) -> None:
             settings.network, settings.site, keys, settings.keys, settings.state, silent()
         )
         size = bytes_of_manifest(worker.manifest)
-        link.serve(client_app(lambda _: worker), threading.Event(), 0, size)
+        link.serve(client_app(lambda _: worker), threading.Event(), 0, lambda: size)
 
     threads = [threading.Thread(target=one, args=(file,)) for file in files]
     for thread in threads:

@@ -111,7 +111,7 @@ class Link:
         self._certificate, self._shown, self._replaced = keys.certificate, b"", ""
         self._identity = _Identity(keys, self._instance, log)
         self._intake = Intake()
-        self._weights_bytes = 0
+        self._weights_bytes: Callable[[], int] = lambda: 0
         self._client = FleetHttpClient(
             f"https://{settings.server}",
             timeout=settings.timeout_s,
@@ -125,11 +125,12 @@ class Link:
         app: ClientApp,
         stop: threading.Event,
         stop_s: float,
-        weights_bytes: int,
+        weights_bytes: Callable[[], int],
     ) -> str:
         """Work for the server until it says goodbye or `stop` is set; return how it ended.
 
-        stop_s: how long a task may go on after `stop`. weights_bytes: of the installed model.
+        stop_s: how long a task may go on after `stop`. weights_bytes: of the installed model;
+        asked for when the first question with weights comes, so that joining waits for no torch.
         Raises `Refused` where another process works for this site, or where the server is not
         the one of the kit.
         """
@@ -237,7 +238,7 @@ class Link:
         # From what is installed, never from what the server says of its message.
         most = SMALL_BYTES
         if head.metadata.message_type != "query":
-            most += self._weights_bytes
+            most += self._weights_bytes()
         with self._intake.question(most, self._settings.timeout_s) as room:
 
             def pull(part: Any) -> Any:

@@ -68,7 +68,7 @@ class Resident:
         self._log = log
         policy, records = self._policy, self._policy.records
         log.event("policy", digest=policy.digest(), approval=policy.approval)
-        path, expected = record_of(settings.state), self._bytes_to_expect()
+        path = record_of(settings.state)
         # The record first: where it is wrong, nothing may leave, and nobody need be called.
         with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
             link = Link(settings.network, settings.site, self._keys, settings.keys, self._own, log)
@@ -76,13 +76,14 @@ class Resident:
             porter = Porter(policy, chain, pending, stop, server_key=link.server_key)
             try:
                 app = client_app(lambda _: self._worker, self._own / FEEDBACK, lambda _: porter)
-                how = link.serve(app, stop, settings.stop_s, expected)
+                how = link.serve(app, stop, settings.stop_s, lambda: self._bytes_to_expect)
                 log.event("end", reason=how)
                 return how
             finally:
                 self.working = any(thread.name == "work" for thread in threading.enumerate())
                 link.close()
 
+    @cached_property
     def _bytes_to_expect(self) -> int:
         """Of weights, by what is installed here: the site is not opened for it."""
         if self._weights_bytes is not None:

@@ -26,7 +26,7 @@ class NoLink:
         """Nobody's."""
 
     def serve(self, app, stop, stop_s, weights_bytes):
-        self.expected.append(weights_bytes)
+        self.expected.append(weights_bytes())
         return "stopped"
 
     def close(self):
