@@ -38,17 +38,18 @@ def augment(
 
 
 def cut_mix(
-    images: Tensor, targets: Tensor, generator: Generator, strong: Tensor, chance: float
+    images: Tensor, targets: Tensor, generator: Generator, which: Tensor, chance: float
 ) -> tuple[Tensor, Tensor]:
-    """With `chance`, a strong view gets a box of another image of the batch, target and all.
+    """With `chance`, a view of `which` gets a box of another image of the batch, target and all.
 
     CutMix (Yun et al. 2019) as used for segmentation by French et al. 2020: what surrounds a
     lesion no longer tells where its outline is. The box has a tenth to half of the image's area.
+    which: (N,) bool, the images that may get one.
     """
     n, size = len(images), images.shape[-1]
     images, targets = images.clone(memory_format=torch.preserve_format), targets.clone()
     source = torch.roll(images, 1, 0), torch.roll(targets, 1, 0)
-    chosen = (_uniform(n, generator, 0, 1) < chance) & strong
+    chosen = (_uniform(n, generator, 0, 1) < chance) & which
     area, shape = _uniform(n, generator, 0.1, 0.5), _uniform(n, generator, -0.5, 0.5).exp()
     height, width = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
     top = _uniform(n, generator, 0, 1) * (1 - height)

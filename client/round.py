@@ -111,6 +111,7 @@ def learn(
         plan.training,
         pseudo_share=plan.mining.share,
         pseudo_weight=plan.mining.weight * ramp(plan, task.round),
+        strong_chance=plan.mining.strong,
         cut_mix_chance=plan.mining.cut_mix,
         renew=plan.mining.renew,
         finished=(task.round - 1 - started) / (task.rounds - started),

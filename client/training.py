@@ -50,6 +50,7 @@ def train(
     *,
     pseudo_share: float,
     pseudo_weight: float,
+    strong_chance: float = 0.0,
     cut_mix_chance: float = 0.0,
     renew: float = 0.0,
     finished: float,
@@ -61,6 +62,7 @@ def train(
     """Train `model` in place for one round and return its mean loss.
 
     pseudo_share: part of each batch drawn from `pseudo_labelled`, where both have images.
+    strong_chance: that a pseudo-labelled view is distorted more than a labelled one.
     cut_mix_chance: that a pseudo-labelled view gets a box of another of its batch.
     renew: share of a moving average's opinion in the pseudo-labels, renewed at each step.
     finished, ahead: parts of the whole run, in [0, 1], that lie before and after this round;
@@ -80,9 +82,10 @@ def train(
     for step in range(settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings.steps, finished, ahead)
-        images, targets, doubts, weights, strong = batches.next()
+        images, targets, doubts, weights, pseudo = batches.next()
         if teacher:
-            targets[strong] = teacher.renew(images[strong], targets[strong])
+            targets[pseudo] = teacher.renew(images[pseudo], targets[pseudo])
+        strong = pseudo & (torch.rand(len(pseudo), generator=generator) < strong_chance)
         images, planes = augment(
             images,
             torch.cat([targets, doubts], 1),
@@ -90,11 +93,11 @@ def train(
             orientation=settings.orientation,
             strong=strong,
         )
-        if cut_mix_chance and strong.any():
-            images, planes = cut_mix(images, planes, generator, strong, cut_mix_chance)
+        if cut_mix_chance and pseudo.any():
+            images, planes = cut_mix(images, planes, generator, pseudo, cut_mix_chance)
         targets, doubts = planes.to(compute.device).chunk(2, 1)
         trust = None if pseudo_labelled.doubts is None else 1 - doubts
-        weights = torch.where(strong, weights * pseudo_weight, weights).to(compute.device)
+        weights = torch.where(pseudo, weights * pseudo_weight, weights).to(compute.device)
         with compute.autocast():
             logits = model(images.to(compute.device))
         losses = segmentation_losses(logits, targets, trust)

@@ -178,11 +178,19 @@ class MiningSettings(Settings):
         description="How far a pixel on which U-Net++ and SAM disagree counts less: 0 as any "
         "other, 1 nothing where one says yes and the other no.",
     )
-    cut_mix: float = Field(
-        0.5,
+    strong: float = Field(
+        0.0,
         ge=0,
         le=1,
-        description="Chance that a pseudo-labelled view gets a box of another image of its batch.",
+        description="Chance that a pseudo-labelled view gets twice the change of colours that a "
+        "labelled one gets, and blur and noise; for long runs on large images.",
+    )
+    cut_mix: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Chance that a pseudo-labelled view gets a box of another image of its batch; "
+        "0 is off.",
     )
     renew: float = Field(
         0.0,

@@ -44,8 +44,10 @@ from knowmine.shared.weights import Weights, load_weights, save_weights
 
 RESULTS = HERE / "results" / "second-stage"
 PROBED = 0.2
+DISTORTED = {"strong": 1.0, "cut_mix": 0.5}
+PLAIN = {"strong": 0.0, "cut_mix": 0.0, "share": 0.5}
 TRUSTED = {"keep_first": 0.7, "keep_last": 0.7}
-RESTART = {"restart": True, "share": 0.5, **TRUSTED}
+RESTART = {"restart": True, "share": 0.5, **TRUSTED, **DISTORTED}
 
 
 class Recipe(NamedTuple):
@@ -57,17 +59,20 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "labels": Recipe("supervised", {}),
-    "knowmine": Recipe("knowmine", {}),
-    "knowmine-restart": Recipe("knowmine", RESTART),
     "labels-restart": Recipe("supervised", {"restart": True}),
-    "oracle-restart": Recipe("oracle", RESTART),
+    "self-training": Recipe("self-training", DISTORTED),
+    "knowmine": Recipe("knowmine", DISTORTED),
+    "oracle": Recipe("oracle", DISTORTED),
+    "knowmine-half": Recipe("knowmine", {"share": 0.5, **TRUSTED, **DISTORTED}),
+    "oracle-half": Recipe("oracle", {"share": 0.5, **DISTORTED}),
+    "oracle-half-cut-mix": Recipe("oracle", {"share": 0.5, "strong": 0.0, "cut_mix": 0.5}),
+    "self-training-half-plain": Recipe("self-training", PLAIN),
+    "knowmine-half-plain": Recipe("knowmine", {**TRUSTED, **PLAIN}),
+    "oracle-half-plain": Recipe("oracle", PLAIN),
     "self-training-restart": Recipe("self-training", RESTART),
-    "self-training": Recipe("self-training", {}),
-    "oracle": Recipe("oracle", {}),
-    "oracle-half": Recipe("oracle", {"share": 0.5}),
-    "oracle-most": Recipe("oracle", {"share": 0.75}),
-    "knowmine-renew": Recipe("knowmine", {"renew": 0.5}),
-    "knowmine-half": Recipe("knowmine", {"share": 0.5, **TRUSTED}),
+    "knowmine-restart": Recipe("knowmine", RESTART),
+    "oracle-restart": Recipe("oracle", RESTART),
+    "knowmine-renew": Recipe("knowmine", {"renew": 0.5, **DISTORTED}),
     "restart-quarter": Recipe("knowmine", {**RESTART, "share": 0.25}),
     "restart-no-selection": Recipe(
         "knowmine", {**RESTART, "keep_first": 1.0, "keep_last": 1.0, "min_quality": 0.0}

@@ -56,7 +56,9 @@ def flat(n, level, target=0):
     )
 
 
-def trained(labelled, pseudo=NONE, *, model=None, seed=0, share=0.5, weight=1.0, **changes):
+def trained(
+    labelled, pseudo=NONE, *, model=None, seed=0, share=0.5, weight=1.0, strong=0.0, **changes
+):
     """A model after one round, and its mean loss."""
     place = {"finished": changes.pop("finished", 0.0), "ahead": changes.pop("ahead", 0.0)}
     model = Pixelwise() if model is None else model
@@ -68,6 +70,7 @@ def trained(labelled, pseudo=NONE, *, model=None, seed=0, share=0.5, weight=1.0,
         TrainingSettings.model_validate(chosen),
         pseudo_share=share,
         pseudo_weight=weight,
+        strong_chance=strong,
         generator=torch.Generator().manual_seed(seed),
         compute=CPU,
         progress=Silent(),
@@ -168,6 +171,21 @@ def test_a_batch_has_its_share_of_pseudo_labels(labelled, pseudo, share, white):
     """
     model, _ = trained(flat(labelled, 0), flat(pseudo, 255), share=share, batch=8)
     assert whites(model) == [white] * 3
+
+
+def noisy(model):
+    """Which images of all batches, one after the other, are no longer even."""
+    middle = slice(PX // 2 - 2, PX // 2 + 2)
+    return (torch.cat(model.shown)[:, :, middle, middle].std((2, 3)).amax(1) > 1e-3).tolist()
+
+
+@pytest.mark.parametrize(("chance", "distorted"), [(0.0, [0]), (1.0, [2]), (0.5, [0, 1, 2])])
+def test_pseudo_labelled_views_alone_are_distorted_strongly(chance, distorted):
+    """As often as `strong_chance` says; even images show it, for noise is part of it."""
+    model, _ = trained(flat(8, 128), flat(8, 128), strong=chance, steps=12)
+    seen = noisy(model)
+    assert not any(seen[i + k] for i in range(0, len(seen), 4) for k in (0, 1))
+    assert {sum(seen[i : i + 4]) for i in range(0, len(seen), 4)} == set(distorted)
 
 
 def test_every_image_comes_before_any_comes_twice():
