@@ -223,6 +223,7 @@ class Review:
                 raise Overtaken(last)
             if verdict == "skipped" and last and last.verdict not in ("skipped", "withdrawn"):
                 return last  # passing by takes nothing back
+            strokes = self.mask(case, "mine") if verdict == "withdrawn" else None
             digest = save_mask(mask_path(folder, stem), mask) if mask else None
             decision = Decision(
                 id=secrets.token_hex(8),
@@ -236,8 +237,10 @@ class Review:
                 sam_sha256=None if self._sam is None else self._sam.digest,
             )
             append_decision(folder, decision)
-            if verdict != "skipped":
+            if is_label:
                 self.forget_draft(case)
+            elif verdict == "withdrawn" and strokes is not None:
+                save_mask(draft_path(folder, stem), strokes)  # what was drawn can be gone on with
         return decision
 
     def _embedding(self, case: ReviewCase) -> tuple[NDArray[np.float16], tuple[int, int]]:

@@ -93,7 +93,9 @@ def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _windowed(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     """Apply the VOI window (PS3.3, C.11.2.1.2), else the VOI table, else the image's range."""
-    if "WindowCenter" in dataset and "WindowWidth" in dataset:
+    # Some scanners write the tags and leave them empty: that is no window.
+    empty = (None, "")
+    if dataset.get("WindowCenter") not in empty and dataset.get("WindowWidth") not in empty:
         centre, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
         function = dataset.get("VOILUTFunction", "LINEAR")
         if function == "SIGMOID" and width > 0:

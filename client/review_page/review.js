@@ -148,9 +148,12 @@ async function open(id) {
   }
   described();
   let found;
+  const late = setTimeout(() => stage.clear(), 100); // the image before is no longer the case named
   try {
     found = await load(id);
+    clearTimeout(late);
   } catch (error) {
+    clearTimeout(late);
     if (current === id) { stage.clear(); failed(error); setTimeout(() => current === id && !stage.image && open(id), 2000); }
     return;
   }
@@ -158,6 +161,7 @@ async function open(id) {
   const one = cases.get(id);
   start = found.label;
   const { image, label, unet, sam } = found;
+  stage.id = id;
   stage.show(one.width, one.height, image, { label, unet, sam }, unsaved.get(id) || found.mine || found.label);
   counted();
   requestAnimationFrame(() => setTimeout(() => {
@@ -193,7 +197,7 @@ function counted() {
 /** The mask on screen changed: keep it at the server, before anything else can happen. */
 async function changed() {
   counted();
-  const id = current, { width, height } = stage;
+  const id = stage.id, { width, height } = stage;
   const mask = stage.mask.slice();
   unsaved.set(id, mask);
   const options = writeMask(mask, width, height).then((body) => ({ method: "PUT", body }));
@@ -209,7 +213,7 @@ async function changed() {
 
 let question = 0;
 async function askSam(x, y, inside) {
-  const id = current, number = ++question;
+  const id = stage.id, number = ++question;
   const base = stage.asked.base || stage.mask.slice();
   const points = [...stage.asked.points, { x, y, inside }];
   $("hint").textContent = "SAM is looking…";
@@ -220,7 +224,7 @@ async function askSam(x, y, inside) {
       body: JSON.stringify({ clicks: points.map((point) => [point.x, point.y, point.inside]) }),
     });
     const found = await readMask(answer);
-    if (current !== id || number !== question) return;
+    if (stage.id !== id || number !== question) return;
     if ($("add").checked) for (let i = 0; i < found.length; i++) found[i] |= base[i];
     stage.remember();
     stage.asked = { points, base };
@@ -233,7 +237,9 @@ async function askSam(x, y, inside) {
 // ---------------------------------------------------------------------------- decisions
 
 async function decide(verdict) {
-  if (!current || !stage.image || (verdict === "skipped" && isDecided(cases.get(current)))) return next();
+  if (verdict === "skipped" && (!stage.image || isDecided(cases.get(current)))) return next();
+  // Until its image has come, nobody has seen the case; what is on screen may be the one before.
+  if (!stage.image || stage.id !== current) return;
   const id = current, one = cases.get(id);
   let kind = verdict;
   if (verdict === "accepted" && stage.mask.some((value, i) => value !== start[i])) kind = "corrected";
@@ -330,7 +336,12 @@ function put(mask) {
   stage.replace(mask);
   changed();
 }
-async function takeOver(name) { if (current) put((await load(current))[name]?.slice()); }
+async function takeOver(name) {
+  const id = stage.id;
+  if (!stage.image) return;
+  const mask = (await load(id))[name]?.slice();
+  if (stage.id === id) put(mask);
+}
 
 const KEYS = {
   a: () => decide("accepted"), r: () => decide("rejected"), s: () => decide("skipped"), u: withdraw,

@@ -87,7 +87,8 @@ def served(tmp_path):
 
 def shown(page, stem):
     page.get_by_role("heading", name=stem, exact=True).wait_for()
-    page.locator("body[data-shown]").wait_for()
+    case = page.locator("#list [aria-current]").get_attribute("data-id")
+    page.locator(f'body[data-shown="{case}"]').wait_for()
 
 
 def saved(page):
@@ -211,6 +212,35 @@ def test_by_keyboard_alone(page, served, tmp_path):
     page.get_by_text("0 of 4 decided").wait_for()
     saved(page)
     assert read_decisions(tmp_path / "state" / "site")["case-0"].verdict == "withdrawn"
+
+
+def test_nothing_is_decided_before_its_image_is_seen(page, served, tmp_path):
+    """The mask on screen is still that of the case before, and no label of this one."""
+    held, passing = [], ["case-0"]
+
+    def later(route):
+        if passing:
+            passing.pop()
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/image.png", later)
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.keyboard.press("n")
+    page.get_by_role("heading", name="case-1", exact=True).wait_for()
+    page.keyboard.press("a")
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert page.get_by_text("0 of 4 decided").is_visible()
+    passing.extend(f"case-{i}" for i in range(1, 4))
+    for route in held:
+        route.continue_()
+    shown(page, "case-1")
+    page.keyboard.press("a")
+    page.get_by_text("1 of 4 decided").wait_for()
+    saved(page)
+    assert list(read_decisions(tmp_path / "state" / "site")) == ["case-1"]
 
 
 def test_each_mask_can_be_switched(page, served):

@@ -117,6 +117,21 @@ def test_a_mask_drawn_outside_the_image_is_refused(page, folder, size, how):
     assert not mask_path(folder, "a0").exists()
 
 
+@pytest.mark.parametrize("verdict", ["withdrawn", "rejected"])
+def test_strokes_outlive_a_decision_that_makes_no_label(page, verdict):
+    """Taken back or rejected, what was drawn can be gone on with after a reload."""
+    id_, drawn = page.cases()["a0"], png(9, 9)
+    before = None
+    if verdict == "withdrawn":
+        _, said, _ = page.decide(id_, drawn)
+        before = json.loads(said)["decision"]["id"]
+    else:
+        page.ask("PUT", f"/api/cases/{id_}/draft", drawn)
+    assert page.decide(id_, drawn, verdict, before)[0] == 200
+    status, _, headers = page.ask("GET", f"/api/cases/{id_}/mine.png")
+    assert (status, headers["content-type"]) == (200, "image/png")
+
+
 @pytest.mark.parametrize("xy", [(-1, 3), (3, 9), (1e9, 1e9)])
 def test_a_click_outside_the_image_is_refused(page, xy):
     """SAM is not asked about what nobody sees."""

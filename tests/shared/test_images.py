@@ -176,6 +176,12 @@ def test_dicom_shows_its_window(tmp_path):
     assert read[0, :, 0].tolist() == [0, 1, 129, 255, 255]
 
 
+def test_an_empty_window_is_none(tmp_path):
+    """Some scanners write the tags and leave them empty: the image's range is shown."""
+    read = read_image(saved_dicom(tmp_path, GRADIENT, WindowCenter=None, WindowWidth=""))
+    assert (read.min(), read.max()) == (0, 255)
+
+
 def test_dicom_monochrome1_is_inverted(tmp_path):
     """There, low numbers are white."""
     path = saved_dicom(tmp_path, GRADIENT, PhotometricInterpretation="MONOCHROME1")
