@@ -19,6 +19,7 @@ from pydicom import dcmread
 from knowmine.client.dataset import Case, SiteData, open_site
 from knowmine.client.findings import Finding
 from knowmine.client.settings import ClientSettings
+from knowmine.client.state_folder import save_picture
 from knowmine.shared import dicom
 from knowmine.shared.errors import DataError
 from knowmine.shared.images import read_image, read_mask
@@ -48,7 +49,7 @@ class Look:
 
 
 def check_data(settings: ClientSettings) -> list[Finding]:
-    """Findings about the folder; writes `check-contact-sheet.png` into the state folder."""
+    """Findings about the folder; keeps a contact sheet in the vault's part of the state folder."""
     try:
         data, _ = open_site(
             settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
@@ -58,16 +59,19 @@ def check_data(settings: ClientSettings) -> list[Finding]:
             Finding("data", "error", str(error), "the site cannot take part", "mend the folder")
         ]
     looks = look_at(data, settings.model.classes, settings.split.max_image_px)
-    sheet = settings.state / "check-contact-sheet.png"
-    settings.state.mkdir(parents=True, exist_ok=True)
-    contact_sheet(looks).save(sheet)
+    sheet = save_picture(settings.state, "contact-sheet.png", contact_sheet(looks))
     return [
         *counted(data),
         *sizes_of(looks),
         *near_duplicates(looks),
         *identifying(looks),
         *balance(looks),
-        Finding("data", "note", f"a contact sheet of {min(len(looks), 48)} images: {sheet}"),
+        Finding(
+            "data",
+            "note",
+            f"a contact sheet of {min(len(looks), SHEET_COLUMNS * SHEET_ROWS)} images: {sheet}",
+            "it shows patients' images, readable to this account alone; `forget` removes it",
+        ),
     ]
 
 

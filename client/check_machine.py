@@ -1,9 +1,8 @@
-"""Look at what a round needs of this machine: weights, memory, disk, keys and time."""
+"""Look at what a round needs of this machine: weights, memory, disk and keys."""
 
 import os
 import shutil
 import stat
-import time
 
 from knowmine.client.findings import Finding, Level
 from knowmine.client.isolation import tried
@@ -14,12 +13,10 @@ from knowmine.client.site_keys import SiteKeys
 from knowmine.shared.certificates import expires, warning_of_expiry
 from knowmine.shared.errors import KnowmineError
 from knowmine.shared.free_memory import free_memory_bytes
-from knowmine.shared.log import Silent
 
 EMBEDDING_MB = 2.1
 """SAM's embedding of one image on disk: 256 x 64 x 64 numbers of 16 bits."""
 MIN_FREE_GB = 2.0
-PACE_STEPS = 3
 
 
 def check_weights(settings: ClientSettings) -> list[Finding]:
@@ -123,37 +120,3 @@ def check_keys(settings: ClientSettings) -> list[Finding]:
         mend = f"chmod 700 {settings.keys}"
         found.append(Finding("keys", "warning", f"{settings.keys} is open to others", mend=mend))
     return found
-
-
-def check_pace(settings: ClientSettings, unlabelled: int) -> list[Finding]:
-    """How long a round will take here, from a few real steps and one real embedding."""
-    import torch
-
-    from knowmine.client.compute import pick_compute, settle
-    from knowmine.client.training import Examples, train
-    from knowmine.shared.settings import MiningSettings, TrainingSettings
-    from knowmine.shared.unetplusplus import build_model
-
-    settle(settings.machine.threads)
-    compute = pick_compute(settings.machine.device)
-    plan, px = TrainingSettings(steps=PACE_STEPS), settings.model.image_px
-    model = build_model(settings.model.model_copy(update={"pretrained": False}), seed=0)
-    some = Examples(
-        torch.zeros((plan.batch, 3, px, px), dtype=torch.uint8),
-        torch.zeros((plan.batch, settings.model.classes, px, px), dtype=torch.uint8),
-        torch.ones(plan.batch),
-    )
-    none = Examples(some.images[:0], some.targets[:0], some.weights[:0])
-
-    def steps() -> float:
-        started = time.monotonic()
-        train(model, some, none, plan, pseudo_share=0.5, pseudo_weight=1.0, finished=0.0, ahead=0.0,
-              generator=torch.Generator().manual_seed(0), compute=compute, progress=Silent())  # fmt: skip
-        return (time.monotonic() - started) / PACE_STEPS
-
-    steps()
-    step_s, full = steps(), TrainingSettings().steps
-    mined = min(unlabelled, MiningSettings().images)
-    what = f"a training step takes {step_s:.2f} s, so {full} steps about {full * step_s:.0f} s"
-    facts = {"step_seconds": round(step_s, 4), "images_a_round": mined}
-    return [Finding("pace", "good", what, facts=facts)]

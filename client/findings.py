@@ -12,7 +12,7 @@ LEVELS: tuple[Level, ...] = ("good", "note", "warning", "error")
 class Finding:
     """One thing that was looked at.
 
-    area: data, weights, machine, disk, keys, network or pace. facts: numbers for scripts.
+    area: data, weights, machine, isolation, disk, keys, network, pace, canary, leaves, ... facts: numbers for scripts.
     """
 
     area: str
@@ -21,6 +21,17 @@ class Finding:
     why: str = ""
     mend: str = ""
     facts: dict[str, Any] | None = None
+
+
+def stopped(area: str, error: Exception, why: str) -> Finding:
+    """What ended a look at an area before its time; what the system says of a file names it."""
+    if not isinstance(error, OSError):
+        return Finding(area, "error", str(error), why)
+    where = f" ({error.filename})" if error.filename else ""
+    what = f"the system says: {error.strerror or error}{where}"
+    return Finding(
+        area, "error", what, why, "see whose it is, its mode, and whether the disk is full"
+    )
 
 
 def worst(findings: Iterable[Finding]) -> Level:

@@ -19,10 +19,10 @@ from knowmine.client.participation import Participation
 from knowmine.client.reviewed import forget_review
 from knowmine.client.sam_weights import default_cache
 from knowmine.client.settings import ClientSettings, policy_of
-from knowmine.client.state_folder import ANSWERS, COURIER, FEEDBACK, SITE
+from knowmine.client.state_folder import ANSWERS, COURIER, FEEDBACK, SITE, pictures_of
 from knowmine.shared.errors import CannotWrite, DataError
 from knowmine.shared.images import digest_of_file
-from knowmine.shared.keys import load_audit_key
+from knowmine.shared.keys import load_audit_key, make_private_folder
 from knowmine.shared.lock import FolderLock
 from knowmine.shared.weights import write_atomically
 
@@ -45,6 +45,7 @@ def forget_case(settings: ClientSettings, stem: str) -> int:
             files += forget_in_gallery(site, stem, seal)
         files += forget_in_gallery(site, stem, None)
         files += forget_review(site, stem) + _forget_scores(site, stem)
+        files += sum(map(_remove, pictures_of(settings.state)))  # among others, of this case
         whose = {"case": seal.alias("case", stem)} if seal else {}
         chain.append("forgot", "here", about={"what": "case", "files": files, **whose})
         return files
@@ -61,7 +62,7 @@ def forget_project(settings: ClientSettings) -> int:
             _embeddings(settings), [digest_of_file(path) for _, path in _images(settings)]
         )
         state = settings.state
-        folders = [state / SITE]
+        folders = [*pictures_of(state), state / SITE]
         # Where they are, and where earlier versions kept them.
         for place in (state / COURIER, state):
             folders += [place / ANSWERS, place / FEEDBACK]
@@ -80,7 +81,7 @@ def forget_project(settings: ClientSettings) -> int:
 @contextmanager
 def _stopped(settings: ClientSettings) -> Iterator[Chain]:
     """The record, while no other process works for this site."""
-    settings.state.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.state)
     lock = FolderLock(settings.state)
     try:
         key, records = load_audit_key(settings.keys / "audit.key"), policy_of(settings).records
@@ -120,13 +121,16 @@ def _forget_scores(site: Path, stem: str) -> int:
     return found
 
 
-def _remove(folder: Path) -> int:
-    """Remove a folder and all in it; how many files there were."""
-    if not folder.exists():
+def _remove(place: Path) -> int:
+    """Remove a file, or a folder and all in it; how many files there were."""
+    if not place.exists():
         return 0
-    files = sum(path.is_file() for path in folder.rglob("*"))
     try:
-        shutil.rmtree(folder)
+        if place.is_file():
+            place.unlink()
+            return 1
+        files = sum(path.is_file() for path in place.rglob("*"))
+        shutil.rmtree(place)
     except OSError as error:
-        raise CannotWrite(f"cannot remove {folder} ({error.strerror})") from error
+        raise CannotWrite(f"cannot remove {place} ({error.strerror})") from error
     return files

@@ -1,6 +1,8 @@
 """A site from its data and its settings, the same in every way to run it."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +15,9 @@ from knowmine.client.sam_weights import default_cache, find_weights
 from knowmine.client.scoring import Scorer
 from knowmine.client.settings import ClientSettings, DataSettings, MachineSettings, SamSettings
 from knowmine.client.site import Site
+from knowmine.client.state_folder import REHEARSAL, SITE
+from knowmine.shared.keys import make_private_folder
+from knowmine.shared.lock import FolderLock
 from knowmine.shared.log import Progress
 from knowmine.shared.settings import ModelSettings
 
@@ -61,17 +66,52 @@ def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> 
         settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
     )
 
-    folder = settings.state / "site"
-    folder.mkdir(parents=True, exist_ok=True)
+    return _of(settings, data, hidden, settings.state / SITE, sam_opener(sam, machine), progress)
+
+
+@contextmanager
+def rehearsal(
+    settings: ClientSettings,
+    data: SiteData,
+    hidden: HiddenMasks,
+    open_sam: Callable[[], Tunable] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Site]:
+    """The site for a round that only pretends: sealed as ever, and its folder goes at the end.
+
+    Raises `UsageError` while another one is under way.
+    """
+    folder = settings.state / SITE / REHEARSAL
+    make_private_folder(folder)
+    lock = FolderLock(folder)
+    try:
+        for left in folder.glob("[!.]*"):  # of one that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        open_sam = open_sam or sam_opener(settings.sam, settings.machine)
+        yield _of(settings, data, hidden, folder, open_sam, progress)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _of(
+    settings: ClientSettings,
+    data: SiteData,
+    hidden: HiddenMasks,
+    folder: Path,
+    open_sam: Callable[[], Tunable],
+    progress: Progress | None,
+) -> Site:
+    make_private_folder(folder)
     return opened(
         data,
         hidden,
         settings.model,
         settings.split,
-        sam,
+        settings.sam,
         folder=folder,
-        open_sam=sam_opener(sam, machine),
-        compute=pick_compute(machine.device),
+        open_sam=open_sam,
+        compute=pick_compute(settings.machine.device),
         progress=progress,
         seal=seal_of(settings) if settings.at_rest.encrypt else None,
         embeddings_bytes=int(settings.at_rest.quota_gb * 1e9),

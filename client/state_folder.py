@@ -12,7 +12,10 @@ take the place of another under the vault's feet. What is made later right besid
 it cannot read (`isolation.hide_folders`), so all that it needs is made beforehand.
 """
 
+import io
 from pathlib import Path
+
+from PIL import Image
 
 from knowmine.client.approval import PENDING
 from knowmine.client.at_rest import VAULT_KEYS
@@ -20,10 +23,12 @@ from knowmine.client.audit import record_of
 from knowmine.client.sam_weights import default_cache
 from knowmine.client.settings import SITE_LOG, ClientSettings
 from knowmine.shared.errors import CannotWrite
-from knowmine.shared.keys import make_private_folder, sync_folder
+from knowmine.shared.keys import make_private_folder, sync_folder, write_secret
 from knowmine.shared.lock import FolderLock
 
 SITE, COURIER = "site", "courier"
+REHEARSAL, PICTURES = "rehearsal", "pictures"
+"""In the vault's part: the folder of a round that only pretends; what `check` drew of images."""
 ANSWERS, FEEDBACK, INSTANCE = "answers", "feedback", "instance"
 
 
@@ -60,6 +65,25 @@ def vaults_part(settings: ClientSettings) -> dict[str, Path]:
         "the keys to it": settings.state / VAULT_KEYS,
         "the embeddings": (settings.sam.cache or default_cache()) / "embeddings",
     }
+
+
+def save_picture(state: Path, name: str, picture: Image.Image) -> Path:
+    """Keep what shows patients' images in the vault's part, for its owner's eyes alone."""
+    file = state / SITE / PICTURES / name
+    make_private_folder(state)
+    make_private_folder(state / SITE)
+    make_private_folder(file.parent)
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    write_secret(file, png.getvalue(), replace=True)
+    return file
+
+
+def pictures_of(state: Path) -> list[Path]:
+    """All that holds pictures of several cases at once, also where earlier versions kept them."""
+    site = state / SITE
+    earlier = [state / name for name in ("check-contact-sheet.png", "canary", "what-leaves")]
+    return [place for place in (site / PICTURES, site / REHEARSAL, *earlier) if place.exists()]
 
 
 def leftovers(state: Path) -> list[str]:

@@ -7,7 +7,6 @@ real one; nothing is sent. What is listed is read back from the packed messages 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,16 @@ from torch import Tensor
 
 from knowmine.client import round as site_round
 from knowmine.client.attacks import gradients_of, invert, losses_of, membership, psnr_db, ssim
-from knowmine.client.compute import pick_compute, settle
+from knowmine.client.compute import settle
 from knowmine.client.dataset import open_site
 from knowmine.client.egress import release
-from knowmine.client.findings import Finding
-from knowmine.client.opening import opened
+from knowmine.client.findings import Finding, stopped
+from knowmine.client.opening import rehearsal
 from knowmine.client.receipts import ZEROS
 from knowmine.client.sam import Tunable
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site import Site
+from knowmine.client.state_folder import save_picture
 from knowmine.shared import packing, wire
 from knowmine.shared.changes import Form, pack_change
 from knowmine.shared.countersign import Head
@@ -37,8 +37,9 @@ from knowmine.shared.settings import Plan, TrainingSettings
 from knowmine.shared.unetplusplus import build_model, put_weights, weights_of
 from knowmine.shared.weights import Weights
 
+KINDS = ("labelled", "probe", "test")
 IMAGES = 32
-"""Most images of each kind that take part: the attacks are bounded in time."""
+"""Most images of each of these kinds that take part: the attacks are bounded in time."""
 TRAINING_STEPS = 20
 INVERSION_STEPS = 32
 BATCH, CROP_PX = 2, 64
@@ -57,29 +58,41 @@ def what_leaves(
     progress = progress or Silent()
     settle(settings.machine.threads)
     try:
-        site = _open(settings, progress)
-        plan = Plan(model=settings.model, training=TrainingSettings(steps=TRAINING_STEPS))
-        before = weights_of(build_model(settings.model, 0))
-        # In a first round nothing is mined, so SAM is not needed.
-        update = release(
-            site_round.improve(site, TrainTask(1, 1, plan, before)), manifest=site.manifest
+        data, hidden = open_site(
+            settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
         )
-        scores = release(
-            site_round.evaluate(site, EvaluateTask(1, 1, plan, update.weights)),
-            manifest=site.manifest,
-        )
-        hello = release(site.hello(), manifest=site.manifest)
-        yield _listed("hello", contents(wire.pack_reply(hello)))
-        yield _listed("update", contents(beside_head(wire.pack_reply(update))))
-        for form in FORMS:
-            packed = pack_change(update.weights, before, form, {}, seed=0)
-            held = contents(beside_head(wire.pack_reply(update, packed.data)))
-            yield _listed_change(form, held)
-        yield _listed("scores", contents(beside_head(wire.pack_reply(scores))))
-        yield _membership(site, before, update.weights)
-        yield _inversion(site, settings, before, steps, progress)
-    except KnowmineError as error:
-        yield Finding("leaves", "error", str(error), "a round would fail here as well")
+        few: dict[str, Any] = {kind: getattr(data, kind)[:IMAGES] for kind in KINDS}
+        few["unlabelled"] = ()
+        with rehearsal(settings, replace(data, **few), hidden, _no_sam, progress) as site:
+            yield from _looked_at(site, settings, steps, progress)
+    except (KnowmineError, OSError) as error:
+        yield stopped("leaves", error, "a round would fail here as well")
+
+
+def _looked_at(
+    site: Site, settings: ClientSettings, steps: int, progress: Progress
+) -> Iterator[Finding]:
+    """One round of this site, listed and attacked."""
+    plan = Plan(model=settings.model, training=TrainingSettings(steps=TRAINING_STEPS))
+    before = weights_of(build_model(settings.model, 0))
+    # In a first round nothing is mined, so SAM is not needed.
+    update = release(
+        site_round.improve(site, TrainTask(1, 1, plan, before)), manifest=site.manifest
+    )
+    scores = release(
+        site_round.evaluate(site, EvaluateTask(1, 1, plan, update.weights)),
+        manifest=site.manifest,
+    )
+    hello = release(site.hello(), manifest=site.manifest)
+    yield _listed("hello", contents(wire.pack_reply(hello)))
+    yield _listed("update", contents(beside_head(wire.pack_reply(update))))
+    for form in FORMS:
+        packed = pack_change(update.weights, before, form, {}, seed=0)
+        held = contents(beside_head(wire.pack_reply(update, packed.data)))
+        yield _listed_change(form, held)
+    yield _listed("scores", contents(beside_head(wire.pack_reply(scores))))
+    yield _membership(site, before, update.weights)
+    yield _inversion(site, settings, before, steps, progress)
 
 
 def beside_head(records: Any) -> Any:
@@ -193,8 +206,7 @@ def _inversion(
             )
         )
     progress.done()
-    file = settings.state / "what-leaves" / "inversion.png"
-    _save_beside(file, own, *made)
+    file = save_picture(settings.state, "inversion.png", _beside(own, *made))
     (db, like), (other_db, other_like) = ((psnr_db(m, own), ssim(m, own)) for m in made)
     what = (
         f"{steps} steps from the exact gradient of {BATCH} crops of {own.shape[-1]} pixels came "
@@ -211,34 +223,10 @@ def _middle(image_px: int) -> slice:
     return slice(start, start + CROP_PX)
 
 
-def _save_beside(file: Path, *columns: Tensor) -> None:
+def _beside(*columns: Tensor) -> Image.Image:
     rows = torch.cat(columns, 3).permute(0, 2, 3, 1).flatten(0, 1)
-    try:
-        Image.fromarray((rows * 255).round().to(torch.uint8).numpy()).save(file)
-    except OSError as error:
-        raise RunFailed(f"cannot write {file} ({error.strerror})") from error
+    return Image.fromarray((rows * 255).round().to(torch.uint8).numpy())
 
 
-def _open(settings: ClientSettings, progress: Progress) -> Site:
-    data, hidden = open_site(
-        settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
-    )
-    kinds = ("labelled", "probe", "test")
-    few: dict[str, Any] = {kind: getattr(data, kind)[:IMAGES] for kind in kinds}
-    folder = settings.state / "what-leaves"
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def no_sam() -> Tunable:
-        raise RunFailed("a first round asks no SAM")
-
-    return opened(
-        replace(data, **few, unlabelled=()),
-        hidden,
-        settings.model,
-        settings.split,
-        settings.sam,
-        folder=folder,
-        open_sam=no_sam,
-        compute=pick_compute(settings.machine.device),
-        progress=progress,
-    )
+def _no_sam() -> Tunable:
+    raise RunFailed("a first round asks no SAM")

