@@ -36,7 +36,7 @@ LIMIT = 0.05
 class Noise:
     """Stands in for SAM's encoder, whose second or more would hide the disk."""
 
-    name, digest = "noise", "5a" * 32
+    name, digest, form = "noise", "5a" * 32, ""
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An embedding drawn from a normal distribution."""

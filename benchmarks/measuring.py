@@ -55,9 +55,12 @@ def row(
 def in_turns(
     repeats: int, ours: Callable[[], float], theirs: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
-    """Both sides so many times, one after the other, so that a disturbance hits both."""
-    pairs = [(ours(), theirs()) for _ in range(repeats)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    """Both sides so many times, in turns, so that a disturbance hits both; each is first as often."""
+    mine, other = list[float](), list[float]()
+    for turn in range(repeats):
+        for side, found in ((ours, mine), (theirs, other))[:: -1 if turn % 2 else 1]:
+            found.append(side())
+    return mine, other
 
 
 def machine() -> str:

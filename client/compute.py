@@ -1,12 +1,19 @@
 """Which device and which precision this machine is best at."""
 
 import ctypes
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from knowmine.shared.errors import UsageError
+from knowmine.shared.errors import RunFailed, UsageError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,44 @@ def pick_compute(device: str = "auto") -> Compute:
     if chosen.type != "cpu":
         raise UsageError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
     return Compute(chosen, torch.bfloat16 if _cpu_has_bfloat16() else torch.float32)
+
+
+def in_batches(count: int, most: int, work: Callable[[slice], T]) -> Iterator[T]:
+    """What `work` makes of each batch of `count` rows, of at most `most` at once.
+
+    Where memory is too short, batches are half as large from there on, with one line in the log.
+    """
+    start = 0
+    while start < count:
+        try:
+            found = work(slice(start, start + most))
+        except (RuntimeError, MemoryError) as error:
+            if most == 1 or not _is_out_of_memory(error):
+                raise
+            most //= 2
+            log.warning("memory is short: batches of %d from here", most)
+            continue
+        start += most
+        yield found
+
+
+@contextmanager
+def memory_for(what: str, mend: str) -> Iterator[None]:
+    """Say what to do where the memory is too short for `what`: raises `RunFailed`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise RunFailed(
+            f"the memory is too short for {what}: stop other programs that use it, or {mend}"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch says it with a plain RuntimeError.
+    told = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return told or "allocate memory" in str(error)
 
 
 def settle(threads: int = 0) -> None:

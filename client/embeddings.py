@@ -1,8 +1,8 @@
 """SAM's image embeddings: computed once, kept on disk, never trusted blindly.
 
 An embedding costs a second or more and never changes, so a second round reads it back. The
-key is the image's content and SAM's: copies of an image share one file, and other weights
-find nothing that is theirs.
+key is the image's content, SAM's, and how SAM looks: copies of an image share one file, and other
+weights, another precision or another way to prepare images find nothing that is theirs.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class EmbeddingStore:
     ) -> None:
         self.encoded = 0
         self._sam, self._seal, self._quota = sam, seal, quota_bytes
-        self._folder = folder_of(folder, seal) / sam.digest[:16]
+        self._folder = folder_of(folder, seal) / f"{sam.digest[:16]}{sam.form}"
         self._size: int | None = None
         self._counting = threading.Lock()
 
@@ -55,14 +55,24 @@ class EmbeddingStore:
 
         Raises `CannotWrite` where the embedding cannot be written, for instance on a full disk.
         """
+        kept = self.find(image_digest)
+        return self.make(image_digest, read()) if kept is None else kept
+
+    def find(self, image_digest: str) -> NDArray[np.float16] | None:
+        """The embedding that is on disk, None where there is no sound one."""
         kept = self._read(image_digest)
-        if kept is not None:
-            if self._quota:
-                # Its time of change is when it was used last: disks often keep no time of reading.
-                with contextlib.suppress(FileNotFoundError):
-                    os.utime(self._path(image_digest))
-            return kept
-        embedding = self._sam.embed(read())
+        if kept is not None and self._quota:
+            # Its time of change is when it was used last: disks often keep no time of reading.
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._path(image_digest))
+        return kept
+
+    def make(self, image_digest: str, image: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """The embedding of an image (H, W, 3), original frame, which is on disk from here on.
+
+        Raises `CannotWrite` where it cannot be written, for instance on a full disk.
+        """
+        embedding = self._sam.embed(image)
         with self._counting:
             self.encoded += 1
         half = embedding.clip(-_HALF_MAX, _HALF_MAX).astype(np.float16)
@@ -111,7 +121,12 @@ class EmbeddingStore:
         self._size = None if self._size is None else self._size + added
         if self._size is not None and self._size <= self._quota:
             return
-        files = {path: path.stat() for path in self._folder.glob("*/*") if path.is_file()}
+        files = {}
+        for path in self._folder.glob("*/*"):
+            # What others are writing has another ending; what others removed is gone.
+            if path.suffix in (".npy", ".sealed"):
+                with contextlib.suppress(FileNotFoundError):
+                    files[path] = path.stat()
         self._size = sum(seen.st_size for seen in files.values())
         if self._size <= self._quota:
             return

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knowmine.client.compute import Compute
+from knowmine.client.compute import Compute, in_batches
 
 BATCH = 16
 
@@ -29,12 +29,17 @@ def predict(
     """
     views: tuple[tuple[int, ...], ...] = ((), (3,), *(((2,), (2, 3)) if upside_down else ()))
     model.to(compute.device).eval()
-    parts = []
-    # torch.split gives one empty part of no images, and not every layer takes that.
-    for batch in torch.split(images, BATCH) if len(images) else ():
-        x = (batch.to(compute.device) / 255).contiguous(memory_format=torch.channels_last)
+
+    def see(rows: slice) -> NDArray[np.float32]:
+        x = images[rows].to(compute.device) / 255
+        x = x.contiguous(memory_format=torch.channels_last)
         with compute.autocast():
             seen = [model(x.flip(axes)).float().sigmoid().flip(axes) for axes in views]
-        parts.append((torch.stack(seen).sum(0) / len(views)).cpu().numpy())
-        advance(len(batch))
+        mean: NDArray[np.float32] = (torch.stack(seen).sum(0) / len(views)).cpu().numpy()
+        return mean
+
+    parts = []
+    for part in in_batches(len(images), BATCH, see):
+        parts.append(part)
+        advance(len(part))
     return np.concatenate(parts) if parts else np.zeros((0, 0, *images.shape[2:]), np.float32)

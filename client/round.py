@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from knowmine.client.compute import memory_for
 from knowmine.client.inference import predict
 from knowmine.client.mined import KEPT_ROUNDS, save_mined
 from knowmine.client.prompts import ask
@@ -105,22 +106,24 @@ def learn(
         started = plan.mining.warmup_rounds
         if task.round == started + 1:
             put_weights(site.model, weights_of(build_model(plan.model, plan.seed)))
-    return train(
-        site.model,
-        labelled,
-        pseudo_labelled,
-        plan.training,
-        pseudo_share=plan.mining.share,
-        pseudo_weight=plan.mining.weight * ramp(plan, task.round),
-        strong_chance=plan.mining.strong,
-        cut_mix_chance=plan.mining.cut_mix,
-        renew=plan.mining.renew,
-        finished=(task.round - 1 - started) / (task.rounds - started),
-        ahead=1 - (task.round - started) / (task.rounds - started),
-        generator=torch.Generator().manual_seed(seed),
-        compute=site.compute,
-        progress=site.progress,
-    )
+    batch = f"batches of {plan.training.batch} images of {plan.model.image_px} px"
+    with memory_for(batch, "ask for a smaller training.batch"):
+        return train(
+            site.model,
+            labelled,
+            pseudo_labelled,
+            plan.training,
+            pseudo_share=plan.mining.share,
+            pseudo_weight=plan.mining.weight * ramp(plan, task.round),
+            strong_chance=plan.mining.strong,
+            cut_mix_chance=plan.mining.cut_mix,
+            renew=plan.mining.renew,
+            finished=(task.round - 1 - started) / (task.rounds - started),
+            ahead=1 - (task.round - started) / (task.rounds - started),
+            generator=torch.Generator().manual_seed(seed),
+            compute=site.compute,
+            progress=site.progress,
+        )
 
 
 def evaluate(site: Site, task: EvaluateTask) -> Scores:

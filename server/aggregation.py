@@ -118,8 +118,7 @@ def _move_towards(mean: Array, value: Array, share: float) -> None:
     Float64 between would save a rounding or two, and took 1.6 times as long.
     """
     if share == 1:
-        np.copyto(mean, value)
-        mean += 0.0  # as the formula makes it: no negative zero
+        np.add(value, mean.dtype.type(0), out=mean)  # as the formula makes it: no negative zero
         return
     step = np.empty(min(mean.size, CHUNK), mean.dtype)
     for start in range(0, mean.size, CHUNK):

@@ -83,7 +83,7 @@ def unpack_change(data: bytes, before: Weights, form: Form) -> dict[str, Array]:
 
     Hostile input: 1. the length that it says it has is at most what this model can have, before
     any of it is unpacked; 2. the tensors are those of the model; 3. each has its size; 4. scales
-    are finite and not negative.
+    are not negative and small enough for what they scale to be finite.
     """
     most = sum(a.nbytes for a in before.values()) + packing.MAX_HEADER_BYTES
     try:
@@ -99,8 +99,9 @@ def unpack_change(data: bytes, before: Weights, form: Form) -> dict[str, Array]:
     if codes.keys() != before.keys() or scales.shape != (count,):  # 2
         odd = sorted(codes.keys() ^ before.keys())[:3]
         raise Refused(f"an update of other tensors than the model's: {odd}, {scales.size} scales")
-    if scales.dtype != np.float32 or not np.isfinite(scales).all() or (scales < 0).any():  # 4
-        raise Refused("an update with scales that are negative or not finite")
+    most_scale = np.finfo(np.float32).max / (STEPS + 1)  # a code may say -128
+    if scales.dtype != np.float32 or not ((scales >= 0) & (scales <= most_scale)).all():  # 4
+        raise Refused("an update with scales that are negative, not finite or without bounds")
     scale_of = dict(zip(quantised, scales, strict=False))
     weights: dict[str, Array] = {}
     for name, value in before.items():

@@ -59,7 +59,10 @@ def unpack(data: bytes) -> dict[str, Array]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise Refused(f"weights of {len(data)} bytes say that their header has {length}")
-    header = json.loads(data[8 : 8 + length])
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise Refused("the header of the weights is no JSON") from None
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise Refused("the header of the weights is no list of tensors, or one without end")
     header.pop("__metadata__", None)
@@ -67,8 +70,15 @@ def unpack(data: bytes) -> dict[str, Array]:
         "".join(header).encode()
     except UnicodeEncodeError:  # half a surrogate, of which nobody could take a digest
         raise Refused("the name of a tensor in the header of the weights is no text") from None
+    try:
+        return _views(data, 8 + length, header)
+    except (KeyError, TypeError, AttributeError):
+        raise Refused("a tensor in the header of the weights lacks dtype, shape or place") from None
+
+
+def _views(data: bytes, start: int, header: dict[str, Any]) -> dict[str, Array]:
     views: dict[str, Array] = dict.fromkeys(header, EMPTY)
-    start, expected = 8 + length, 0
+    expected = 0
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         entry = header[name]
         dtype = DTYPES[entry["dtype"]]

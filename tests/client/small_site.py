@@ -22,7 +22,7 @@ SAM_HARMS = Calibration(images=10, fused=(5.0, 6.0, 7.0, 8.0, 9.0))
 class FakeSam:
     """Finds in every box just that box, or a box half as wide; remembers what it was asked."""
 
-    name, digest = "fake", "5a" * 32
+    name, digest, form = "fake", "5a" * 32, ""
 
     def __init__(self):
         self.embedded, self.asked = [], []

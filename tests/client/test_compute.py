@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from knowmine.client.compute import Compute, pick_compute, settle
-from knowmine.shared.errors import UsageError
+from knowmine.client.compute import Compute, in_batches, memory_for, pick_compute, settle
+from knowmine.shared.errors import RunFailed, UsageError
 
 CPU = torch.device("cpu")
 
@@ -65,3 +65,49 @@ def test_threads_are_limited_on_request():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+class Room:
+    """A device with room for so many rows at once."""
+
+    def __init__(self, most, error):
+        self.most, self.error, self.seen = most, error, []
+
+    def work(self, rows):
+        """The rows, if they fit."""
+        part = list(range(10))[rows]
+        if len(part) > self.most:
+            raise self.error
+        self.seen.append(len(part))
+        return part
+
+
+SHORT = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORT, ids=["GPU", "CPU", "Python"])
+def test_where_memory_is_short_batches_are_halved_and_it_is_said_once(error, caplog):
+    """Nothing is left out or done twice, and what fitted is not tried larger again."""
+    room = Room(3, error)
+    found = [row for part in in_batches(10, 4, room.work) for row in part]
+    assert found == list(range(10)) and room.seen == [2, 2, 2, 2, 2]
+    assert [record.message for record in caplog.records] == [
+        "memory is short: batches of 2 from here"
+    ]
+
+
+def test_a_mistake_is_not_taken_for_short_memory():
+    """It comes out as it is."""
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_batches(10, 4, Room(0, RuntimeError("shapes differ")).work))
+
+
+def test_memory_too_short_for_training_says_what_to_do():
+    """A batch is not halved in silence: that would be another training."""
+    with pytest.raises(RunFailed, match=r"too short for a batch.*or ask for less"):  # noqa: SIM117
+        with memory_for("a batch", "ask for less"):
+            raise SHORT[0]

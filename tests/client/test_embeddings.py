@@ -2,6 +2,7 @@
 
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ IMAGE = np.full((4, 6, 3), 7, np.uint8)
 class FakeSam:
     """Embeds an image as its mean, everywhere."""
 
-    name = "fake"
+    name, form = "fake", ""
 
     def __init__(self, digest="5a" * 32):
         self.digest = digest
@@ -226,3 +227,22 @@ def test_without_a_quota_nothing_goes(tmp_path):
     for i in range(4):
         store.get(f"{i:02x}" + "0" * 62, lambda: IMAGE)
     assert len(files_in(tmp_path)) == 4
+
+
+def test_another_precision_finds_nothing_of_its_own(tmp_path):
+    """What one machine made in bfloat16 is not what another makes in float32."""
+    coarse = FakeSam()
+    coarse.form = "-bfloat16"
+    EmbeddingStore(tmp_path, coarse).get(DIGEST, lambda: IMAGE)
+    assert not EmbeddingStore(tmp_path, FakeSam()).has(DIGEST)
+    assert EmbeddingStore(tmp_path, coarse).has(DIGEST)
+
+
+def test_many_threads_make_room_without_stumbling(tmp_path):
+    """What others are writing or have just removed is nobody's to count."""
+    store = EmbeddingStore(tmp_path, FakeSam(), quota_bytes=5 * 2**21)
+    digests = [f"{n:02x}" + "0" * 62 for n in range(48)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda digest: store.get(digest, lambda: IMAGE), digests))
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert 0 < len(kept) <= 5 and {path.suffix for path in kept} == {".npy"}

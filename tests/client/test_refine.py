@@ -17,7 +17,7 @@ NOTHING = (0, 0, 0, 0)
 class FakeSam:
     """Answers prompts as it is told to, and remembers them."""
 
-    name, digest = "fake", "5a" * 32
+    name, digest, form = "fake", "5a" * 32, ""
 
     def __init__(self, *answers):
         self.answers, self.asked = answers, []

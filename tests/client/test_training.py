@@ -1,16 +1,22 @@
 """The loop learns what it is given, in the shares it is told, the same for the same seed."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from knowmine.client import training
 from knowmine.client.compute import Compute
 from knowmine.client.training import Examples, train
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Silent
-from knowmine.shared.settings import TrainingSettings
+from knowmine.shared.losses import segmentation_losses
+from knowmine.shared.settings import ModelSettings, TrainingSettings
+from knowmine.shared.unetplusplus import build_model
 
 PX = 16
+SMALL = ModelSettings(pretrained=False, decoder_channels=(8, 8, 8), image_px=64)
 CPU = Compute(torch.device("cpu"), torch.float32)
 NONE = Examples(
     torch.zeros((0, 3, PX, PX), dtype=torch.uint8),
@@ -39,9 +45,9 @@ class Pixelwise(nn.Module):
         return float(torch.cat([p.detach().flatten() for p in self.parameters()]).norm())
 
 
-def bright_squares(n=6, weight=1.0):
+def bright_squares(n=6, weight=1.0, px=PX):
     """Bright squares on black, each of them its own mask."""
-    targets = torch.zeros(n, 1, PX, PX, dtype=torch.uint8)
+    targets = torch.zeros(n, 1, px, px, dtype=torch.uint8)
     for i in range(n):
         targets[i, :, 3 : 9 + i % 4, 4 : 10 + i % 3] = 255
     return Examples(targets.repeat(1, 3, 1, 1), targets, torch.full((n,), weight))
@@ -275,3 +281,46 @@ def test_the_rate_stays_up_after_the_climb():
 def test_the_rate_falls_within_a_long_round():
     """A run of one round: the climb, then the cosine's mean of .51 over all forty steps."""
     assert moved(40) == pytest.approx(40 * 0.51 - 4.5, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_loop_is_the_plain_one_but_for_its_speed(seed, monkeypatch):
+    """Same loss and weights as an optimiser of PyTorch's over the same batches, undistorted."""
+    monkeypatch.setattr(training, "augment", lambda images, targets, *_, **__: (images, targets))
+    examples, settings = (
+        bright_squares(px=64),
+        TrainingSettings(steps=20, batch=4, learning_rate=0.01),
+    )
+    model, plain = (build_model(SMALL, seed) for _ in range(2))
+    generator = torch.Generator().manual_seed(seed)
+    loss = train(
+        model,
+        examples,
+        NONE,
+        settings,
+        pseudo_share=0.5,
+        pseudo_weight=1.0,
+        finished=0.0,
+        ahead=0.0,
+        generator=generator,
+        compute=CPU,
+        progress=Silent(),
+    )
+
+    generator = torch.Generator().manual_seed(seed)
+    batches = training._Batches(examples, NONE, 4, 0.5, generator)
+    optimiser = torch.optim.AdamW(plain.parameters(), 0.01, weight_decay=settings.weight_decay)
+    plain.train()
+    losses = []
+    for step in range(20):
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * step / 20)) / 2
+        optimiser.param_groups[0]["lr"] = 0.01 * cosine * min(1, (step + 1) / 10)
+        images, targets, *_ = batches.next()
+        torch.rand(4, generator=generator)  # the draw for strong views, of which there are none
+        losses.append(segmentation_losses(plain(images), targets).mean())
+        optimiser.zero_grad()
+        losses[-1].backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 5.0)
+        optimiser.step()
+    assert loss == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-3)
+    assert losses[-1] < 0.8 * losses[0]

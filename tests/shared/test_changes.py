@@ -140,6 +140,7 @@ GOOD = {
         ({"scales": np.ones(2, np.float32)}, "2 scales"),
         ({"scales": np.array([np.nan], np.float32)}, "not finite"),
         ({"scales": np.array([-1], np.float32)}, "negative"),
+        ({"scales": np.array([3e38], np.float32)}, "without bounds"),
     ],
 )
 def test_what_is_no_change_of_this_model_is_refused(spoil, words):

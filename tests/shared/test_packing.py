@@ -55,3 +55,23 @@ def test_a_name_that_is_no_text_is_refused():
     data = pack({"abcdef": np.zeros(2, np.float32)}).replace(b"abcdef", b"\\ud800")
     with pytest.raises(Refused, match="no text"):
         unpack(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"no JSON at all",
+        b"[" * 9999,
+        b"\xff\xfe",
+        b'{"w": 3}',
+        b'{"w": {"dtype": "F32", "shape": [1]}}',
+        b'{"w": {"dtype": "Q7", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": 4}}',
+    ],
+    ids=["no JSON", "deep", "no text", "no entry", "no place", "dtype", "shape", "offsets"],
+)
+def test_a_header_that_is_none_is_refused(header):
+    """In words, not as whatever Python stumbles over."""
+    with pytest.raises(Refused, match="header"):
+        unpack(len(header).to_bytes(8, "little") + header + bytes(4))
