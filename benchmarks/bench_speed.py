@@ -7,12 +7,12 @@ tensors, channels_last, bfloat16 where the CPU has AMX or AVX512-BF16. Theirs is
 README: smp's U-Net++ in float32 and NCHW, a DataLoader of two workers that decode, resize and flip,
 AdamW. The limit is forward and backward of our network at our precision on tensors that lie ready:
 no data, no augmentation, no optimiser. All three have the same images of 224 px, batches of 8, loss
-and starting weights, and take turns in one process.
+and starting weights, and take turns, each in a process of its own: what ours sets for its process
+(`compute.settle`) does not help the plain loop.
 Writes benchmarks/results/speed.json and the table in docs/performance.md.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measuring import arguments, machine, row, write
+from benchmarks.measuring import Apart, arguments, machine, row, serve_turns, write
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.training import Examples, train
 from knowmine.deploy.phantom import make_folder
@@ -37,26 +37,46 @@ BATCH, STEPS, PX = 8, 8, 224
 
 def main() -> None:
     """Measure the three, in turns."""
-    quick = arguments(__doc__, "one turn each").parse_args().quick
-    settle()
+    parser = arguments(__doc__, "one turn each")
+    parser.add_argument("--side", choices=SIDES, help="of the processes that this one starts")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.side:
+        serve_turns(SIDES[options.side](Pictures(options.folder)))
+    else:
+        compare(options.quick)
+
+
+def compare(quick: bool) -> None:
+    """All sides in turns, the rows and the table."""
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), BATCH * STEPS)
-        pictures = Pictures(Path(folder))
-        sides = [ours(pictures), theirs(pictures), limit(pictures)]
-        times: list[list[float]] = [[] for _ in sides]
-        for turn in range(2 if quick else 6):  # the first warms up
-            for side, found in zip(sides, times, strict=True):
-                began = time.perf_counter()
-                side()
+        words = ("benchmarks.bench_speed", "--folder", folder, "--side")
+        sides = {name: Apart(*words, name) for name in SIDES}
+        times: dict[str, list[float]] = {name: [] for name in SIDES}
+        for turn in range(2 if quick else 9):  # the first warms up
+            for name in list(SIDES)[:: -1 if turn % 2 else 1]:
+                took = sides[name]() / (BATCH * STEPS) * 1000
                 if turn:
-                    found.append((time.perf_counter() - began) / (BATCH * STEPS) * 1000)
-            print(turn, *(found[-1:] for found in times), flush=True)
-    mine, plain, network = times
+                    times[name].append(took)
+            print(turn, *(found[-1:] for found in times.values()), flush=True)
+        memory = {name: side.close() for name, side in sides.items()}
     note = f"ours: {pick_compute()}"
     rows = [
-        row("training, an image, against a plain loop", mine, plain, "ms", 1.2, note=note),
-        row("training, an image, against forward and backward alone", mine, network, "ms", 0.95),
+        row(
+            f"training, an image, against {what}",
+            times["ours"],
+            times[name],
+            "ms",
+            goal,
+            memory_mb=(memory["ours"], memory[name]),
+            note=note,
+        )
+        for name, what, goal in (
+            ("theirs", "a plain loop", 1.2),
+            ("limit", "forward and backward alone", 0.95),
+        )
     ]
     write("speed", rows, before, quick=quick)
 
@@ -87,6 +107,7 @@ def stacked(pictures: Pictures, count: int) -> tuple[Tensor, Tensor]:
 
 def ours(pictures: Pictures) -> Callable[[], object]:
     """A round's training at a site."""
+    settle()
     images, masks = stacked(pictures, len(pictures))
     examples = Examples((images * 255).byte(), (masks * 255).byte(), torch.ones(len(images)))
     nothing = Examples(examples.images[:0], examples.targets[:0], examples.weights[:0])
@@ -128,6 +149,7 @@ def theirs(pictures: Pictures) -> Callable[[], object]:
 
 def limit(pictures: Pictures) -> Callable[[], object]:
     """As many forward and backward passes of our network, and nothing else."""
+    settle()
     compute, model = pick_compute(), build_model(ModelSettings(image_px=PX), 0).train()
     model.to(compute.device)
     images, masks = (part.to(compute.device) for part in stacked(pictures, BATCH))
@@ -141,6 +163,9 @@ def limit(pictures: Pictures) -> Callable[[], object]:
             model.zero_grad()
 
     return passes
+
+
+SIDES = {"ours": ours, "theirs": theirs, "limit": limit}
 
 
 if __name__ == "__main__":

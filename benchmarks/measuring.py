@@ -4,6 +4,9 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,44 @@ def row(
         "memory_mb": {"ours": memory_mb[0], "theirs": memory_mb[1]},
         "note": note,
     }
+
+
+class Apart:
+    """One side of a benchmark in a process of its own: neither's settings or memory touch the other.
+
+    words: a command that calls `serve_turns`. Calling it gives the seconds of one turn; `close`
+    the most memory that it held.
+    """
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self) -> float:
+        """One turn."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"{' '.join(self._words)} ended: {self._process.wait()}")
+        return float(line)
+
+    def close(self) -> float:
+        """End it; megabytes."""
+        megabytes = peak_mb(self._process.pid)
+        self._process.communicate()
+        return megabytes
+
+
+def serve_turns(work: Callable[[], object]) -> None:
+    """The other end of `Apart`: time `work` for each line that comes in."""
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        work()
+        print(time.perf_counter() - began, flush=True)
 
 
 def in_turns(
