@@ -32,7 +32,7 @@ STEPS = (
     ("– of that backward", "torch/_tensor.py", "backward"),
     ("– of that augmentation", "client/augmentation.py", "augment"),
     ("score", "client/scoring.py", "score_test"),
-    ("pictures for the report", "client/gallery.py", "save_gallery"),
+    ("pictures for the report", "client/mined.py", "save_mined"),
     ("messages, packed and unpacked", "shared/wire.py", "through_the_wire"),
     ("aggregate", "server/aggregation.py", "add"),
 )

@@ -16,6 +16,7 @@ global U-Net++ arrives
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -25,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from knowmine.client.gallery import save_gallery
 from knowmine.client.inference import predict
+from knowmine.client.mined import KEPT_ROUNDS, save_mined
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import (
     Floats,
@@ -188,8 +189,16 @@ def settle_labels(
         share = share_to_keep(plan.mining, task.round, task.rounds)
         chosen = select(quality, share, plan.mining.min_quality)
     site.note(task.round, "mined", kind)
-    save_gallery(
-        site.folder, task.round, kind, opinions, labels, quality, chosen.kept, seal=site.seal
+    save_mined(
+        site.folder,
+        task.round,
+        kind,
+        opinions,
+        labels,
+        quality,
+        chosen.kept,
+        seal=site.seal,
+        rounds=max(KEPT_ROUNDS, math.ceil(len(site.to_mine) / len(kind))),
     )
     kept = torch.from_numpy(np.flatnonzero(chosen.kept))
     return (
