@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 # Labels alone (so no SAM), a tiny untrained network, one round of two steps.
-TINY = {
+TINY: dict[str, Any] = {
     "plan": {
         "method": "supervised",
         "model": {"image_px": 32, "pretrained": False},
