@@ -81,7 +81,10 @@ def warm(home: Path, image: Path, models: dict[str, Path], repeats: int) -> list
         plain_inference.segment(theirs, image, plain_file)
 
     for form, runtime in (("onnx", "ONNX Runtime"), ("safetensors", "PyTorch")):
-        network, file = load_network(open_package(models[form])), home / f"{form}.png"
+        network, file = (
+            load_network(open_package(models[form], unsigned=True)),
+            home / f"{form}.png",
+        )
 
         def ours(network: Any = network, file: Path = file) -> None:
             mask = segment(network, read_image(image), PX).mask
@@ -124,7 +127,7 @@ def commands(
 
     def ours() -> None:
         out = home / f"out-{next(count)}"
-        run("-c", main_of, "predict", models["onnx"], image, "--out", out)
+        run("-c", main_of, "predict", models["onnx"], image, "--out", out, "--unsigned")
 
     def plain() -> None:
         run(HERE / "plain_inference.py", model, image, home / "theirs.png")

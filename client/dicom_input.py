@@ -14,7 +14,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
 from knowmine.client.inputs import Opened, Spacing
-from knowmine.shared.dicom import read_dataset, show
+from knowmine.shared.dicom import frames_of, read_dataset, show
 from knowmine.shared.errors import DataError
 from knowmine.shared.images import refuse_huge
 
@@ -68,15 +68,14 @@ def open_dicom(path: Path, modalities: Sequence[str], max_image_px: int) -> Open
         )
     # 2. It has a size that can be decoded.
     refuse_huge((int(header.Rows), int(header.Columns)), max_image_px)
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = frames_of(header)
+    _refuse_short(header, frames, path.stat().st_size)
     # 3. A decoder for it is installed.
     _refuse_undecodable(header)
 
-    dataset = read_dataset(path)
-
     def read(index: int) -> Any:
-        pixels = pixel_array(dataset, index=index if frames > 1 else None)
-        return show(pixels, _values_of_frame(dataset, index))
+        # By its path: of a long recording one frame at a time is in memory.
+        return show(pixel_array(path, index=index), _values_of_frame(header, index))
 
     spacing, how = spacing_mm(_values_of_frame(header, 0))
     notes = [how] if how else []
@@ -109,6 +108,24 @@ def spacing_mm(header: Dataset) -> tuple[Spacing | None, str]:
     if len(deltas) == 1 == len(regions) and min(*deltas) > (0, 0):
         return deltas.pop(), ""
     return None, ""
+
+
+def count_frames(path: Path) -> int:
+    """From the header alone, as quickly as that can be read."""
+    return frames_of(read_dataset(path, header_only=True, tags=("NumberOfFrames",)))
+
+
+def _refuse_short(header: Dataset, frames: int, file_bytes: int) -> None:
+    """Uncompressed pixels take as many bytes as the header declares, and a file has them or not."""
+    if header.file_meta.TransferSyntaxUID.is_compressed:
+        return
+    values = frames * int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel)
+    if values * int(header.BitsAllocated) // 8 > file_bytes:
+        raise DataError(
+            f"declares {frames} frames of {header.Columns}x{header.Rows} pixels, which are more "
+            f"than its {file_bytes} bytes: it is damaged, cut short or its header is wrong; copy "
+            "or export it again"
+        )
 
 
 def _refuse_undecodable(header: Dataset) -> None:

@@ -43,14 +43,29 @@ _MAY_BE_EMPTY = (
 )
 
 
+MAX_SEG_PX = 200_000_000
+"""Pixels over all frames and classes that one Segmentation holds; it is made whole in memory."""
+
+
+def refusal(source: Dataset, frames: int, classes: int) -> str:
+    """Why no Segmentation can be made of a file, by its header alone; "" where one may be."""
+    if frames > 1 and not _has_positions(source):
+        return "no DICOM SEG: its header lacks positions in space for its frames"
+    if (pixels := frames * classes * int(source.Rows) * int(source.Columns)) > MAX_SEG_PX:
+        return (
+            f"no DICOM SEG: its {frames} frames have {pixels} pixels in all, expected at most "
+            f"{MAX_SEG_PX}; split it"
+        )
+    return ""
+
+
 def write_seg(
     file: Path, source: Dataset, masks: Sequence[NDArray[np.uint8]], card: ModelCard
 ) -> None:
     """Write the masks of a file's frames, (H, W) uint8 each, as a binary Segmentation.
 
     source: header of the DICOM file. Raises `DataError` for a header without what the standard
-    requires of a source; loops of frames without positions in space (ultrasound, endoscopy) are
-    among them, because highdicom writes none for them.
+    requires of a source. Ask `refusal` first.
     """
     stack = np.stack(masks)
     classes = range(1, card.plan.model.classes + 1)
@@ -89,11 +104,12 @@ def write_seg(
                 series_description="knowmine masks",
             )
             segmentation.save_as(file)
-    # highdicom raises AttributeError, KeyError, ValueError or TypeError for what a header lacks.
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
+    except OSError:  # a full disk is not the header's fault
+        raise
+    # highdicom and pydicom raise all kinds of errors for what a header lacks or has wrong, and
+    # their words may quote it.
+    except Exception as error:
         lacks = getattr(error, "name", None) or "something that the standard requires"
-        if len(masks) > 1 and not _has_positions(source):
-            lacks = "positions in space for its frames"
         raise DataError(f"no DICOM SEG: its header lacks {lacks}") from error
 
 
@@ -109,5 +125,10 @@ def _completed(source: Dataset) -> Dataset:
 
 
 def _has_positions(source: Dataset) -> bool:
-    frames = source.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
-    return "PlanePositionSequence" in frames[0]
+    """By frame, for all of them, or as tiles of one slide."""
+    groups = [
+        *(source.get("SharedFunctionalGroupsSequence") or [])[:1],
+        *(source.get("PerFrameFunctionalGroupsSequence") or [])[:1],
+    ]
+    placed = any("PlanePositionSequence" in group for group in groups)
+    return placed or "TotalPixelMatrixRows" in source

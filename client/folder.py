@@ -1,7 +1,7 @@
 """What a data folder holds: cases by stem, groups from index.csv, lists of stems.
 
 ```
-images/     PNG, JPEG, TIFF, BMP or DICOM, one file a stem
+images/     PNG, JPEG, TIFF, BMP or DICOM (under any name), one file a stem
 masks/      the same stems; an image without a mask is unlabelled
 test.txt, labelled.txt      optional: one stem a line
 index.csv                   optional: a column `stem`, and columns to group by

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -84,6 +84,23 @@ def open_input(path: Path, modalities: Sequence[str], max_image_px: int) -> Open
         return Opened(1, lambda index: image, None, ())
 
 
+def count_frames(path: Path) -> int:
+    """How many pictures a file holds, by its header; 1 for one that cannot be read.
+
+    What is wrong with it is said when it is opened.
+    """
+    with suppress(DataError), explained(path):
+        if is_dicom(path):
+            from knowmine.client import dicom_input
+
+            return dicom_input.count_frames(path)
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            from knowmine.client import nifti_input
+
+            return nifti_input.count_slices(path)
+    return 1
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn what goes wrong inside into a `DataError` that begins with the path.
@@ -99,6 +116,10 @@ def explained(path: Path) -> Iterator[None]:
         raise DataError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
+    except MemoryError:
+        raise DataError(
+            f"{path}: needs more memory than this machine has; split it, or scale it down"
+        ) from None
     # As in shared/images.py: decoders raise all kinds of errors on bad bytes. Their words are left
     # out, because they may quote a tag that names the patient.
     except Exception as error:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from knowmine.client.areas import Segmented, overlay_of, segment
-from knowmine.client.inputs import Input, Opened, explained, find_inputs, open_input
+from knowmine.client.inputs import (
+    Input,
+    Opened,
+    count_frames,
+    explained,
+    find_inputs,
+    open_input,
+)
 from knowmine.client.networks import Network, load_network
 from knowmine.shared.errors import CannotWrite, DataError, Interrupted, UsageError
 from knowmine.shared.images import MAX_IMAGE_PX
@@ -72,34 +79,41 @@ def predict_files(
     out: Path,
     *,
     public_key: Path | None = None,
+    unsigned: bool = False,
     threads: int = 0,
     max_image_px: int = MAX_IMAGE_PX,
     progress: Progress | None = None,
 ) -> Outcome:
     """Segment the images in `inputs`, files and folders, into the new folder `out`.
 
-    public_key: the coordinator's; the model must be signed with it. Raises `PackageRefused` for a
-    model that was changed, `UsageError` where nothing can begin, `CannotWrite` for a full disk,
+    public_key: the coordinator's; the model must be signed with it. unsigned: without one, a model
+    that nobody signed will do. Raises `PackageRefused` for a model that was changed or is not
+    signed, `UsageError` where nothing can begin, `CannotWrite` for a full disk,
     `Interrupted` on Ctrl-C, with the images so far written.
     """
     progress = progress or Silent()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty: name a new folder for the results")
-    package = open_package(model, public_key)
+    package = open_package(model, public_key, unsigned=unsigned)
     files = find_inputs(inputs, out)
     network = load_network(package, threads)
     outcome = Outcome(package, out)
-    progress.start("segmenting", len(files))
+    lengths = [count_frames(file.path) for file in files]
+    progress.start("segmenting", sum(lengths))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "areas.csv").open("w", newline="", encoding="utf-8") as table:
             rows = csv.DictWriter(table, COLUMNS)
             rows.writeheader()
-            for file in files:
-                for row in _rows_of(file, network, package.card, outcome, max_image_px):
+            for file, length in zip(files, lengths, strict=True):
+                before = outcome.images
+                for row in _rows_of(
+                    file, network, package.card, outcome, max_image_px, progress.advance
+                ):
                     rows.writerow(row)
                 table.flush()
-                progress.advance()
+                # A file that failed on the way is over with too.
+                progress.advance(length - (outcome.images - before))
     except OSError as error:
         raise CannotWrite(
             f"cannot write to {out} ({error.strerror or error}): make room; {outcome.images} "
@@ -114,14 +128,22 @@ def predict_files(
 
 
 def _rows_of(
-    file: Input, network: Network, card: ModelCard, outcome: Outcome, max_image_px: int
+    file: Input,
+    network: Network,
+    card: ModelCard,
+    outcome: Outcome,
+    max_image_px: int,
+    advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Segment one file, write what it gives, and say it in rows of areas.csv."""
     rows: list[dict[str, Any]] = []
     masks: list[NDArray[np.uint8]] = []
     try:
         opened = open_input(file.path, card.modalities, max_image_px)
-        for index, name in enumerate(_frame_names(file.name, opened.frames)):
+        with explained(file.path):
+            problem = _no_seg(opened, card)
+        for index in range(opened.frames):
+            name = file.name if opened.frames == 1 else f"{file.name}-{index + 1:04}"
             with explained(file.path):
                 image = opened.read(index)
             found = segment(network, image, card.plan.model.image_px)
@@ -129,14 +151,13 @@ def _rows_of(
             _save_overlay(outcome.out, name, overlay_of(image, found.mask))
             frame = index + 1 if opened.frames > 1 else None
             rows += _area_rows(file, name, frame, found, opened, card)
-            if opened.header is not None:
+            if opened.header is not None and not problem:
                 masks.append(found.mask)
             outcome.images += 1
+            advance()
             if found.doubt:
                 outcome.doubted.append(name)
-        if opened.header is not None and (
-            problem := _write_seg(outcome.out, file, opened, masks, card)
-        ):
+        if problem := problem or _write_seg(outcome.out, file, opened, masks, card):
             outcome.without_seg[str(file.path)] = problem
             for row in rows:
                 row["note"] = "; ".join(filter(None, (row["note"], problem)))
@@ -166,11 +187,6 @@ def _area_rows(
         }
 
 
-def _frame_names(name: str, frames: int) -> list[str]:
-    """Names of what is written for each frame: NAME, or NAME-0001 and on."""
-    return [name] if frames == 1 else [f"{name}-{number:04}" for number in range(1, frames + 1)]
-
-
 def _save_mask(out: Path, name: str, mask: NDArray[np.uint8], classes: int) -> None:
     shown = mask * np.uint8(255) if classes == 1 else mask
     _save(out / "masks" / f"{name}.png", lambda path: Image.fromarray(shown).save(path))
@@ -182,13 +198,23 @@ def _save_overlay(out: Path, name: str, overlay: NDArray[np.uint8]) -> None:
     _save(out / "overlays" / f"{name}.jpg", lambda path: picture.save(path, quality=92))
 
 
+def _no_seg(opened: Opened, card: ModelCard) -> str:
+    """Why there will be no DICOM SEG, so that no mask need be kept for it; "" where one can be."""
+    if opened.header is None:
+        return ""
+    from knowmine.client.dicom_seg import refusal
+
+    return refusal(opened.header, opened.frames, card.plan.model.classes)
+
+
 def _write_seg(
     out: Path, file: Input, opened: Opened, masks: list[NDArray[np.uint8]], card: ModelCard
 ) -> str:
     """Write the DICOM SEG, or say why there is none; the masks are there as PNG either way."""
+    if opened.header is None:
+        return ""
     from knowmine.client.dicom_seg import write_seg
 
-    assert opened.header is not None
     header = opened.header
     try:
         _save(out / "seg" / f"{file.name}.dcm", lambda path: write_seg(path, header, masks, card))

@@ -26,6 +26,9 @@ def predict(
         Path | None,
         typer.Option(help="The coordinator's public key (PEM); the model must be signed with it."),
     ] = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Take a model that nobody signed: your own.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
@@ -40,7 +43,15 @@ def predict(
     checked_format(format_)
     console = Console(stderr=True)
     with _Shown(console) as shown:
-        outcome = predict_files(model, inputs, out, public_key=key, threads=threads, progress=shown)
+        outcome = predict_files(
+            model,
+            inputs,
+            out,
+            public_key=key,
+            unsigned=unsigned,
+            threads=threads,
+            progress=shown,
+        )
     if format_ == "json":
         say_json(report_of(outcome))
     else:
@@ -73,11 +84,19 @@ def _say(outcome: "Outcome", console: Console) -> None:
         if not talk.quiet():
             line(text, style)
 
+    from knowmine.shared.package import PUBLIC_KEY
+
     package = outcome.package
     if package.trusted:
         nice(f"Model {package.card.name}, signed with the key that you gave", "green")
     elif package.signer:
-        nice(f"Model {package.card.name}, signed by {package.signer}; give --key to be sure of it")
+        line(
+            f"Model {package.card.name} is as it was signed, with a key of fingerprint "
+            f"{package.signer}; that key came with the model, so it does not show who signed: "
+            "compare the fingerprint with the coordinator's by telephone, keep "
+            f"{package.folder / PUBLIC_KEY} elsewhere, and give it as --key from then on",
+            "yellow",
+        )
     else:
         line(f"Model {package.card.name} is not signed: nobody vouches for it", "yellow")
     for error in outcome.failed.values():

@@ -113,6 +113,10 @@ def status(
     host: Annotated[
         str, typer.Option(help="Address of the page; other than 127.0.0.1 lets others read it.")
     ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name by which others ask for the page, such as a proxy's; repeatable."),
+    ] = None,
     format_: Format = "text",
 ) -> None:
     """Which sites are connected, what each is about, and how far the run is.
@@ -121,28 +125,25 @@ def status(
     """
     from knowmine.server.settings import ServerSettings
     from knowmine.server.status import EVERY_S, read_status
+    from knowmine.server.status_page import figures_of, serve_status
 
     folder = read_settings(ServerSettings, settings, {"out": out}).out
     if checked_format(format_) == "json":
-        from knowmine.server.status_page import figures_of
-
         say_json(figures_of(folder))
         return
     if serve:
-        from knowmine.server.status_page import serve_status
-
         read_status(folder)  # no run: say so at once
         say(f"Status of {folder} at http://{host}:{port}/ and /metrics. Ctrl-C ends it.")
-        serve_status(folder, host, port)
+        serve_status(folder, host, port, allow_host or ())
         return
     console = Console()
     if not watch:
-        console.print(_table(read_status(folder)))
+        console.print(_table(figures_of(folder)))
         return
-    with Live(_table(read_status(folder)), console=console) as live:
+    with Live(_table(figures_of(folder)), console=console) as live:
         while True:
             time.sleep(EVERY_S)
-            live.update(_table(read_status(folder)))
+            live.update(_table(figures_of(folder)))
 
 
 class _Lines:
@@ -185,7 +186,7 @@ def _result(summary: Mapping[str, Any], run: Path) -> str:
 def _table(status: Mapping[str, Any]) -> Table:
     dice = "-" if status["dice"] is None else f"{status['dice']:.3f}"
     rounds = f"round {status['round']}/{status['rounds'] or '-'}"
-    title = f"{status['federation']}: {status['status']}, {rounds}, Dice {dice}"
+    title = f"{status['federation']}: {status['status']}, {rounds}, Dice {dice} (sites shown)"
     table = Table(title=title, caption=status["reason"] or None, title_justify="left")
     for column in ("site", "connected", "version", "doing", "last round", "certificate", "error"):
         table.add_column(column)

@@ -36,6 +36,7 @@ def export(
     """
     # Imported late: it takes a moment, and --help should not.
     from knowmine.server.release import export as export_run
+    from knowmine.shared.package import PUBLIC_KEY, fingerprint_of, read_public_key
 
     checked_format(format_)
     card = export_run(
@@ -54,7 +55,12 @@ def export(
     say(f"{card.name} as {card.model_format} in {out}; read MODEL_CARD.md there")
     if key is None:
         typer.echo(
-            "Not signed: give --key, so that sites can tell that it comes from you", err=True
+            "Not signed: give --key, or `knowmine-client predict` refuses it without --unsigned",
+            err=True,
         )
     else:
-        say("Signed: give sites the file signing_key.pub by another way than the model")
+        signer = fingerprint_of(read_public_key(out / PUBLIC_KEY))
+        say(
+            f"Signed by the key {signer}: give sites {PUBLIC_KEY}, or that fingerprint, by another "
+            "way than the model"
+        )

@@ -3,8 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from knowmine.server.allow_list import AllowList
@@ -18,7 +16,7 @@ from knowmine.server.rounds import Watch, run_rounds
 from knowmine.server.settings import ServerSettings
 from knowmine.server.status import StatusBoard
 from knowmine.server.trust import Trust
-from knowmine.shared.certificates import load_certificate, warning_of_expiry
+from knowmine.shared.certificates import load_certificate
 from knowmine.shared.errors import UsageError
 from knowmine.shared.keys import load_ec_key
 from knowmine.shared.log import open_log, plain
@@ -53,10 +51,10 @@ def run_federation(
             settings.federation,
             fleet.presence,
             allow_list,
-            lambda: _expiry(settings.keys / "server.crt"),
+            lambda: load_certificate(settings.keys / "server.crt"),
             also=watch,
         )
-        for warning in filter(None, _warnings(settings, board)):
+        for warning in filter(None, _warnings(board)):
             log.event("expiry", level="warning", reason=warning)
 
         def end(status: str, reason: str) -> None:
@@ -102,13 +100,10 @@ def _initial(settings: ServerSettings) -> Weights:
     return weights_of(build_model(settings.plan.model, settings.plan.seed))
 
 
-def _warnings(settings: ServerSettings, board: StatusBoard) -> list[str | None]:
-    sites = board.now()["sites"].values()
-    return [_expiry(settings.keys / "server.crt"), *(s["certificate_warning"] for s in sites)]
-
-
-def _expiry(certificate: Path) -> str | None:
-    return warning_of_expiry(load_certificate(certificate), datetime.now(UTC))
+def _warnings(board: StatusBoard) -> list[str | None]:
+    now = board.now()
+    sites = now["sites"].values()
+    return [now["server_certificate_warning"], *(s["certificate_warning"] for s in sites)]
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
 from knowmine.server.allow_list import AllowList
 from knowmine.server.presence import Presence
 from knowmine.shared.certificates import warning_of_expiry
@@ -45,11 +47,11 @@ class StatusBoard:
         federation: str,
         presence: Presence,
         allow_list: AllowList,
-        server_warning: Callable[[], str | None],
+        server_certificate: Callable[[], x509.Certificate],
         also: Any = None,
     ) -> None:
         self._path, self._presence, self._allow_list = path, presence, allow_list
-        self._server_warning, self._also = server_warning, also
+        self._server_certificate, self._also = server_certificate, also
         self._lock, self._over = threading.Lock(), threading.Event()
         self._sites: dict[str, _Seen] = {}
         self._run: dict[str, Any] = {
@@ -129,10 +131,12 @@ class StatusBoard:
                         datetime.now(UTC),
                     ),
                 }
+            own = self._server_certificate()
             return {
                 **self._run,
                 "updated_at": _now(),
-                "server_certificate_warning": self._server_warning(),
+                "server_certificate_expires": own.not_valid_after_utc.isoformat(),
+                "server_certificate_warning": warning_of_expiry(own, datetime.now(UTC)),
                 "damaged": dict(self._allow_list.damaged),
                 "sites": sites,
             }

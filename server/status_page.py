@@ -1,21 +1,27 @@
 """The coordinator's live page and Prometheus metrics, from what a run has on disk; never an image.
 
 Counts of fewer than five test images are left out, and so are the scores that rest on them.
+A page of another origin that had its own name point here (DNS rebinding) is not answered.
 """
 
+import ipaddress
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jinja2
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from knowmine.server.model_cards import published
 from knowmine.server.status import read_status
@@ -44,10 +50,13 @@ def figures_of(run: Path) -> dict[str, Any]:
             continue  # being written, or damaged: the journal's affair
         if record.get("round"):
             history.append(_told(record))
-    status = read_status(run)
-    if history:
-        status["dice"] = history[-1]["dice"]
-    return {**status, "history": history, "events": _events(run / "run.log.jsonl")}
+    dice = history[-1]["dice"] if history else None
+    return {
+        **read_status(run),
+        "dice": dice,
+        "history": history,
+        "events": _events(run / "run.log.jsonl"),
+    }
 
 
 def metrics_of(figures: Mapping[str, Any]) -> bytes:
@@ -64,9 +73,16 @@ def metrics_of(figures: Mapping[str, Any]) -> bytes:
         gauge("rounds", "Rounds of the run.").set(figures["rounds"])
     connected = gauge("site_connected", "1 while the site is here.", "site")
     last = gauge("site_last_round", "Last round that the site trained in.", "site")
+    ends = gauge("certificate_expiry_seconds", "Unix time of the certificate's end.", "site")
     for name, site in figures["sites"].items():
         connected.labels(name).set(site["connected"])
         last.labels(name).set(site["last_round"])
+        if not site["revoked"]:
+            ends.labels(name).set(datetime.fromisoformat(site["certificate_expires"]).timestamp())
+    if server_ends := figures.get("server_certificate_expires"):
+        gauge("server_certificate_expiry_seconds", "The same of the server's own.").set(
+            datetime.fromisoformat(server_ends).timestamp()
+        )
     history = figures["history"]
     if not history:
         return generate_latest(registry)
@@ -118,8 +134,45 @@ def mining_cards(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return cards
 
 
-def status_app(run: Path) -> Starlette:
-    """The page at /, its figures at /status.json, and /metrics."""
+class KnownHosts:
+    """Answers those who ask for an address or for one of these names, and refuses others with 403.
+
+    A browser that was led here by a foreign name says that name; it cannot be led by an address.
+    Starlette's TrustedHostMiddleware would have to be told every address, and knows none of IPv6.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self._app, self._names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        app = self._app
+        if scope["type"] == "http" and not self._known(Request(scope).headers.get("host", "")):
+            app = PlainTextResponse(
+                "this page is not served under that name: open it by its address, or start "
+                "`status --serve` with --allow-host and the name",
+                403,
+                headers=HEADERS,
+            )
+        await app(scope, receive, send)
+
+    def _known(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self._names
+        return True
+
+
+def status_app(run: Path, names: Collection[str] = ()) -> Starlette:
+    """The page at /, its figures at /status.json, and /metrics.
+
+    names: host names by which it may be asked for, beside localhost and addresses.
+    """
     here = Path(__file__)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
@@ -156,14 +209,20 @@ def status_app(run: Path) -> Starlette:
             static("status_page.css", "text/css"),
             static("status_page.js", "text/javascript"),
         ],
+        middleware=[Middleware(KnownHosts, names={"localhost", *names})],
         exception_handlers={UsageError: refused},
     )
 
 
-def serve_status(run: Path, host: str, port: int) -> None:
+def serve_status(run: Path, host: str, port: int, names: Collection[str] = ()) -> None:
     """Serve the page until Ctrl-C; raise `UsageError` where the port is taken."""
     config = uvicorn.Config(
-        status_app(run), host=host, port=port, log_config=None, lifespan="off", server_header=False
+        status_app(run, {host, *names}),
+        host=host,
+        port=port,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
     )
     try:
         listening = config.bind_socket()

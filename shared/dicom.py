@@ -3,6 +3,7 @@
 Pillow's formats stand in images.py; this file is what DICOM needs beside them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,27 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from knowmine.shared.errors import DataError
 
-SUFFIXES = frozenset({".dcm", ".dicom"})
+SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+"""What DICOM files may end in, lower case; `.ima` is Siemens'."""
+
+MAX_FRAMES = 10_000
+"""Frames above which a header is taken for damaged rather than a long recording (5 min at 30/s)."""
+
+_OTHERS = frozenset(
+    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".csv", ".txt", ".json"}
+)
 
 
 def is_dicom(path: Path) -> bool:
-    """By suffix, or for other names by the mark that DICOM files carry at byte 128 (PS3.10, 7.1).
+    """By suffix, or for unknown ones by the mark that DICOM files carry at byte 128 (PS3.10, 7.1).
 
-    Files from hospital archives often have no suffix, or the last part of a UID for one.
+    Files from hospital archives often have no suffix, a UID's last part or a maker's word for one.
+    A DICOMDIR carries the mark too; it is a medium's table of contents and no image.
     """
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return True
-    if suffix and not suffix[1:].isdigit():
+    if suffix in _OTHERS or path.name.upper() == "DICOMDIR":
         return False
     try:
         with path.open("rb") as file:
@@ -39,12 +49,29 @@ def is_dicom(path: Path) -> bool:
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) from the header."""
     header = read_dataset(path, header_only=True)
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = frames_of(header)
     if frames > 1:
         raise DataError(f"has {frames} frames, expected one; export each frame as a file")
     if "Rows" not in header or "Columns" not in header:
         raise DataError("is a DICOM file without an image (no Rows and Columns); leave it out")
     return int(header.Rows), int(header.Columns)
+
+
+def frames_of(header: Dataset) -> int:
+    """How many frames a header declares, 1 if it says nothing; raises `DataError` for nonsense."""
+    try:
+        value = header.get("NumberOfFrames")
+        frames = 1 if value in (None, "") else int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            "has a NumberOfFrames that is no number: its header is damaged; export it again"
+        ) from None
+    if not 1 <= frames <= MAX_FRAMES:
+        raise DataError(
+            f"declares {frames} frames, expected 1 to {MAX_FRAMES}: its header is damaged, or the "
+            "recording must be split; export it again"
+        )
+    return frames
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -73,13 +100,20 @@ def read_stored(path: Path) -> NDArray[Any]:
     return values
 
 
-def read_dataset(path: Path, *, header_only: bool = False) -> Dataset:
-    """The file, or its header alone; raises what pydicom raises, and `DataError`."""
+def read_dataset(
+    path: Path, *, header_only: bool = False, tags: Sequence[str] | None = None
+) -> Dataset:
+    """The file, or its header alone; raises what pydicom raises, and `DataError`.
+
+    tags: keywords of those to read, None for all.
+    """
     # A deflated file is inflated whole before its size can be known: a bomb could hide there.
     meta = read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise DataError("is a deflated DICOM file, which is not read; export it uncompressed")
-    return dcmread(path, stop_before_pixels=header_only)
+    return dcmread(
+        path, stop_before_pixels=header_only, specific_tags=None if tags is None else list(tags)
+    )
 
 
 def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -88,7 +122,16 @@ def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if not finite.any():
         raise DataError("holds no finite pixel; export it again")
     low, high = float(pixels[finite].min()), float(pixels[finite].max())
-    return _between(np.where(finite, pixels, low), low, high)
+    return stretch(np.where(finite, pixels, low), low, high)
+
+
+def stretch(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """0 at `low` and below, 255 at `high` and above."""
+    if high <= low:
+        # A window of width 1 is a threshold; a constant image has nothing to show.
+        return np.where(pixels > high, 255, 0).astype(np.uint8)
+    scaled: NDArray[np.float32] = (pixels.astype(np.float32) - low) * (255 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _windowed(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
@@ -99,21 +142,12 @@ def _windowed(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
         centre, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
         function = dataset.get("VOILUTFunction", "LINEAR")
         if function == "SIGMOID" and width > 0:
-            return _between(1 / (1 + np.exp(-4 * (pixels - centre) / width)), 0.0, 1.0)
+            return stretch(1 / (1 + np.exp(-4 * (pixels - centre) / width)), 0.0, 1.0)
         if function == "LINEAR":
             centre, width = centre - 0.5, width - 1
-        return _between(pixels, centre - width / 2, centre + width / 2)
+        return stretch(pixels, centre - width / 2, centre + width / 2)
     return to_8_bit(apply_voi(pixels, dataset) if "VOILUTSequence" in dataset else pixels)
 
 
 def _first(value: Any) -> float:
     return float(value if isinstance(value, str | int | float) else value[0])
-
-
-def _between(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """0 at `low` and below, 255 at `high` and above."""
-    if high <= low:
-        # A window of width 1 is a threshold; a constant image has nothing to show.
-        return np.where(pixels > high, 255, 0).astype(np.uint8)
-    scaled: NDArray[np.float32] = (pixels.astype(np.float32) - low) * (255 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -68,18 +68,19 @@ def write_package(folder: Path, card: ModelCard, signing_key: Ed25519PrivateKey 
         (folder / PUBLIC_KEY).write_bytes(_pem(signing_key.public_key()))
 
 
-def open_package(place: Path, public_key: Path | None = None) -> Package:
+def open_package(place: Path, public_key: Path | None = None, *, unsigned: bool = False) -> Package:
     """Check an exported model: a folder, or any file in one.
 
-    With `public_key`, only what that key signed is accepted. Without, a signature that is there
-    must still be right, which shows damage and careless edits, not who signed. Raises
-    `WeightsError` for what is no export, `PackageRefused` for one that is not as it was signed.
+    With `public_key`, only what that key signed is accepted. Without, the signature must be that
+    of the enclosed key, which shows damage and careless edits, not who signed. unsigned: a model
+    without a signature will do where no key is given. Raises `WeightsError` for what is no export,
+    `PackageRefused` for one that is not signed, or not as it was signed.
     """
     # 1. The list is there.
     folder = _folder_of(place)
     manifest = (folder / MANIFEST).read_bytes()
     # 2. The list is what was signed, by the key that is trusted.
-    signer = _check_signature(folder, manifest, public_key)
+    signer = _check_signature(folder, manifest, public_key, unsigned)
     # 3. Every file is what the list says.
     digests = _digests_of(manifest)
     content = {name: _read_listed(folder, name, digest) for name, digest in digests.items()}
@@ -150,7 +151,9 @@ def _folder_of(place: Path) -> Path:
     )
 
 
-def _check_signature(folder: Path, manifest: bytes, public_key: Path | None) -> str | None:
+def _check_signature(
+    folder: Path, manifest: bytes, public_key: Path | None, unsigned: bool
+) -> str | None:
     signature, enclosed = folder / SIGNATURE, folder / PUBLIC_KEY
     trusted = read_public_key(public_key) if public_key is not None else None
     if not signature.is_file():
@@ -162,6 +165,11 @@ def _check_signature(folder: Path, manifest: bytes, public_key: Path | None) -> 
         if enclosed.is_file():
             raise PackageRefused(
                 f"{folder} was signed, and its {SIGNATURE} is gone: get the export again"
+            )
+        if not unsigned:
+            raise PackageRefused(
+                f"{folder} is not signed (there is no {SIGNATURE}): nobody vouches for it; ask the "
+                "coordinator for the signed export, or give --unsigned if you made it yourself"
             )
         return None
     key = trusted or (read_public_key(enclosed) if enclosed.is_file() else None)

@@ -1,54 +1,25 @@
 """The commands of docs/hospital-guide.md do what the guide says; others are spelled right."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import click
 import pytest
 import typer
-import yaml
 
 from knowmine.client.cli import app as client
 from knowmine.deploy.commands import app as server
-
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def page(name):
-    """A page's text."""
-    return (DOCS / name).read_text(encoding="utf-8")
-
-
-def commands_of(name):
-    """The lines that a page asks to type."""
-    blocks = re.findall(r"^```console\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-
+from tests.followed import commands_of, make_tiny, masked, page, said, started
 
 COMMANDS = commands_of("hospital-guide.md")
 TRIAL = COMMANDS[:6]
 OURS = [line for line in (*COMMANDS, *commands_of("first-day.md")) if line.startswith("knowmine-")]
 
-# What the test changes of the guide's trial, to end in seconds: labels alone (so no SAM), a tiny
-# untrained network, one round of two steps on eight images, and a port that is free.
+# What the test changes of the guide's trial, to end in seconds, beside `TINY` and a free port.
 FEWER_IMAGES = ("--images 40 --masks 24", "--images 8 --masks 8")
-TINY = {
-    "plan": {
-        "method": "supervised",
-        "model": {"image_px": 32, "pretrained": False},
-        "training": {"steps": 2, "batch": 2},
-    },
-    "run": {"rounds": 1},
-}
 
 
 @pytest.mark.parametrize("line", OURS)
@@ -152,42 +123,3 @@ def transcript(folder):
 def typed(line, folder, code=0):
     """A command and what it prints, as a page shows them."""
     return f"$ {line}\n{said(line, folder, code)}"
-
-
-def masked(text):
-    """Numbers and hashes as N, and no more than one space: what is left is what a page promises."""
-    return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "N", re.sub(r"[ \n]+", " ", text)).strip()
-
-
-def make_tiny(file):
-    """The example's file, made small."""
-    values = yaml.safe_load(file.read_text()) | TINY
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        values["server"]["port"] = free.getsockname()[1]
-    file.write_text(yaml.safe_dump(values))
-
-
-def environment():
-    """The tests' own environment comes first, as after `activate`."""
-    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": commands, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-
-
-def started(line, folder):
-    """A command of the guide, running."""
-    return subprocess.Popen(
-        shlex.split(line),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def said(line, folder, code=0):
-    """What a command of the guide prints; it has to end with this code."""
-    command = started(line, folder)
-    output, _ = command.communicate(timeout=400)
-    assert command.returncode == code, output
-    return output

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from knowmine.server.cli import app
 from knowmine.server.status_page import (
     figures_of,
     metrics_of,
@@ -51,6 +54,7 @@ def run(tmp_path):
         "started_at": "",
         "updated_at": datetime.now(UTC).isoformat(),
         "server_certificate_warning": None,
+        "server_certificate_expires": "2027-05-01T00:00:00+00:00",
         "damaged": {},
         "sites": {"lyon": site(), "turin": site(connected=False, task="", task_seconds=None)},
     }
@@ -109,6 +113,28 @@ def test_metrics_are_those_figures(run):
     assert 'knowmine_bytes{direction="down"} 1e+07' in text
 
 
+def test_metrics_tell_when_certificates_end(run):
+    """As Unix time, of each site that may still come and of the server."""
+    file = run / "status.json"
+    status = json.loads(file.read_text())
+    status["sites"]["turin"]["revoked"] = True
+    file.write_text(json.dumps(status))
+    text = metrics_of(figures_of(run)).decode()
+    assert 'knowmine_certificate_expiry_seconds{site="lyon"} 1.8091296e+09' in text
+    assert 'knowmine_certificate_expiry_seconds{site="turin"}' not in text
+    assert "knowmine_server_certificate_expiry_seconds 1.8091296e+09" in text
+
+
+def test_the_table_in_the_terminal_leaves_them_out_too(run, tmp_path):
+    """As the page does; before a first round that can be read there is no mean at all."""
+    settings = tmp_path / "server.yaml"
+    settings.write_text(f"federation: polyps\nout: {run}\n")
+    said = CliRunner().invoke(app, ["status", str(settings)]).stdout
+    assert "Dice 0.800" in said and "0.700" not in said
+    (run / "rounds" / "0001.json").unlink()
+    assert "Dice -" in CliRunner().invoke(app, ["status", str(settings)]).stdout
+
+
 @pytest.mark.parametrize("width", [1280, 1920])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_everybody_can_read_it(page, address, width, colours):
@@ -153,6 +179,56 @@ def test_the_page_renews_itself(page, address, run):
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "round": 3}))
     page.get_by_text("3 / 5").wait_for()
+
+
+@pytest.mark.parametrize("label", ["Sites", "Rounds"])
+def test_the_keyboard_stays_where_it_is(page, address, run, label):
+    """A table that has the focus keeps it when the page renews, though a section comes before it."""
+    file = run / "rounds" / "0001.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "mined_per_site": {}}))
+    page.goto(address)
+    page.get_by_label(label).focus()
+    file.write_text(json.dumps({**record, "seconds": 77.0}))
+    page.get_by_text("77 s").wait_for()
+    page.get_by_text("both models agree").wait_for()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == label
+
+
+def test_the_page_says_after_renewing_what_a_fresh_one_says(page, address, run):
+    """A round more, a site fewer, a reason that comes and goes."""
+    first = json.loads((run / "status.json").read_text())
+    record = json.loads((run / "rounds" / "0001.json").read_text())
+    page.goto(address)
+    ended = {**first, "reason": "no quorum", "sites": {"lyon": first["sites"]["lyon"]}}
+    (run / "status.json").write_text(json.dumps(ended))
+    (run / "rounds" / "0002.json").write_text(json.dumps({**record, "round": 2}))
+    page.get_by_text("no quorum").wait_for()
+    (run / "status.json").write_text(json.dumps({**ended, "reason": ""}))
+    page.get_by_text("no quorum").wait_for(state="detached")
+    renewed = page.locator("#page").inner_text()
+    page.reload()
+    assert page.locator("#page").inner_text() == renewed
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("127.0.0.1:8738", 200),
+        ("localhost:8738", 200),
+        ("[::1]:8738", 200),
+        ("10.1.2.3", 200),
+        ("Status.hospital.example:8738", 200),
+        ("evil.example:8738", 403),
+        ("", 403),
+        ("[", 403),
+    ],
+)
+def test_a_foreign_name_is_refused(run, host, code):
+    """Such as one that was pointed here to read the page from a stranger's."""
+    with TestClient(status_app(run, ["status.hospital.example"])) as client:
+        for path in ("/", "/status.json", "/metrics"):
+            assert client.get(path, headers={"host": host}).status_code == code
 
 
 def test_a_port_in_use_is_said(run):

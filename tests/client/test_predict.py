@@ -1,10 +1,12 @@
 """A person's images become masks, areas and DICOM SEG; a bad file or model is said, not guessed."""
 
 import csv
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import highdicom
@@ -16,11 +18,13 @@ import pytest
 from PIL import Image
 from pydicom.uid import HTJ2KLossless
 
+from knowmine.client.dicom_seg import refusal
+from knowmine.client.inputs import open_input
 from knowmine.client.predict import predict_files
 from knowmine.server.release import export
 from knowmine.shared.errors import DataError, PackageRefused, UsageError, WeightsError
 from knowmine.shared.metrics import dice
-from knowmine.shared.package import open_package, write_package
+from knowmine.shared.package import fingerprint_of, open_package, read_public_key, write_package
 from tests.client.small_dicom import (
     ENHANCED_CT,
     PATIENT,
@@ -74,7 +78,7 @@ def test_pytorch_and_onnx_runtime_give_one_mask(onnx_export, finished_run, pictu
     """Whichever format a site was given."""
     export(finished_run, "safetensors", tmp_path / "model")
     for model, out in ((tmp_path / "model", "a"), (onnx_export, "b")):
-        predict_files(model, [pictures / "images"], tmp_path / out)
+        predict_files(model, [pictures / "images"], tmp_path / out, unsigned=True)
     stems = [file.stem for file in (pictures / "images").iterdir()]
     ours, theirs = ([mask_of(tmp_path / out, stem) for stem in stems] for out in "ab")
     assert dice(np.stack(ours), np.stack(theirs)) > 0.999
@@ -220,8 +224,6 @@ def enhanced(file):
 
 def test_frames_keep_their_own_windows(tmp_path):
     """500 is above the first frame's window and below the second's."""
-    from knowmine.client.inputs import open_input
-
     opened = open_input(enhanced(tmp_path / "e.dcm"), (), 10**8)
     assert (opened.read(0) == 255).all() and (opened.read(1) == 0).all()
 
@@ -243,13 +245,76 @@ def predict_rows_of_any(model, file, tmp_path):
     return [row for row in rows_of(tmp_path / "out") if not row["error"]]
 
 
+def test_a_long_recording_is_read_frame_by_frame(tmp_path):
+    """Two hundred frames of a quarter of a megabyte: never more than a few of them in memory."""
+    frames = np.zeros((200, 512, 512), np.uint8)
+    file = write_dicom(tmp_path / "loop.dcm", frames, US_MULTI_FRAME, "US")
+    del frames
+    tracemalloc.start()
+    opened = open_input(file, (), 10**8)
+    assert all(opened.read(index).shape == (512, 512, 3) for index in range(opened.frames))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000
+
+
+def test_more_pixels_than_one_seg_holds_are_said(tmp_path):
+    """A thousand frames in space, of 512 x 512."""
+    header = pydicom.Dataset()
+    header.Rows = header.Columns = 512
+    frame = pydicom.Dataset()
+    frame.PlanePositionSequence = [pydicom.Dataset()]
+    header.PerFrameFunctionalGroupsSequence = [frame]
+    assert "262144000 pixels in all, expected at most 200000000" in refusal(header, 1000, 1)
+
+
+def test_progress_counts_pictures_and_not_files(onnx_export, pictures, tmp_path):
+    """Three frames, two slices, one picture, one file that is none: seven, and all are passed."""
+    (tmp_path / "in").mkdir()
+    loop = np.zeros((3, 40, 48), np.uint8)
+    write_dicom(tmp_path / "in" / "loop.dcm", loop, US_MULTI_FRAME, "US")
+    volume = nibabel.Nifti1Image(np.zeros((8, 8, 2), np.uint8), np.eye(4))
+    nibabel.save(volume, tmp_path / "in" / "volume.nii.gz")
+    shutil.copy(pictures / "images" / "case-00.png", tmp_path / "in")
+    (tmp_path / "in" / "none.png").write_text("none")
+    counter = Counter()
+    outcome = predict_files(onnx_export, [tmp_path / "in"], tmp_path / "out", progress=counter)
+    assert (outcome.images, counter.total, counter.passed) == (6, 7, 7)
+
+
+class Counter:
+    """A progress display that counts."""
+
+    total = passed = 0
+
+    def start(self, step, total):
+        self.total = total
+
+    def advance(self, n=1):
+        self.passed += n
+
+    def done(self):
+        pass
+
+
+@pytest.mark.parametrize("name", ["scan.IMA", "scan.ima", "IM000001", "1.2.840.77", "MR.head.x"])
+def test_dicom_is_known_by_what_it_is(onnx_export, tmp_path, name):
+    """In a folder, whatever its name; a table of contents and a table of areas are passed over."""
+    (tmp_path / "in").mkdir()
+    write_dicom(tmp_path / "in" / name, hounsfield(), WindowCenter=0, WindowWidth=900)
+    shutil.copy(tmp_path / "in" / name, tmp_path / "in" / "DICOMDIR")
+    (tmp_path / "in" / "list.csv").write_text("stem")
+    (tmp_path / "in" / "notes").write_text("no image")
+    outcome = predict_files(onnx_export, [tmp_path / "in"], tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out")
+    assert row["file"].endswith(name) and not outcome.failed
+
+
 # ── NIfTI ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_nifti_slices_are_shown_as_a_viewer_shows_them(tmp_path):
     """RAS+: the patient's right front corner is at the top left."""
-    from knowmine.client.inputs import open_input
-
     volume = np.zeros((48, 40, 2), np.uint8)
     volume[47, 39, 1] = 200
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.4, 0.5, 3, 1])), tmp_path / "v.nii.gz")
@@ -261,8 +326,6 @@ def test_nifti_slices_are_shown_as_a_viewer_shows_them(tmp_path):
 
 def test_a_turned_volume_is_turned_back(tmp_path):
     """The same volume stored left-to-right gives the same pictures."""
-    from knowmine.client.inputs import open_input
-
     volume = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     plain = nibabel.Nifti1Image(volume, np.eye(4))
     turned = nibabel.Nifti1Image(volume[::-1].copy(), np.diag([-1, 1, 1, 1]))
@@ -270,6 +333,77 @@ def test_a_turned_volume_is_turned_back(tmp_path):
         nibabel.save(image, tmp_path / f"{name}.nii")
     p, t = (open_input(tmp_path / f"{name}.nii", (), 10**8) for name in "pt")
     assert all(np.array_equal(p.read(i), t.read(i)) for i in range(4))
+
+
+def lying(file, shape, dtype=np.int16, affine=None):
+    """A NIfTI header of `shape` with next to nothing behind it, gzipped by its name."""
+    header = nibabel.Nifti1Image(np.zeros((1, 1, 1), dtype), affine).header
+    header.set_data_shape(shape)
+    header.set_sform(np.eye(4) if affine is None else affine, 1)
+    header["vox_offset"] = 352
+    content = header.binaryblock + b"\0" * 100
+    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+    return file
+
+
+@pytest.mark.parametrize("name", ["lie.nii", "lie.nii.gz"])
+def test_a_volume_that_holds_less_than_it_declares(tmp_path, name):
+    """Two gigabytes that are not there are asked of nobody."""
+    file = lying(tmp_path / name, (1000, 1000, 1000))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="declares 1000000000 voxels, which are 2000000352 bytes"):
+        open_input(file, (), 10**8)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((32000, 32000, 32000), "expected at most 1000000000 in all"),
+        ((8, 8, 0), "expected at most|no image"),
+        ((-8, -8, 8), "expected at most|cannot be read"),
+        ((8, 8, 8, 5), "split a time series"),
+    ],
+)
+def test_a_volume_of_impossible_size(tmp_path, shape, words):
+    """Too many, none, fewer than none, or several in one."""
+    with pytest.raises(DataError, match=words):
+        open_input(lying(tmp_path / "a.nii", shape), (), 10**8)
+
+
+def test_the_size_counts_as_the_slices_are_turned(tmp_path):
+    """Stored as a thin stack of 2 x 9000, shown as slices of 9000 x 9000."""
+    turned = np.eye(4)[[0, 2, 1, 3]]
+    file = lying(tmp_path / "a.nii", (9000, 2, 9000), np.uint8, turned)
+    with pytest.raises(DataError, match="has 81000000 pixels, expected at most 1000000"):
+        open_input(file, (), 10**6)
+
+
+def test_a_gigavoxel_takes_no_more_memory_than_its_slices(tmp_path):
+    """A sparse file of 1000 x 1000 x 1000; its slices across the stored order too."""
+    file = lying(tmp_path / "a.nii", (1000, 1000, 1000), np.uint8)
+    with file.open("r+b") as grown:
+        grown.truncate(352 + 10**9)
+    tracemalloc.start()
+    opened = open_input(file, (), 10**8)
+    assert opened.frames == 1000 and not opened.read(999).any()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 50_000_000
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("slope", [2.0, -2.0])
+def test_deep_values_are_scaled_by_the_whole_volume(tmp_path, suffix, slope):
+    """-100 to 100, by slope and intercept; what is no number is as dark as the darkest."""
+    stored = np.array([-50, 0, 50, np.nan], np.float32).reshape(1, 1, 4) / (slope / 2)
+    image = nibabel.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(slope, 10)
+    nibabel.save(image, tmp_path / f"v.{suffix}")
+    opened = open_input(tmp_path / f"v.{suffix}", (), 10**8)
+    assert [int(opened.read(index)[0, 0, 0]) for index in range(4)] == [0, 128, 255, 0]
 
 
 # ── bad files ──────────────────────────────────────────────────────────────────────────────────
@@ -297,7 +431,38 @@ def of_no_size(file):
     write_dicom(file, np.zeros((0, 48), np.int16))
 
 
+def of_frames(count):
+    """A loop of two frames whose header says otherwise."""
+
+    def write(file):
+        loop = np.zeros((2, 40, 48), np.uint8)
+        write_dicom(file, loop, US_MULTI_FRAME, "US", NumberOfFrames=1)
+        text = str(count).encode()
+        # In place, as damage does it: pydicom itself writes numbers alone. IS, two bytes.
+        whole = file.read_bytes()
+        tag = b"\x28\x00\x08\x00IS"
+        before, _, after = whole.partition(tag)
+        padded = text + b" " * (len(text) % 2)
+        file.write_bytes(before + tag + len(padded).to_bytes(2, "little") + padded + after[4:])
+
+    return write
+
+
+def with_windows_of_no_kind(file):
+    """Per-frame values that are no sequence."""
+    write_dicom(file, np.zeros((2, 40, 48), np.uint8), US_MULTI_FRAME, "US")
+    whole = pydicom.dcmread(file)
+    whole.add_new(0x52009230, "LO", "frames")
+    whole.save_as(file)
+
+
 BAD = {
+    "endless.dcm": (of_frames(2**31), "declares 2147483648 frames, expected 1 to 10000"),
+    "minus.dcm": (of_frames(-1), "declares -1 frames, expected 1 to 10000"),
+    "none.dcm": (of_frames(0), "declares 0 frames, expected 1 to 10000"),
+    "words.dcm": (of_frames("many"), "a NumberOfFrames that is no number"),
+    "more.dcm": (of_frames(900), "declares 900 frames of 48x40 pixels, which are more than its"),
+    "odd.dcm": (with_windows_of_no_kind, "cannot be read"),
     "syntax.dcm": (undecodable, "compressed as High-Throughput JPEG 2000.*no installed decoder"),
     "cut.dcm": (truncated, "damaged, cut short"),
     "plan.dcm": (without_image, "modality RTSTRUCT without an image"),
@@ -327,7 +492,7 @@ def test_a_modality_the_model_is_not_meant_for_is_refused(finished_run, tmp_path
     """An ultrasound model does not segment CT."""
     export(finished_run, "safetensors", tmp_path / "model", modalities=["us"])
     file = write_dicom(tmp_path / "a.dcm", hounsfield())
-    outcome = predict_files(tmp_path / "model", [file], tmp_path / "out")
+    outcome = predict_files(tmp_path / "model", [file], tmp_path / "out", unsigned=True)
     assert "has modality CT, expected US" in outcome.failed[str(file)]
 
 
@@ -395,6 +560,48 @@ def test_an_unsigned_model_is_refused_where_a_key_is_given(model, signing_key, p
     assert "is not signed" in words
 
 
+@pytest.fixture
+def unsigned(model):
+    """The same model without its signature and key."""
+    for name in ("manifest.json.sig", "signing_key.pub"):
+        (model / name).unlink()
+    return model
+
+
+def command(*words):
+    """`knowmine-client` as a person types it, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from knowmine.client.cli import main; main()", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_unsigned_model_is_refused(unsigned, pictures, tmp_path):
+    """Exit code 4, and what to do, where nobody said that it will do."""
+    done = command("predict", unsigned, pictures / "images", "--out", tmp_path / "out")
+    assert done.returncode == 4 and "or give --unsigned" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unsigned_model_will_do_where_a_person_says_so(unsigned, pictures, tmp_path):
+    """With a warning."""
+    words = ("predict", unsigned, pictures / "images", "--out", tmp_path / "out", "--unsigned")
+    done = command(*words)
+    assert done.returncode == 0 and "nobody vouches for it" in done.stdout
+
+
+def test_without_a_key_it_is_said_whose_signature_it_is(
+    onnx_export, signing_key, pictures, tmp_path
+):
+    """The fingerprint that the coordinator can read out, and which file to pin."""
+    done = command("predict", onnx_export, pictures / "images", "--out", tmp_path / "out")
+    assert done.returncode == 0
+    assert fingerprint_of(read_public_key(signing_key.with_suffix(".pub"))) in done.stdout
+    assert "signing_key.pub elsewhere, and give it as --key" in done.stdout
+
+
 def test_an_onnx_file_of_another_model_is_refused(model, pictures, tmp_path):
     """Right digests, wrong network: it takes and gives other shapes than the card says."""
     shape: list[str | int | None] = ["n", 1, 8, 8]
@@ -413,7 +620,7 @@ def test_an_onnx_file_of_another_model_is_refused(model, pictures, tmp_path):
         (model / name).unlink()
     onnx.save(other, model / "model.onnx")
     write_package(model, card, None)
-    words = refused(model, pictures, tmp_path)
+    words = refused(model, pictures, tmp_path, unsigned=True)
     assert "is another model than its card says: it takes x (N, 1, 8, 8)" in words
 
 
@@ -424,7 +631,7 @@ def test_a_list_cannot_reach_outside_its_folder(model, pictures, tmp_path):
     (model / "manifest.json").write_text(json.dumps(content))
     for name in ("manifest.json.sig", "signing_key.pub"):
         (model / name).unlink()
-    assert "lies outside the folder" in refused(model, pictures, tmp_path)
+    assert "lies outside the folder" in refused(model, pictures, tmp_path, unsigned=True)
 
 
 def test_what_is_no_export_is_said(pictures, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from knowmine.server.presence import Presence
 from knowmine.server.status import StatusBoard, read_status
+from knowmine.shared.certificates import load_certificate
 from knowmine.shared.errors import UsageError
 from tests.provisioned import Federation
 
@@ -21,7 +22,8 @@ def board(tmp_path):
     federation.sites.revoke("oslo")
     presence = Presence(60)
     presence.arrive("lyon", "one", "0.1")
-    made = StatusBoard(tmp_path / "status.json", "chest", presence, federation.sites, lambda: None)
+    own = load_certificate(federation.folder / "keys" / "server.crt")
+    made = StatusBoard(tmp_path / "status.json", "chest", presence, federation.sites, lambda: own)
     yield made
     made.end("done", "")
 
@@ -33,6 +35,13 @@ def test_it_says_who_is_here(board):
     assert (lyon["connected"], lyon["version"], lyon["certificate_warning"]) == (True, "0.1", None)
     assert datetime.fromisoformat(lyon["certificate_expires"]) > datetime.now(UTC)
     assert (sites["oslo"]["connected"], sites["oslo"]["revoked"]) == (False, True)
+
+
+def test_it_says_when_the_servers_own_certificate_ends(board):
+    """With no warning long before."""
+    now = board.now()
+    assert datetime.fromisoformat(now["server_certificate_expires"]) > datetime.now(UTC)
+    assert now["server_certificate_warning"] is None
 
 
 def test_it_says_what_a_site_is_about(board):

@@ -207,9 +207,24 @@ def test_dicom_is_known_without_a_suffix(tmp_path):
     assert is_image_file(path) and stem_of(path) == "1.2.840.77"
 
 
+@pytest.mark.parametrize(("name", "stem"), [("scan.IMA", "scan"), ("MR.head.x", "MR.head.x")])
+def test_dicom_is_known_by_a_makers_name(tmp_path, name, stem):
+    """`.IMA` is a suffix, so a mask scan.png pairs with it; others are known by the mark inside."""
+    path = saved_dicom(tmp_path, GRADIENT, name)
+    assert is_image_file(path) and stem_of(path) == stem
+    assert read_image(path).shape[:2] == GRADIENT.shape[:2]
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "table.csv"])
+def test_not_all_that_bears_the_mark_is_an_image(tmp_path, name):
+    """A medium's table of contents does, and names that say otherwise are not even opened."""
+    assert not is_image_file(saved_dicom(tmp_path, GRADIENT, name))
+
+
 @pytest.mark.parametrize(
     ("tags", "says"),
     [
+        ({"NumberOfFrames": -1}, "declares -1 frames, expected 1 to 10000"),
         ({"NumberOfFrames": 2}, "2 frames, expected one"),
         ({"syntax": DeflatedExplicitVRLittleEndian}, "deflated"),
         ({"Rows": 60_000, "Columns": 60_000}, "3600000000 pixels, expected at most"),
