@@ -32,7 +32,7 @@ STEPS = (
     ("– backward, of training and tuning", "torch/_tensor.py", "backward"),
     ("– augmentation, of training", "client/augmentation.py", "augment"),
     ("score", "client/scoring.py", "score_test"),
-    ("pictures for the report", "client/mined.py", "save_mined"),
+    ("pictures for the report", "client/gallery.py", "save_gallery"),
     ("messages, packed and unpacked", "shared/wire.py", "through_the_wire"),
     ("aggregate", "server/aggregation.py", "add"),
 )

@@ -7,14 +7,14 @@ back: the receipts and the record of who took part tell what it was.
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal, destroy_keys
 from knowmine.client.audit import Chain, record_of
 from knowmine.client.embeddings import folder_of, forget_embeddings, forget_plain
 from knowmine.client.folder import images_in
-from knowmine.client.mined import forget_mined
+from knowmine.client.gallery import forget_in_gallery
 from knowmine.client.participation import Participation
 from knowmine.client.reviewed import forget_review
 from knowmine.client.sam_weights import default_cache
@@ -42,8 +42,8 @@ def forget_case(settings: ClientSettings, stem: str) -> int:
             aliases = {seal.alias("embedding", digest) for digest in digests}
             aliases |= Participation(site, seal).embeddings_of(stem)
             files += forget_embeddings(_embeddings(settings), seal, sorted(aliases))
-            files += forget_mined(site, stem, seal)
-        files += forget_mined(site, stem, None)
+            files += forget_in_gallery(site, stem, seal)
+        files += forget_in_gallery(site, stem, None)
         files += forget_review(site, stem) + _forget_scores(site, stem)
         files += sum(map(_remove, pictures_of(settings.state)))  # among others, of this case
         whose = {"case": seal.alias("case", stem)} if seal else {}
@@ -80,17 +80,16 @@ def forget_project(settings: ClientSettings) -> int:
 
 @contextmanager
 def _stopped(settings: ClientSettings) -> Iterator[Chain]:
-    """The record, while no other process works for this site: neither a run nor a review."""
-    site = settings.state / SITE
+    """The record, while no other process works for this site."""
     make_private_folder(settings.state)
-    make_private_folder(site)
-    with ExitStack() as locks:
-        for folder in (settings.state, site):
-            locks.callback(FolderLock(folder).release)
+    lock = FolderLock(settings.state)
+    try:
         key, records = load_audit_key(settings.keys / "audit.key"), policy_of(settings).records
         path = record_of(settings.state)
         with Chain.open(path, key, site=settings.site, records=records) as chain:
             yield chain
+    finally:
+        lock.release()
 
 
 def _seal_of(settings: ClientSettings) -> Seal | None:

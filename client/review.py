@@ -16,7 +16,8 @@ from PIL import Image
 
 from knowmine.client.clicks import Click, answer_clicks
 from knowmine.client.embeddings import EmbeddingStore
-from knowmine.client.mined import Pixels, PseudoLabel, list_mined, mined_files, pixels_of
+from knowmine.client.gallery import Kept, load_gallery, mined_files
+from knowmine.client.pseudo_labels import dice_of
 from knowmine.client.review_places import Place
 from knowmine.client.reviewed import (
     Decision,
@@ -24,11 +25,9 @@ from knowmine.client.reviewed import (
     append_decision,
     digest_or_none,
     draft_path,
-    drafts_of,
-    keep_mask,
-    mask_of,
+    mask_path,
+    read_decisions,
     save_mask,
-    standing,
 )
 from knowmine.client.sam import EMBEDDING_SHAPE, Sam
 from knowmine.shared.errors import CannotWrite, DataError, UsageError
@@ -36,6 +35,9 @@ from knowmine.shared.images import read_image
 
 SHOWN_PX = 1024
 """The long side of what is shown and drawn on; SAM sees no finer either."""
+
+ROUNDS = 1000
+"""Mining rounds that are looked through, at most."""
 
 MAX_CLICKS = 64
 
@@ -59,18 +61,20 @@ class Overtaken(UsageError):
 class ReviewCase:
     """One pseudo-label to look at, the newest of its image.
 
-    shown: (h, w) of the frame that people see and draw in.
+    shown: (h, w) of the frame that people see and draw in. disagreement: 1 - Dice of U-Net++ and
+    SAM, None where SAM was not asked.
     """
 
     id: str
     place: Place
-    label: PseudoLabel
+    kept: Kept
     shown: tuple[int, int]
+    disagreement: float | None
 
     @property
     def worth(self) -> float:
         """How much a label would teach: how bad it is judged, and how much the models differ."""
-        return (1 - self.label.quality) + (self.label.disagreement or 0.0)
+        return (1 - self.kept.quality) + (self.disagreement or 0.0)
 
 
 @dataclass
@@ -100,14 +104,13 @@ class Review:
             )
             if files != self._files:
                 newest = {
-                    (place.site, label.stem): (place, label)
+                    (place.site, kept.stem): (place, kept)
                     for place in self.places
-                    for file in mined_files(place.folder, place.seal)
-                    for label in list_mined(file, place.seal)
+                    for kept in load_gallery(place.folder, ROUNDS, seal=place.seal)
                 }
                 self._cases = {case.id: case for case in (_case(*both) for both in newest.values())}
                 self._files = files
-            return sorted(self._cases.values(), key=lambda case: (case.label.quality, case.id))
+            return sorted(self._cases.values(), key=lambda case: (case.kept.quality, case.id))
 
     def case(self, id_: str) -> ReviewCase:
         """The case of that id, as it was listed."""
@@ -119,11 +122,11 @@ class Review:
             return self._cases[id_]
 
     def decisions(self) -> dict[str, Decision]:
-        """The last decision on each case, by its id; none where the accepted mask is gone."""
+        """The last decision on each case, by its id."""
         return {
             _id(place, stem): decision
             for place in self.places
-            for stem, decision in standing(place.folder).items()
+            for stem, decision in read_decisions(place.folder).items()
         }
 
     # ------------------------------------------------------------------------ what is seen
@@ -132,22 +135,25 @@ class Review:
         """The image as PNG, (h, w) of the frame shown; from the data folder where it is known."""
         image = _original(case)
         height, width = case.shown
-        shown = Image.fromarray(_pixels(case).image if image is None else image)
+        shown = Image.fromarray(case.kept.image if image is None else image)
         if shown.size != (width, height):
             shown = shown.resize((width, height), Image.Resampling.BILINEAR)
         return _png(shown)
 
-    def mask(self, case: ReviewCase, which: str, window: str = "") -> bytes | None:
+    def mask(self, case: ReviewCase, which: str) -> bytes | None:
         """One of its masks as PNG, (h, w), 0 and 255: unet, sam, label or mine.
 
-        mine: strokes of this window that it has not decided about; else what was decided, or what
-        another window drew since. None where there is nothing of these.
+        mine: strokes not yet decided about, else what was decided; None where there are neither.
         """
         if which == "mine":
-            found = self._mine(case, window)
-            return None if found is None else _at_size(found.read_bytes(), case.shown)
-        pixels = _pixels(case)
-        masks = {"unet": pixels.unet, "sam": pixels.sam, "label": pixels.label}
+            folder, stem = case.place.folder, case.kept.stem
+            decision = self.decisions().get(case.id)
+            files = [draft_path(folder, stem)]
+            if decision is not None and decision.is_label:
+                files.append(mask_path(folder, stem))
+            found = next((file for file in files if file.is_file()), None)
+            return None if found is None else _resized(found.read_bytes(), case.shown)
+        masks = {"unet": case.kept.unet, "sam": case.kept.sam, "label": case.kept.label}
         if which not in masks:
             raise UnknownCase(f"no mask {which!r}: expected unet, sam, label or mine")
         mask = masks[which]
@@ -158,19 +164,6 @@ class Review:
             (width, height), Image.Resampling.BILINEAR
         )
         return _png(Image.fromarray(np.asarray(smooth) > 0.5))
-
-    def _mine(self, case: ReviewCase, window: str) -> Path | None:
-        folder, stem = case.place.folder, case.label.stem
-        own = draft_path(folder, stem, window)
-        if own.is_file():
-            return own
-        decision = standing(folder).get(stem)
-        made = mask_of(folder, decision) if decision and decision.is_label else None
-        # What a browser that crashed had drawn is found by the next window.
-        newest = next(iter(drafts_of(folder, stem)), None)
-        if newest and (not decision or newest.stat().st_mtime > decision.when.timestamp()):
-            return newest
-        return made
 
     def click(self, case: ReviewCase, clicks: Sequence[Click]) -> bytes:
         """SAM's mask for these clicks as PNG, (h, w), 0 and 255."""
@@ -202,77 +195,63 @@ class Review:
 
     # ------------------------------------------------------------------------ what is decided
 
-    def save_draft(self, case: ReviewCase, png: bytes, window: str) -> None:
-        """Keep strokes that this window has not decided about yet."""
+    def save_draft(self, case: ReviewCase, png: bytes) -> None:
+        """Keep strokes that nobody has decided about yet."""
         with _Writing(case.place.folder):
-            own = draft_path(case.place.folder, case.label.stem, window)
-            save_mask(own, _checked(png, case.shown))
+            save_mask(draft_path(case.place.folder, case.kept.stem), _checked(png, case.shown))
 
-    def forget_draft(self, case: ReviewCase, window: str) -> None:
-        """The strokes were undone, or became a label."""
-        draft_path(case.place.folder, case.label.stem, window).unlink(missing_ok=True)
+    def forget_draft(self, case: ReviewCase) -> None:
+        """The strokes were undone."""
+        draft_path(case.place.folder, case.kept.stem).unlink(missing_ok=True)
 
     def decide(
-        self,
-        case: ReviewCase,
-        verdict: Verdict,
-        seen: str | None,
-        png: bytes | None,
-        *,
-        window: str = "",
-        round_: int | None = None,
+        self, case: ReviewCase, verdict: Verdict, seen: str | None, png: bytes | None
     ) -> Decision:
         """Write a decision down; on return it is on the disk.
 
-        seen: id of the decision that the person knew of. png: the mask, needed to accept. window:
-        whose strokes become the label. round_: of the pseudo-label that was on screen, where a
-        newer one has come since. Raises `Overtaken` where somebody else has decided since.
+        seen: id of the decision that the person knew of. png: the mask, needed to accept.
+        Raises `Overtaken` where somebody else has decided since.
         """
-        folder, stem = case.place.folder, case.label.stem
+        folder, stem = case.place.folder, case.kept.stem
         is_label = verdict in ("accepted", "corrected")
         if is_label and png is None:
             raise UsageError("accepted without a mask: load the page again")
-        mask = _at_size(_checked(png, case.shown), case.label.size) if png and is_label else None
+        mask = _at_size(_checked(png, case.shown), case.kept.size) if png and is_label else None
         with self._lock, _Writing(folder):
-            last = standing(folder).get(stem)
+            last = read_decisions(folder).get(stem)
             if last is not None and last.id != seen:
                 raise Overtaken(last)
             if verdict == "skipped" and last and last.verdict not in ("skipped", "withdrawn"):
                 return last  # passing by takes nothing back
-            # 1. What is drawn is on the disk, under a name that no decision has yet.
-            undone = mask_of(folder, last) if last and last.is_label else None
-            if undone and not is_label and not draft_path(folder, stem, window).exists():
-                save_mask(draft_path(folder, stem, window), undone.read_bytes())
-            digest = keep_mask(folder, stem, mask) if mask else None
+            strokes = self.mask(case, "mine") if verdict == "withdrawn" else None
+            digest = save_mask(mask_path(folder, stem), mask) if mask else None
             decision = Decision(
                 id=secrets.token_hex(8),
                 stem=stem,
                 verdict=verdict,
                 role=self.role,
                 when=datetime.now(UTC),
-                round=case.label.round if round_ is None else round_,
-                image_sha256=case.label.digest,
+                round=case.kept.round,
+                image_sha256=case.kept.digest,
                 mask_sha256=digest,
                 sam_sha256=None if self._sam is None else self._sam.digest,
             )
-            # 2. It counts from here on.
             append_decision(folder, decision)
-            # 3. What it takes the place of is no longer needed.
-            if undone and (not is_label or undone != mask_of(folder, decision)):
-                undone.unlink(missing_ok=True)
             if is_label:
-                self.forget_draft(case, window)
+                self.forget_draft(case)
+            elif verdict == "withdrawn" and strokes is not None:
+                save_mask(draft_path(folder, stem), strokes)  # what was drawn can be gone on with
         return decision
 
     def _embedding(self, case: ReviewCase) -> tuple[NDArray[np.float16], tuple[int, int]]:
         """The image's embedding and the size of what SAM saw; from the cache wherever it is."""
         store = EmbeddingStore(self.embeddings, self.sam(), seal=case.place.seal)
-        digest, kept = case.label.digest, _pixels(case).image
+        digest, kept = case.kept.digest, case.kept.image
         if digest and store.has(digest):
-            return store.get(digest, lambda: kept), case.label.size
+            return store.get(digest, lambda: kept), case.kept.size
         image = _original(case)
         if digest and image is not None:
-            return store.get(digest, lambda: image), case.label.size
+            return store.get(digest, lambda: image), case.kept.size
         pixels = hashlib.sha256(np.ascontiguousarray(kept).data).hexdigest()
         return store.get(pixels, lambda: kept), (kept.shape[0], kept.shape[1])
 
@@ -282,30 +261,32 @@ def _id(place: Place, stem: str) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _case(place: Place, label: PseudoLabel) -> ReviewCase:
-    if label.classes != 1:
+def _case(place: Place, kept: Kept) -> ReviewCase:
+    if kept.classes != 1:
         raise UsageError(
-            f"the run has {label.classes} classes; review can correct masks of one class only"
+            f"the run has {kept.classes} classes; review can correct masks of one class only"
         )
-    if Path(label.stem).name != label.stem:
-        raise DataError(f"{place.folder} names a case {label.stem!r}, which is no file's name")
-    height, width = label.size
+    if Path(kept.stem).name != kept.stem:
+        raise DataError(f"{place.folder} names a case {kept.stem!r}, which is no file's name")
+    height, width = kept.size
     scale = min(1.0, SHOWN_PX / max(height, width))
-    shown = max(1, round(height * scale)), max(1, round(width * scale))
-    return ReviewCase(_id(place, label.stem), place, label, shown)
-
-
-def _pixels(case: ReviewCase) -> Pixels:
-    pixels = pixels_of(case.label, case.place.seal)
-    if pixels is None:
-        raise UnknownCase(f"round {case.label.round} is no longer here: load the page again")
-    return pixels
+    disagreement = None
+    if kept.sam is not None:
+        both = dice_of((kept.unet > 0.5)[None, None], (kept.sam > 0.5)[None, None])
+        disagreement = 1 - float(both[0])
+    return ReviewCase(
+        _id(place, kept.stem),
+        place,
+        kept,
+        (max(1, round(height * scale)), max(1, round(width * scale))),
+        disagreement,
+    )
 
 
 def _original(case: ReviewCase) -> NDArray[np.uint8] | None:
     """The image in the data folder, if it is the very one that the round saw."""
-    path = case.place.images.get(case.label.stem)
-    if path is None or (case.label.digest and digest_or_none(path) != case.label.digest):
+    path = case.place.images.get(case.kept.stem)
+    if path is None or (case.kept.digest and digest_or_none(path) != case.kept.digest):
         return None
     try:
         return read_image(path)
@@ -327,6 +308,10 @@ def _checked(png: bytes, shown: tuple[int, int]) -> bytes:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"the mask cannot be read ({error}): load the page again") from None
     return _png(Image.fromarray(drawn))
+
+
+def _resized(png: bytes, shown: tuple[int, int]) -> bytes:
+    return _at_size(png, shown)
 
 
 def _at_size(png: bytes, size: tuple[int, int]) -> bytes:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
 from knowmine.client.folder import images_in
-from knowmine.client.mined import mined_files
+from knowmine.client.gallery import mined_files
 from knowmine.client.opening import cache_of
 from knowmine.client.settings import SITE_LOG, ClientSettings, SamSettings
 from knowmine.shared.errors import DataError, UsageError
@@ -31,11 +31,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Places:
-    """What is reviewed together."""
+    """What is reviewed together. going: the run has not said that it is over."""
 
     title: str
     places: tuple[Place, ...]
     sam: SamSettings
+    going: bool
 
     @property
     def cache(self) -> Path:
@@ -67,9 +68,13 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
     elif (run / "sites").is_dir():
         found = _of_simulation(run, data)
     else:
-        folder = _own_folder(run)
-        places = (_place(folder.name, folder, data),)
-        found = Places(folder.absolute().parent.name, places, SamSettings())
+        folder = run / "site" if (run / "site").is_dir() else run
+        found = Places(
+            folder.absolute().parent.name,
+            (_place(folder.name, folder, data),),
+            SamSettings(),
+            not _has_ended(folder.parent / SITE_LOG),
+        )
     if not any(mined_files(place.folder, place.seal) for place in found.places):
         raise UsageError(
             f"no pseudo-labels in {run}: expected a simulation's run folder, a site's client.yaml "
@@ -78,27 +83,15 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
         )
     if sam is not None:
         settings = found.sam.model_copy(update={"weights": sam})
-        found = Places(found.title, found.places, settings)
+        found = Places(found.title, found.places, settings, found.going)
     return found
-
-
-def is_going(run: Path) -> bool:
-    """Whether that run has not said that it is over."""
-    if (run / "sites").is_dir():
-        return not (run / "summary.json").is_file()
-    if run.is_file():
-        return not _has_ended(read_settings(ClientSettings, run, {}).state / SITE_LOG)
-    return not _has_ended(_own_folder(run).parent / SITE_LOG)
-
-
-def _own_folder(run: Path) -> Path:
-    return run / "site" if (run / "site").is_dir() else run
 
 
 def _of_settings(file: Path) -> Places:
     settings = read_settings(ClientSettings, file, {})
     place = _place(settings.site, settings.state / "site", settings.data)
-    return Places(f"{settings.federation}, {settings.site}", (place,), settings.sam)
+    going = not _has_ended(settings.state / SITE_LOG)
+    return Places(f"{settings.federation}, {settings.site}", (place,), settings.sam, going)
 
 
 def _has_ended(log: Path) -> bool:
@@ -126,7 +119,8 @@ def _of_simulation(run: Path, data: Path | None) -> Places:
         )
         for folder in sites
     )
-    return Places(run.absolute().name, places, settings.sam)
+    over = (run / "summary.json").is_file()
+    return Places(run.absolute().name, places, settings.sam, not over)
 
 
 def _place(site: str, folder: Path, data: Path | None) -> Place:

@@ -10,7 +10,6 @@
 import base64
 import binascii
 import hmac
-import re
 import secrets
 import socket
 import threading
@@ -36,8 +35,6 @@ from knowmine.shared.errors import KnowmineError, UsageError
 HOST = "127.0.0.1"
 PORT = 8737
 MAX_BODY_BYTES = 8 << 20
-WINDOW = "^([0-9a-f]{16})?$"
-"""What a window of the page calls itself: its strokes are kept apart from those of others."""
 
 _PAGE = {"": "review.html", "review.css": "review.css"}
 _PAGE |= {name: name for name in ("review.js", "canvas.js", "server.js")}
@@ -53,13 +50,11 @@ _HEADERS = {
 
 
 class DecisionAsked(BaseModel):
-    """What the page sends with a decision; mask: a PNG in base64; round: of what was on screen."""
+    """What the page sends with a decision; mask: a PNG in base64."""
 
     verdict: Verdict
     seen: str | None = None
     mask: str | None = None
-    window: str = Field("", pattern=WINDOW)
-    round: int | None = Field(None, ge=0)
 
 
 class ClicksAsked(BaseModel):
@@ -94,14 +89,13 @@ class ReviewServer:
         self._server.should_exit = True
 
     def overview(self) -> dict[str, Any]:
-        """What the page is about, and its cases with what was decided, worst judged first."""
+        """What the page is about."""
+        return {"title": self._title, "role": self._review.role, "going": self._going()}
+
+    def cases(self) -> list[dict[str, Any]]:
+        """The list of cases with what was decided, worst judged first."""
         decisions = self._review.decisions()
-        return {
-            "title": self._title,
-            "role": self._review.role,
-            "going": self._going(),
-            "cases": [_told(case, decisions.get(case.id)) for case in self._review.cases()],
-        }
+        return [_told(case, decisions.get(case.id)) for case in self._review.cases()]
 
     @property
     def review(self) -> Review:
@@ -173,56 +167,40 @@ def _app(server: ReviewServer) -> Starlette:
         return Response(content, media_type=_KINDS[name.rsplit(".", 1)[1]])
 
     async def overview(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(server.overview))
+        return JSONResponse({**server.overview(), "cases": await run_in_threadpool(server.cases)})
 
     async def picture(request: Request) -> Response:
-        png = await run_in_threadpool(lambda: review.picture(asked_for(request)))
-        return Response(png, media_type="image/png")
+        case = review.case(request.path_params["id"])
+        return Response(await run_in_threadpool(review.picture, case), media_type="image/png")
 
     async def mask(request: Request) -> Response:
-        which, window = request.path_params["which"], window_of(request)
-        png = await run_in_threadpool(lambda: review.mask(asked_for(request), which, window))
+        case = review.case(request.path_params["id"])
+        png = await run_in_threadpool(review.mask, case, request.path_params["which"])
         return Response(status_code=204) if png is None else Response(png, media_type="image/png")
 
     async def sam(request: Request) -> Response:
+        case = review.case(request.path_params["id"])
         asked = ClicksAsked.model_validate_json(await _body(request))
-        png = await run_in_threadpool(lambda: review.click(asked_for(request), asked.clicks))
+        png = await run_in_threadpool(review.click, case, asked.clicks)
         return Response(png, media_type="image/png")
 
     async def draft(request: Request) -> Response:
-        window = window_of(request)
+        case = review.case(request.path_params["id"])
         if request.method == "DELETE":
-            await run_in_threadpool(lambda: review.forget_draft(asked_for(request), window))
+            await run_in_threadpool(review.forget_draft, case)
         else:
-            png = await _body(request)
-            await run_in_threadpool(lambda: review.save_draft(asked_for(request), png, window))
+            await run_in_threadpool(review.save_draft, case, await _body(request))
         return Response(status_code=204)
 
     async def decide(request: Request) -> Response:
+        case = review.case(request.path_params["id"])
         asked = DecisionAsked.model_validate_json(await _body(request))
         try:
             png = None if asked.mask is None else base64.b64decode(asked.mask, validate=True)
         except binascii.Error:
             raise UsageError("the mask is no base64: load the page again") from None
-
-        def decided() -> dict[str, Any]:
-            case = asked_for(request)
-            decision = review.decide(
-                case, asked.verdict, asked.seen, png, window=asked.window, round_=asked.round
-            )
-            return _told(case, decision)
-
-        return JSONResponse(await run_in_threadpool(decided))
-
-    # All of these look at the disk or wait for who does: never on the event loop.
-    def asked_for(request: Request) -> ReviewCase:
-        return review.case(request.path_params["id"])
-
-    def window_of(request: Request) -> str:
-        window = request.query_params.get("window", "")
-        if not re.fullmatch(WINDOW, window):
-            raise UsageError("this window has no name that is one: load the page again")
-        return window
+        decision = await run_in_threadpool(review.decide, case, asked.verdict, asked.seen, png)
+        return JSONResponse(_told(case, decision))
 
     async def refused(request: Request, error: Exception) -> Response:
         told: dict[str, Any] = {"error": str(error)}
@@ -254,17 +232,15 @@ def _told(case: ReviewCase, decision: Decision | None) -> dict[str, Any]:
     """A case as the page knows it."""
     return {
         "id": case.id,
-        "stem": case.label.stem,
+        "stem": case.kept.stem,
         "site": case.place.site,
-        "round": case.label.round,
+        "round": case.kept.round,
         "height": case.shown[0],
         "width": case.shown[1],
-        "quality": round(case.label.quality, 3),
-        "disagreement": None
-        if case.label.disagreement is None
-        else round(case.label.disagreement, 3),
+        "quality": round(case.kept.quality, 3),
+        "disagreement": None if case.disagreement is None else round(case.disagreement, 3),
         "worth": round(case.worth, 3),
-        "used": case.label.kept,
+        "used": case.kept.kept,
         "decision": None if decision is None else decision.model_dump(mode="json"),
     }
 

@@ -1,13 +1,12 @@
 """What people decided about pseudo-labels: labels and exclusions from the next round on.
 
 ```
-SITE/reviews.jsonl               a line for each decision, only ever added to; the last of a case counts
-SITE/masks_reviewed/A.5f0c….png  the mask that was accepted for image A, 0 and 255, named by its digest
-SITE/masks_drafts/A.png/7b….png  strokes of one window that it has not decided about yet
+SITE/reviews.jsonl          a line for each decision, only ever added to; the last of a case counts
+SITE/masks_reviewed/A.png   the mask that was accepted for image A, 0 and 255
+SITE/masks_drafts/A.png     strokes that nobody has decided about yet
 ```
-A mask is written before its decision, and the one that it takes the place of goes after it: at any
-moment the last decision has its mask. One whose mask is gone or another counts for nothing, and the
-case is open again. Nothing of this leaves the site but the count of labelled images.
+A mask is written before its decision, and the decision holds its digest: after a crash in between
+the case is open again. Nothing of this leaves the site but the count of labelled images.
 """
 
 import hashlib
@@ -28,8 +27,6 @@ from knowmine.shared.images import digest_of_file, read_mask, resize_mask
 from knowmine.shared.weights import write_atomically
 
 REVIEWS, MASKS, DRAFTS = "reviews.jsonl", "masks_reviewed", "masks_drafts"
-_DIGITS = 16
-_SUFFIX = len(f".{'0' * _DIGITS}.png")
 
 Verdict = Literal["accepted", "corrected", "rejected", "skipped", "withdrawn"]
 
@@ -65,7 +62,7 @@ def after_review(unlabelled: Kind, folder: Path) -> tuple[Kind, Kind | None]:
     folder: the site's own. Where nothing was reviewed, the first is `unlabelled` itself. A
     decision counts while image and mask are the very files that were looked at.
     """
-    decided = standing(folder)
+    decided = read_decisions(folder)
     if not decided:
         return unlabelled, None
     px = unlabelled.images.shape[-1]
@@ -75,24 +72,18 @@ def after_review(unlabelled: Kind, folder: Path) -> tuple[Kind, Kind | None]:
         if decision is None or decision.image_sha256 not in ("", unlabelled.digests[row]):
             rest.append(row)
         elif decision.is_label:
-            rows.append(row)
-            masks.append(resize_mask(read_mask(mask_of(folder, decision), 1), px))
+            path = mask_path(folder, case.stem)
+            if digest_or_none(path) == decision.mask_sha256:
+                rows.append(row)
+                masks.append(resize_mask(read_mask(path, 1), px))
+            else:
+                rest.append(row)
         elif decision.verdict != "rejected":
             rest.append(row)
     if not rows:
         return unlabelled.at(rest), None
     truth = torch.from_numpy(np.stack(masks)[:, None] > 0)
     return unlabelled.at(rest), replace(unlabelled.at(rows), truth=truth)
-
-
-def standing(folder: Path) -> Mapping[str, Decision]:
-    """The last decision on each stem, without those whose mask is no longer what was accepted."""
-    return {
-        stem: decision
-        for stem, decision in read_decisions(folder).items()
-        if not decision.is_label
-        or digest_or_none(mask_of(folder, decision)) == decision.mask_sha256
-    }
 
 
 def read_decisions(folder: Path) -> Mapping[str, Decision]:
@@ -125,17 +116,17 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def forget_review(folder: Path, stem: str) -> int:
-    """Remove a case's reviewed masks, strokes and decisions; from how many files."""
-    masks = [path for path in (folder / MASKS).glob("*.png") if path.name[:-_SUFFIX] == stem]
-    masks += drafts_of(folder, stem)
-    for path in masks:
-        path.unlink(missing_ok=True)
-    if stem not in read_decisions(folder):
-        return len(masks)
-    lines = (folder / REVIEWS).read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if not _is_of(line, stem)]
-    write_atomically(folder / REVIEWS, b"".join(kept))
-    return len(masks) + 1
+    """Remove a case's reviewed mask, strokes and decisions; from how many files."""
+    files = [path for path in (mask_path(folder, stem), draft_path(folder, stem)) if path.exists()]
+    if stem in read_decisions(folder):
+        lines = (folder / REVIEWS).read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if not _is_of(line, stem)]
+        write_atomically(folder / REVIEWS, b"".join(kept))
+        files.append(folder / REVIEWS)
+    for path in files:
+        if path.name != REVIEWS:
+            path.unlink(missing_ok=True)
+    return len(files)
 
 
 def _is_of(line: bytes, stem: str) -> bool:
@@ -145,37 +136,21 @@ def _is_of(line: bytes, stem: str) -> bool:
         return False
 
 
-def keep_mask(folder: Path, stem: str, png: bytes) -> str:
-    """Write the mask of a decision that is about to be written, and return its SHA-256."""
-    digest = hashlib.sha256(png).hexdigest()
-    save_mask(_mask_path(folder, stem, digest), png)
-    return digest
-
-
-def save_mask(path: Path, png: bytes) -> None:
-    """Write a mask, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_mask(path: Path, png: bytes) -> str:
+    """Write a mask, whole or not at all, and return its SHA-256."""
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, png)
+    return hashlib.sha256(png).hexdigest()
 
 
-def mask_of(folder: Path, decision: Decision) -> Path:
-    """Where the mask of a decision that made a label is."""
-    return _mask_path(folder, decision.stem, decision.mask_sha256 or "")
+def mask_path(folder: Path, stem: str) -> Path:
+    """Where the reviewed mask of an image is."""
+    return folder / MASKS / f"{stem}.png"
 
 
-def _mask_path(folder: Path, stem: str, digest: str) -> Path:
-    return folder / MASKS / f"{stem}.{digest[:_DIGITS]}.png"
-
-
-def draft_path(folder: Path, stem: str, window: str) -> Path:
-    """Where one window's strokes wait for a decision."""
-    return folder / DRAFTS / f"{stem}.png" / f"{window}.png"
-
-
-def drafts_of(folder: Path, stem: str) -> list[Path]:
-    """The strokes of all windows on a case, the newest first."""
-    found = (folder / DRAFTS / f"{stem}.png").glob("*.png")
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+def draft_path(folder: Path, stem: str) -> Path:
+    """Where strokes wait for a decision."""
+    return folder / DRAFTS / f"{stem}.png"
 
 
 def digest_or_none(path: Path) -> str | None:

@@ -16,7 +16,6 @@ global U-Net++ arrives
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -27,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knowmine.client.compute import memory_for
+from knowmine.client.gallery import save_gallery
 from knowmine.client.inference import predict
-from knowmine.client.mined import KEPT_ROUNDS, save_mined
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import (
     Floats,
@@ -192,16 +191,8 @@ def settle_labels(
         share = share_to_keep(plan.mining, task.round, task.rounds)
         chosen = select(quality, share, plan.mining.min_quality)
     site.note(task.round, "mined", kind)
-    save_mined(
-        site.folder,
-        task.round,
-        kind,
-        opinions,
-        labels,
-        quality,
-        chosen.kept,
-        seal=site.seal,
-        rounds=max(KEPT_ROUNDS, math.ceil(len(site.to_mine) / len(kind))),
+    save_gallery(
+        site.folder, task.round, kind, opinions, labels, quality, chosen.kept, seal=site.seal
     )
     kept = torch.from_numpy(np.flatnonzero(chosen.kept))
     return (

@@ -19,21 +19,21 @@ def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
     """Pseudo-labels that sites kept for people to see, with the truth where it is known."""
     items = []
     for site in itertools.islice(sites, SITES):
-        for mined, seen in load_gallery(site.folder, ROUNDS):
-            truth = site.scorer.truth(mined.stem, seen.image.shape[0])
-            known = None if truth is None else dice(seen.label > 0.5, truth > 0)
+        for kept in load_gallery(site.folder, ROUNDS):
+            truth = site.scorer.truth(kept.stem, kept.image.shape[0])
+            known = None if truth is None else dice(kept.label > 0.5, truth > 0)
             items.append(
                 GalleryItem(
                     site=site.name,
-                    round=mined.round,
-                    stem=mined.stem,
-                    quality=mined.quality,
-                    kept=mined.kept,
+                    round=kept.round,
+                    stem=kept.stem,
+                    quality=kept.quality,
+                    kept=kept.kept,
                     true_dice=known,
-                    image=seen.image,
-                    unet=seen.unet,
-                    sam=seen.sam,
-                    fused=seen.label,
+                    image=kept.image,
+                    unet=kept.unet,
+                    sam=kept.sam,
+                    fused=kept.label,
                     truth=truth,
                 )
             )
@@ -43,8 +43,8 @@ def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
 def judged_of(sites: Iterable[Site]) -> list[Judged]:
     """How good a sample of the pseudo-labels was thought to be and was, where that is known."""
     return [
-        Judged(site.name, one.round, one.quality, dice(mask, truth > 0), one.kept)
+        Judged(site.name, one.round, one.quality, dice(one.mask, truth > 0), one.kept)
         for site in itertools.islice(sites, SITES)
-        for one, mask in load_sample(site.folder, ROUNDS)
-        if (truth := site.scorer.truth(one.stem, mask.shape[0])) is not None
+        for one in load_sample(site.folder, ROUNDS)
+        if (truth := site.scorer.truth(one.stem, one.mask.shape[0])) is not None
     ]

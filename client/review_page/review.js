@@ -20,7 +20,6 @@ let sorting = "quality";
 let current = null; // id of the case on screen
 let start = null; // the mask that the case on screen began with
 let lastDecided = null;
-let own = ""; // this window's name: its strokes are kept apart from those of others
 const pixels = new Map(); // id -> promise of what is drawn
 const unsaved = new Map(); // id -> mask, newer than what the server has said it holds
 
@@ -122,7 +121,7 @@ function load(id) {
     const path = `/api/cases/${id}`;
     const parts = [
       ask(`${path}/image.png`).then((answer) => answer.blob()).then(createImageBitmap),
-      ...["label", "unet", "sam", "mine"].map((name) => ask(`${path}/${name}.png?window=${own}`).then(readMask)),
+      ...["label", "unet", "sam", "mine"].map((name) => ask(`${path}/${name}.png`).then(readMask)),
     ];
     const loading = Promise.all(parts)
       .then(([image, label, unet, sam, mine]) => ({ image, label, unet, sam, mine }));
@@ -163,7 +162,6 @@ async function open(id) {
   start = found.label;
   const { image, label, unet, sam } = found;
   stage.id = id;
-  stage.round = one.round;
   stage.show(one.width, one.height, image, { label, unet, sam }, unsaved.get(id) || found.mine || found.label);
   counted();
   requestAnimationFrame(() => setTimeout(() => {
@@ -196,19 +194,15 @@ function counted() {
   $("redo").disabled = !stage.future.length;
 }
 
-function draftOf(id) { return `/api/cases/${id}/draft?window=${own}`; }
-
 /** The mask on screen changed: keep it at the server, before anything else can happen. */
-function changed() {
+async function changed() {
   counted();
-  return keep(stage.id, stage.mask.slice(), stage.width, stage.height);
-}
-
-async function keep(id, mask, width, height) {
+  const id = stage.id, { width, height } = stage;
+  const mask = stage.mask.slice();
   unsaved.set(id, mask);
   const options = writeMask(mask, width, height).then((body) => ({ method: "PUT", body }));
   try {
-    await outbox.send(`draft ${id}`, draftOf(id), options);
+    await outbox.send(`draft ${id}`, `/api/cases/${id}/draft`, options);
     if (unsaved.get(id) !== mask) return;
     if (pixels.has(id)) (await load(id)).mine = mask;
     unsaved.delete(id);
@@ -250,25 +244,22 @@ async function decide(verdict) {
   let kind = verdict;
   if (verdict === "accepted" && stage.mask.some((value, i) => value !== start[i])) kind = "corrected";
   const before = one.decision;
-  const mask = stage.mask.slice(), { width, height, round } = stage;
+  const mask = stage.mask.slice(), { width, height } = stage;
   if (kind === "accepted" || kind === "corrected") pixels.get(id)?.then((held) => { held.mine = mask; });
   if (kind !== "skipped") { unsaved.delete(id); lastDecided = id; }
   // The next case comes at once; the decision is kept here until the server has it.
   one.decision = { id: null, verdict: kind, role: $("role").textContent, when: new Date().toISOString() };
   listed();
   next();
-  await deliver({ id, verdict: kind, mask, width, height, round }, before);
+  await deliver(id, kind, before?.id ?? null, before, mask, width, height);
 }
 
-/** said: what this window decided; before: the decision that it knew of. */
-async function deliver(said, before) {
-  const { id, verdict, mask, width, height, round } = said;
-  const seen = before?.id ?? null;
+async function deliver(id, verdict, seen, before, mask, width, height) {
   const label = verdict === "accepted" || verdict === "corrected";
   try {
     const drawn = label ? writeMask(mask, width, height).then(asBase64) : Promise.resolve(null);
     const options = drawn.then((drawn) => (
-      { method: "POST", body: JSON.stringify({ verdict, seen, mask: drawn, window: own, round }) }));
+      { method: "POST", body: JSON.stringify({ verdict, seen, mask: drawn }) }));
     const answer = await outbox.send(null, `/api/cases/${id}/decision`, options);
     const told = await answer.json();
     cases.get(id).decision = told.decision;
@@ -276,42 +267,30 @@ async function deliver(said, before) {
   } catch (error) {
     cases.get(id).decision = before;
     listed();
-    if (error instanceof Refusal && error.status === 409) conflict(error, said);
+    if (error instanceof Refusal && error.status === 409) conflict(error, id, verdict, mask, width, height);
     else { unsaved.set(id, mask); open(id); failed(error); }
   }
 }
 
-const conflicts = []; // waiting for an answer, one dialog after the other
-
-function conflict(error, said) {
-  const one = cases.get(said.id);
-  if (!one || (said.verdict === error.decision.verdict && one.decision?.id === error.decision.id)) return;
-  conflicts.push({ said, theirs: error.decision, text: `${one.stem}: ${error.message}. You said: ${said.verdict}.` });
-  if (conflicts.length === 1) askAboutConflict();
-}
-
-function askAboutConflict() {
-  $("conflict-text").textContent = conflicts[0].text;
-  $("conflict").returnValue = "";
+function conflict(error, id, verdict, mask, width, height) {
+  const theirs = error.decision;
+  const own = verdict === theirs.verdict && cases.get(id)?.decision?.id === theirs.id;
+  if (own) return;
+  $("conflict-text").textContent = `${cases.get(id).stem}: ${error.message}. You said: ${verdict}.`;
+  $("conflict-theirs").onclick = () => {
+    $("conflict").close();
+    cases.get(id).decision = theirs;
+    unsaved.delete(id);
+    pixels.delete(id);
+    listed();
+    open(id);
+  };
+  $("conflict-mine").onclick = () => {
+    $("conflict").close();
+    deliver(id, verdict, theirs.id, theirs, mask, width, height);
+  };
   $("conflict").showModal();
 }
-
-$("conflict-theirs").addEventListener("click", () => $("conflict").close("theirs"));
-$("conflict-mine").addEventListener("click", () => $("conflict").close("mine"));
-$("conflict").addEventListener("close", () => {
-  const { said, theirs } = conflicts.shift();
-  const { id, mask, width, height } = said;
-  const one = cases.get(id);
-  if (one) one.decision = theirs;
-  if ($("conflict").returnValue === "mine") deliver(said, theirs);
-  else if ($("conflict").returnValue === "theirs") {
-    unsaved.delete(id);
-    const gone = outbox.send(`draft ${id}`, draftOf(id), { method: "DELETE" });
-    gone.then(() => { pixels.delete(id); open(id); }).catch(failed);
-  } else keep(id, mask, width, height); // Esc: nothing is decided, and what was drawn stays
-  listed();
-  if (conflicts.length) askAboutConflict();
-});
 
 /** Take the last decision of this page back, or that on the case on screen. */
 async function withdraw() {
@@ -324,8 +303,7 @@ async function withdraw() {
   one.decision = null;
   listed();
   await open(id);
-  const { width, height, round } = one;
-  deliver({ id, verdict: "withdrawn", mask: held.mine || held.label, width, height, round }, before);
+  deliver(id, "withdrawn", before.id, before, held.mine || held.label, one.width, one.height);
 }
 
 function next(step = 1) {
@@ -405,30 +383,8 @@ $("add").addEventListener("change", () => stage.forgetClicks());
 window.addEventListener("beforeunload", (event) => { if (outbox.waiting || unsaved.size) event.preventDefault(); });
 
 use("brush");
-
-/** Whether this window may call itself so: a copy of a tab begins with the name of the first. */
-function isFree(name) {
-  return new Promise((resolve) => {
-    navigator.locks.request(`window ${name}`, { ifAvailable: true }, (lock) => {
-      resolve(lock !== null);
-      return lock && new Promise(() => {}); // held until the window goes
-    });
-  });
-}
-
-/** A name that a reload does not change, so that the window finds its strokes again. */
-async function ownName() {
-  let name = sessionStorage.getItem("window");
-  while (!name || !(await isFree(name))) {
-    name = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  }
-  sessionStorage.setItem("window", name);
-  return name;
-}
-
 async function begin() {
   try {
-    own = own || await ownName();
     await refresh();
     const first = order.find((id) => !isDecided(cases.get(id))) || order[0];
     if (first) await open(first);

@@ -1,12 +1,12 @@
 """A clinician's review in a real browser: click, draw, decide, and lose nothing."""
 
+import io
 import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from knowmine.client.dataset import Case
-from knowmine.client.mined import save_mined
+from knowmine.client.gallery import save_gallery
 from knowmine.client.pseudo_labels import Opinions
-from knowmine.client.reviewed import mask_of, read_decisions
+from knowmine.client.reviewed import read_decisions
 from knowmine.client.site import Kind
 
 PX = 64
@@ -50,7 +50,7 @@ def draw_round(folder: Path, round_: int, images: int) -> None:
     ones = np.ones(images, np.float32)
     opinions = Opinions(unet, sam, ones > 0, ones, ones)
     quality = np.arange(1, images + 1) / 5 % 1
-    save_mined(folder, round_, kind, opinions, unet, quality, ones > 0)
+    save_gallery(folder, round_, kind, opinions, unet, quality, ones > 0)
 
 
 class Served:
@@ -121,7 +121,7 @@ def test_drawn_accepted_rejected_and_there_after_a_reload(page, served, tmp_path
 
     folder = tmp_path / "state" / "site"
     decided = read_decisions(folder)
-    mask = np.asarray(Image.open(mask_of(folder, decided["case-0"])))
+    mask = np.asarray(Image.open(io.BytesIO((folder / "masks_reviewed/case-0.png").read_bytes())))
     assert {stem: one.verdict for stem, one in decided.items()} == {
         "case-0": "corrected",
         "case-1": "rejected",
@@ -197,76 +197,6 @@ def test_the_second_of_two_reviewers_is_told(page, served, tmp_path):
     page.get_by_text("1 of 4 decided").wait_for()
     lines = (tmp_path / "state/site/reviews.jsonl").read_text().splitlines()
     assert [json.loads(line)["verdict"] for line in lines] == ["rejected", "accepted"]
-
-
-def test_strokes_of_two_windows_are_kept_apart(page, served):
-    """What one decides takes nothing from the other, who finds it again after a reload."""
-    page.goto(served.url)
-    shown(page, "case-0")
-    other = page.context.new_page()
-    other.goto(served.url.split("?")[0])
-    shown(other, "case-0")
-    other.keyboard.press("x")
-    saved(other)
-    stroke(page)
-    saved(page)
-    page.keyboard.press("a")
-    saved(page)
-    other.reload()
-    other.locator("#list button", has_text="case-0").click()
-    shown(other, "case-0")
-    assert other.locator("#marked").inner_text() == "nothing"
-
-
-def test_escape_decides_nothing_and_keeps_the_strokes(page, served, tmp_path):
-    """The other one's word stands, and what was drawn is there after a reload."""
-    page.goto(served.url)
-    shown(page, "case-0")
-    other = page.context.new_page()
-    other.goto(served.url.split("?")[0])
-    shown(other, "case-0")
-    other.keyboard.press("r")
-    saved(other)
-    page.keyboard.press("x")
-    stroke(page)
-    drawn = page.locator("#marked").inner_text()
-    page.keyboard.press("a")
-    page.get_by_text("Somebody was here before you").wait_for()
-    page.keyboard.press("Escape")
-    saved(page)
-    assert read_decisions(tmp_path / "state" / "site")["case-0"].verdict == "rejected"
-    page.reload()
-    page.locator("#list button", has_text="case-0").click()
-    shown(page, "case-0")
-    assert page.locator("#marked").inner_text() == drawn != "nothing"
-
-
-def test_two_conflicts_are_asked_about_one_after_the_other(page, served, tmp_path):
-    """Each answer is about its own case."""
-    page.goto(served.url)
-    shown(page, "case-0")
-    other = page.context.new_page()
-    other.goto(served.url.split("?")[0])
-    shown(other, "case-0")
-    other.keyboard.press("r")
-    shown(other, "case-1")
-    other.keyboard.press("r")
-    saved(other)
-    held: list[Any] = []
-    page.route("**/decision", lambda route: route.continue_() if held else held.append(route))
-    with page.expect_request("**/decision"):
-        page.keyboard.press("a")
-    shown(page, "case-1")
-    page.keyboard.press("a")
-    held[0].continue_()
-    page.get_by_text("case-0: ").wait_for()
-    page.get_by_role("button", name="Replace it with mine").click()
-    page.get_by_text("case-1: ").wait_for()
-    page.get_by_role("button", name="Take theirs").click()
-    saved(page)
-    page.locator("#conflict").wait_for(state="hidden")
-    decided = read_decisions(tmp_path / "state" / "site")
-    assert [decided[stem].verdict for stem in ("case-0", "case-1")] == ["accepted", "rejected"]
 
 
 def test_by_keyboard_alone(page, served, tmp_path):

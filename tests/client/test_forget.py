@@ -12,15 +12,7 @@ from knowmine.client.audit_report import rounds_of
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.forget import forget_case, forget_project
 from knowmine.client.gallery import load_gallery
-from knowmine.client.reviewed import (
-    Decision,
-    append_decision,
-    draft_path,
-    keep_mask,
-    mask_of,
-    read_decisions,
-    save_mask,
-)
+from knowmine.client.reviewed import Decision, append_decision, mask_path, read_decisions, save_mask
 from knowmine.client.round import evaluate, improve
 from knowmine.client.settings import ClientSettings
 from knowmine.shared.errors import UsageError
@@ -142,29 +134,15 @@ def test_a_forgotten_case_leaves_its_review(site, settings):
     """Mask, strokes and decisions; another case's decision stays."""
     gone, stays = (case.stem for case in site.unlabelled.cases[:2])
     for stem in (gone, stays):
-        digest = keep_mask(site.folder, stem, b"png")
-        save_mask(draft_path(site.folder, stem, "7b" * 8), b"png")
+        digest = save_mask(mask_path(site.folder, stem), b"png")
         decision = Decision(
             id=stem, stem=stem, verdict="accepted", role="reader", when=datetime.now(UTC), round=2,
             image_sha256="", mask_sha256=digest, sam_sha256=None,
         )  # fmt: skip
         append_decision(site.folder, decision)
-    files = [mask_of(site.folder, last) for last in read_decisions(site.folder).values()]
     forget_case(settings, gone)
     assert list(read_decisions(site.folder)) == [stays]
-    assert [file.exists() for file in files] == [False, True]
-    drafts = [draft_path(site.folder, stem, "7b" * 8).exists() for stem in (gone, stays)]
-    assert drafts == [False, True]
-
-
-def test_nothing_is_forgotten_while_a_review_is_open(site, settings):
-    """It would write down again what was just removed."""
-    lock = FolderLock(site.folder)
-    try:
-        with pytest.raises(UsageError, match="another process"):
-            forget_case(settings, "a0")
-    finally:
-        lock.release()
+    assert not mask_path(site.folder, gone).exists() and mask_path(site.folder, stays).exists()
 
 
 @pytest.mark.parametrize("forget", [lambda s: forget_case(s, "a0"), forget_project])

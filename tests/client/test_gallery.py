@@ -8,8 +8,13 @@ import torch
 
 from knowmine.client.at_rest import Seal
 from knowmine.client.dataset import Case
-from knowmine.client.gallery import SAMPLE, load_gallery, load_sample
-from knowmine.client.mined import forget_mined, list_mined, mined_files, pixels_of, save_mined
+from knowmine.client.gallery import (
+    SAMPLE,
+    forget_in_gallery,
+    load_gallery,
+    load_sample,
+    save_gallery,
+)
 from knowmine.client.pseudo_labels import Opinions
 from knowmine.client.site import Kind
 
@@ -30,10 +35,10 @@ def opinions(n, classes=1, prompted=None):
     return Opinions(unet, 3 * unet, asked, *np.ones((2, n), np.float32))
 
 
-def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None, seal=None, rounds=9):
+def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None, seal=None):
     n = len(quality)
     of = opinions(n) if of is None else of
-    save_mined(
+    save_gallery(
         folder,
         round_,
         kind(n),
@@ -42,85 +47,75 @@ def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None, seal=No
         np.array(quality),
         np.ones(n, bool) if kept is None else np.array(kept),
         seal=seal,
-        rounds=rounds,
     )
     return load_gallery(folder, 9, seal=seal)
 
 
 def test_what_was_kept_comes_back(tmp_path):
     """Masks to the nearest 255th, all else as it was."""
-    ((item, seen),) = saved(tmp_path, [0.625], kept=[False])
+    (item,) = saved(tmp_path, [0.625], kept=[False])
     assert (item.round, item.stem, item.quality, item.kept) == (2, "a0", 0.625, False)
-    assert seen.image.shape == (PX, PX, 3) and not seen.image.any()
-    assert seen.sam is not None
-    values = [mask.mean() for mask in (seen.unet, seen.sam, seen.label)]
+    assert item.image.shape == (PX, PX, 3) and not item.image.any()
+    assert item.sam is not None
+    values = [mask.mean() for mask in (item.unet, item.sam, item.label)]
     assert values == pytest.approx([0.25, 0.75, 0.25], abs=0.002)
 
 
 def test_the_worst_and_the_best_are_kept(tmp_path):
     """Four and two of nine, in the images' order."""
     quality = [0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.3, 0.55, 0.4]
-    assert [item.stem for item, _ in saved(tmp_path, quality)] == [
-        "a0",
-        "a1",
-        "a3",
-        "a4",
-        "a6",
-        "a8",
-    ]
+    assert [item.stem for item in saved(tmp_path, quality)] == ["a0", "a1", "a3", "a4", "a6", "a8"]
 
 
 def test_few_are_kept_once(tmp_path):
     """The best of three are among the worst."""
-    assert [item.stem for item, _ in saved(tmp_path, [0.3, 0.2, 0.1])] == ["a0", "a1", "a2"]
+    assert [item.stem for item in saved(tmp_path, [0.3, 0.2, 0.1])] == ["a0", "a1", "a2"]
 
 
 def test_each_keeps_its_own_picture(tmp_path):
     """Rows are not mixed up: image number i has level i."""
     items = saved(tmp_path, [0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.3])
-    assert [int(seen.image[0, 0, 0]) for _, seen in items] == [int(of.stem[1:]) for of, _ in items]
+    assert [int(item.image[0, 0, 0]) for item in items] == [int(item.stem[1:]) for item in items]
 
 
 def test_sam_has_no_mask_where_it_was_not_asked(tmp_path):
     """None, not an empty one."""
     items = saved(tmp_path, [0.5, 0.6], of=opinions(2, prompted=[True, False]))
-    assert [seen.sam is None for _, seen in items] == [False, True]
-    assert [item.disagreement is None for item, _ in items] == [False, True]
+    assert [item.sam is None for item in items] == [False, True]
 
 
 def test_sam_has_no_mask_in_methods_without_it(tmp_path):
     """Self-training gives the U-Net++'s masks twice."""
     masks = opinions(1).unet
-    of = Opinions(masks, masks, np.ones(1, bool), *np.ones((2, 1)))
-    ((_, seen),) = saved(tmp_path, [1.0], of=of)
-    assert seen.sam is None
+    (item,) = saved(tmp_path, [1.0], of=Opinions(masks, masks, np.ones(1, bool), *np.ones((2, 1))))
+    assert item.sam is None
 
 
 def test_classes_are_joined(tmp_path):
     """A picture shows where anything is."""
     labels = np.zeros((1, 2, PX, PX), np.float32)
     labels[0, 0, 0], labels[0, 1, 1] = 1, 1
-    ((_, seen),) = saved(tmp_path, [0.5], of=opinions(1, classes=2), labels=labels)
-    assert seen.label.mean(1).tolist() == [1, 1, 0, 0]
+    (item,) = saved(tmp_path, [0.5], of=opinions(1, classes=2), labels=labels)
+    assert item.label.mean(1).tolist() == [1, 1, 0, 0]
 
 
 def test_rounds_come_in_order(tmp_path):
     """Each in a file of its own, the tenth after the second."""
     saved(tmp_path, [0.5], round_=10)
-    assert [item.round for item, _ in saved(tmp_path, [0.5], round_=2)] == [2, 10]
+    assert [item.round for item in saved(tmp_path, [0.5], round_=2)] == [2, 10]
 
 
 def test_only_the_last_rounds_are_loaded(tmp_path):
     """A long run's report stays small."""
     for round_ in (2, 3, 4):
         saved(tmp_path, [0.5], round_=round_)
-    assert [item.round for item, _ in load_gallery(tmp_path, 2)] == [3, 4]
+    assert [item.round for item in load_gallery(tmp_path, 2)] == [3, 4]
 
 
 def test_a_round_done_again_replaces_itself(tmp_path):
     """After a resume nothing is shown twice."""
     saved(tmp_path, [0.5])
-    assert [item.quality for item, _ in saved(tmp_path, [0.25])] == [0.25]
+    assert [item.quality for item in saved(tmp_path, [0.25])] == [0.25]
 
 
 def test_a_site_that_mined_nothing_has_no_gallery(tmp_path):
@@ -130,7 +125,7 @@ def test_a_site_that_mined_nothing_has_no_gallery(tmp_path):
 
 def test_a_sealed_gallery_comes_back_by_its_key_alone(tmp_path):
     """The file shows no stem; another project's key shows nothing."""
-    ((item, _),) = saved(tmp_path, [0.625], seal=Seal(tmp_path / "keys"))
+    (item,) = saved(tmp_path, [0.625], seal=Seal(tmp_path / "keys"))
     (file,) = tmp_path.glob("mined-*")
     assert (item.stem, item.quality, file.name) == ("a0", 0.625, "mined-0002.sealed")
     assert b"stems" not in file.read_bytes()
@@ -143,8 +138,8 @@ def test_a_forgotten_case_takes_its_rounds_from_the_gallery(tmp_path, with_seal)
     seal = Seal(tmp_path / "keys") if with_seal else None
     saved(tmp_path, [0.5], round_=2, seal=seal)
     saved(tmp_path, [0.5, 0.6], round_=3, seal=seal)
-    assert forget_mined(tmp_path, "a1", seal) == 1
-    assert [item.round for item, _ in load_gallery(tmp_path, 9, seal=seal)] == [2]
+    assert forget_in_gallery(tmp_path, "a1", seal) == 1
+    assert [item.round for item in load_gallery(tmp_path, 9, seal=seal)] == [2]
 
 
 def test_the_sample_goes_evenly_from_worst_to_best(tmp_path):
@@ -154,50 +149,15 @@ def test_the_sample_goes_evenly_from_worst_to_best(tmp_path):
     labels[np.arange(n) % 3 == 0, 0, 1, 2] = 1
     saved(tmp_path, np.arange(n) / n, labels=labels, kept=np.arange(n) > 9)
     sample = load_sample(tmp_path, 9)
-    assert [one.stem for one, _ in sample] == [f"a{i}" for i in range(0, n, 2)]
-    assert [bool(mask[1, 2]) for _, mask in sample] == [i % 3 == 0 for i in range(0, n, 2)]
-    assert not any(mask[0].any() for _, mask in sample)
-    assert [one.kept for one, _ in sample] == [i > 9 for i in range(0, n, 2)]
+    assert [one.stem for one in sample] == [f"a{i}" for i in range(0, n, 2)]
+    assert [bool(one.mask[1, 2]) for one in sample] == [i % 3 == 0 for i in range(0, n, 2)]
+    assert not any(one.mask[0].any() for one in sample)
+    assert [one.kept for one in sample] == [i > 9 for i in range(0, n, 2)]
 
 
 def test_a_case_of_the_sample_alone_is_forgotten_too(tmp_path):
     """The middle of nine is in no picture, and its mask goes all the same."""
     items = saved(tmp_path, np.arange(9) / 9)
-    assert "a5" not in [item.stem for item, _ in items]
-    assert forget_mined(tmp_path, "a5", None) == 1
+    assert "a5" not in [item.stem for item in items]
+    assert forget_in_gallery(tmp_path, "a5", None) == 1
     assert load_sample(tmp_path, 9) == []
-
-
-@pytest.mark.parametrize("with_seal", [False, True])
-def test_all_that_a_round_mined_can_be_looked_at(tmp_path, with_seal):
-    """Also what the report does not show; each image is read alone."""
-    seal = Seal(tmp_path / "keys") if with_seal else None
-    saved(tmp_path, np.arange(9) / 9, seal=seal)
-    (file,) = mined_files(tmp_path, seal)
-    labels = list_mined(file, seal)
-    assert [label.stem for label in labels] == [f"a{i}" for i in range(9)]
-    pixels = pixels_of(labels[5], seal)
-    assert pixels is not None and int(pixels.image[0, 0, 0]) == 5
-
-
-def test_older_rounds_go_when_newer_hold_each_image(tmp_path):
-    """With their keys; a long run does not fill the disk."""
-    seal = Seal(tmp_path / "keys")
-    for round_ in range(2, 6):
-        saved(tmp_path, [0.5], round_=round_, seal=seal, rounds=2)
-    assert [file.stem for file in mined_files(tmp_path, seal)] == ["mined-0004", "mined-0005"]
-    assert not seal.destroy("gallery", "mined-0003")
-
-
-def test_a_label_of_a_round_that_is_gone_has_no_pixels(tmp_path):
-    """A page may still list it."""
-    ((item, _),) = saved(tmp_path, [0.5])
-    item.file.unlink()
-    assert pixels_of(item) is None
-
-
-def test_a_round_done_again_never_shows_another_image(tmp_path):
-    """A row is asked for by its stem as well."""
-    items = saved(tmp_path, [0.5, 0.6])
-    saved(tmp_path, [0.5])
-    assert pixels_of(items[1][0]) is None
