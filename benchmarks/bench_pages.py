@@ -28,7 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks.measuring import arguments, machine, row, write
 from knowmine.client.dataset import Case
 from knowmine.client.embeddings import EmbeddingStore
-from knowmine.client.gallery import save_gallery
+from knowmine.client.mined import save_mined
 from knowmine.client.pseudo_labels import Opinions
 from knowmine.client.sam import load_sam
 from knowmine.client.sam_weights import default_cache, find_weights
@@ -144,7 +144,7 @@ def mined(state: Path, data: Path) -> Path:
         truth = np.stack([resize_mask(phantom(i % DRAWN)[1] // 255, PX)[None] for i in indices])
         unet = truth.astype(np.float32)
         ones = np.ones(len(indices), np.float32)
-        save_gallery(
+        save_mined(
             folder,
             round_,
             Kind(cases, images, torch.zeros(0, 1, PX, PX), digests, (SIZE[::-1],) * len(cases)),

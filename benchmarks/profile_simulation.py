@@ -33,6 +33,7 @@ STEPS = (
     ("– augmentation, of training", "client/augmentation.py", "augment"),
     ("score", "client/scoring.py", "score_test"),
     ("pictures for the report", "client/gallery.py", "save_gallery"),
+    ("pseudo-labels for a review", "client/mined.py", "save_mined"),
     ("messages, packed and unpacked", "shared/wire.py", "through_the_wire"),
     ("aggregate", "server/aggregation.py", "add"),
 )

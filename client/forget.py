@@ -7,7 +7,7 @@ back: the receipts and the record of who took part tell what it was.
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal, destroy_keys
@@ -80,16 +80,17 @@ def forget_project(settings: ClientSettings) -> int:
 
 @contextmanager
 def _stopped(settings: ClientSettings) -> Iterator[Chain]:
-    """The record, while no other process works for this site."""
+    """The record, while no other process works for this site and nobody reviews it."""
     make_private_folder(settings.state)
-    lock = FolderLock(settings.state)
-    try:
+    with ExitStack() as locks:
+        locks.callback(FolderLock(settings.state).release)
+        # A review goes on beside a running site, so it holds a lock of its own.
+        if (settings.state / SITE).is_dir():
+            locks.callback(FolderLock(settings.state / SITE).release)
         key, records = load_audit_key(settings.keys / "audit.key"), policy_of(settings).records
         path = record_of(settings.state)
         with Chain.open(path, key, site=settings.site, records=records) as chain:
             yield chain
-    finally:
-        lock.release()
 
 
 def _seal_of(settings: ClientSettings) -> Seal | None:

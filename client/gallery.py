@@ -1,4 +1,4 @@
-"""A few of a round's pseudo-labels, kept at the site for people to look at."""
+"""A few of a round's pseudo-labels for the report; what a person reviews are all, in mined.py."""
 
 import io
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowmine.client.at_rest import Seal
+from knowmine.client.mined import forget_mined
 from knowmine.client.pseudo_labels import Floats, Opinions
 from knowmine.client.site import Kind
 from knowmine.shared.weights import write_atomically
@@ -157,8 +158,10 @@ def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
 
 
 def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
-    """Destroy keys and files of the rounds in whose gallery a case is; how many there were."""
-    found = 0
+    """Destroy keys and files of the rounds in whose gallery a case is, and of its own pseudo-label;
+    how many there were.
+    """
+    found = forget_mined(folder, stem, seal)
     for file in mined_files(folder, seal):
         content = _content_of(file, seal)
         # What cannot be opened any more might be of this case: it helps nobody.

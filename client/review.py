@@ -4,7 +4,8 @@ import hashlib
 import io
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,34 +17,28 @@ from PIL import Image
 
 from knowmine.client.clicks import Click, answer_clicks
 from knowmine.client.embeddings import EmbeddingStore
-from knowmine.client.gallery import Kept, load_gallery, mined_files
-from knowmine.client.pseudo_labels import dice_of
+from knowmine.client.review_cases import Cases, ReviewCase, UnknownCase, case_id
 from knowmine.client.review_places import Place
 from knowmine.client.reviewed import (
+    MASKS,
+    REVIEWS,
     Decision,
     Verdict,
     append_decision,
     digest_or_none,
     draft_path,
+    draft_windows,
+    label_path,
     mask_path,
     read_decisions,
+    save_label,
     save_mask,
 )
 from knowmine.client.sam import EMBEDDING_SHAPE, Sam
 from knowmine.shared.errors import CannotWrite, DataError, UsageError
 from knowmine.shared.images import read_image
 
-SHOWN_PX = 1024
-"""The long side of what is shown and drawn on; SAM sees no finer either."""
-
-ROUNDS = 1000
-"""Mining rounds that are looked through, at most."""
-
 MAX_CLICKS = 64
-
-
-class UnknownCase(UsageError):
-    """A case that this review does not have."""
 
 
 class Overtaken(UsageError):
@@ -58,23 +53,11 @@ class Overtaken(UsageError):
 
 
 @dataclass(frozen=True)
-class ReviewCase:
-    """One pseudo-label to look at, the newest of its image.
+class Shown:
+    """What a person had before their eyes: the round of the pseudo-label, the image's SHA-256."""
 
-    shown: (h, w) of the frame that people see and draw in. disagreement: 1 - Dice of U-Net++ and
-    SAM, None where SAM was not asked.
-    """
-
-    id: str
-    place: Place
-    kept: Kept
-    shown: tuple[int, int]
-    disagreement: float | None
-
-    @property
-    def worth(self) -> float:
-        """How much a label would teach: how bad it is judged, and how much the models differ."""
-        return (1 - self.kept.quality) + (self.disagreement or 0.0)
+    round: int
+    image_sha256: str
 
 
 @dataclass
@@ -88,46 +71,70 @@ class Review:
     open_sam: Any
     embeddings: Path
     role: str
-    _cases: dict[str, ReviewCase] = field(default_factory=dict)
-    _files: tuple[Any, ...] = ()
     _sam: Sam | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _sam_lock: threading.Lock = field(default_factory=threading.Lock)
+    _read: dict[Path, tuple[Any, Mapping[str, Decision]]] = field(default_factory=dict)
+    _sound: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._cases = Cases(self.places)
 
     def cases(self) -> list[ReviewCase]:
         """All of them, worst judged first; those of rounds that ended meanwhile are among them."""
-        with self._lock:
-            files = tuple(
-                (file, file.stat().st_mtime_ns)
-                for place in self.places
-                for file in mined_files(place.folder, place.seal)
-            )
-            if files != self._files:
-                newest = {
-                    (place.site, kept.stem): (place, kept)
-                    for place in self.places
-                    for kept in load_gallery(place.folder, ROUNDS, seal=place.seal)
-                }
-                self._cases = {case.id: case for case in (_case(*both) for both in newest.values())}
-                self._files = files
-            return sorted(self._cases.values(), key=lambda case: (case.kept.quality, case.id))
+        return self._cases.listed()
 
     def case(self, id_: str) -> ReviewCase:
         """The case of that id, as it was listed."""
-        with self._lock:
-            if id_ not in self._cases:
-                self.cases()
-            if id_ not in self._cases:
-                raise UnknownCase(f"no case {id_} in this review: load the page again")
-            return self._cases[id_]
+        return self._cases.get(id_)
 
-    def decisions(self) -> dict[str, Decision]:
-        """The last decision on each case, by its id."""
+    def decision(self, case: ReviewCase) -> Decision | None:
+        """The last decision on a case."""
+        return self._decided(case.place.folder).get(case.label.stem)
+
+    def drafts(self) -> dict[str, Sequence[str]]:
+        """The windows that hold strokes on a case, by its id."""
         return {
-            _id(place, stem): decision
+            case_id(place, stem): windows
             for place in self.places
-            for stem, decision in read_decisions(place.folder).items()
+            for stem, windows in draft_windows(place.folder).items()
         }
+
+    def is_lost(self, case: ReviewCase) -> bool:
+        """Whether a mask was accepted and is not there any more as it was."""
+        decision, folder = self.decision(case), case.place.folder
+        if decision is None or not decision.is_label:
+            return False
+        try:
+            seen = mask_path(folder, decision.stem, decision.mask_sha256 or "").stat()
+        except FileNotFoundError:
+            return label_path(folder, decision) is None
+        key = decision.id, seen.st_mtime_ns, seen.st_size
+        if key not in self._sound:
+            self._sound[key] = label_path(folder, decision) is not None
+        return not self._sound[key]
+
+    def changes(self) -> tuple[Any, ...]:
+        """Another value after each decision, and after each mask that comes or goes."""
+        seen = []
+        for place in self.places:
+            for path in (place.folder / REVIEWS, place.folder / MASKS):
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    seen.append((path, found.st_mtime_ns, found.st_size))
+        return tuple(seen)
+
+    def _decided(self, folder: Path) -> Mapping[str, Decision]:
+        """`read_decisions`, once for each change of the file."""
+        try:
+            found = (folder / REVIEWS).stat()
+        except FileNotFoundError:
+            return {}
+        seen = found.st_ino, found.st_mtime_ns, found.st_size
+        with self._lock:
+            if folder not in self._read or self._read[folder][0] != seen:
+                self._read[folder] = seen, read_decisions(folder)
+            return self._read[folder][1]
 
     # ------------------------------------------------------------------------ what is seen
 
@@ -135,27 +142,17 @@ class Review:
         """The image as PNG, (h, w) of the frame shown; from the data folder where it is known."""
         image = _original(case)
         height, width = case.shown
-        shown = Image.fromarray(case.kept.image if image is None else image)
+        shown = Image.fromarray(self._cases.pixels(case).image if image is None else image)
         if shown.size != (width, height):
             shown = shown.resize((width, height), Image.Resampling.BILINEAR)
         return _png(shown)
 
     def mask(self, case: ReviewCase, which: str) -> bytes | None:
-        """One of its masks as PNG, (h, w), 0 and 255: unet, sam, label or mine.
-
-        mine: strokes not yet decided about, else what was decided; None where there are neither.
-        """
-        if which == "mine":
-            folder, stem = case.place.folder, case.kept.stem
-            decision = self.decisions().get(case.id)
-            files = [draft_path(folder, stem)]
-            if decision is not None and decision.is_label:
-                files.append(mask_path(folder, stem))
-            found = next((file for file in files if file.is_file()), None)
-            return None if found is None else _resized(found.read_bytes(), case.shown)
-        masks = {"unet": case.kept.unet, "sam": case.kept.sam, "label": case.kept.label}
+        """One of the models' masks as PNG, (h, w), 0 and 255: unet, sam or label; None if none."""
+        pixels = self._cases.pixels(case)
+        masks = {"unet": pixels.unet, "sam": pixels.sam, "label": pixels.label}
         if which not in masks:
-            raise UnknownCase(f"no mask {which!r}: expected unet, sam, label or mine")
+            raise UnknownCase(f"no mask {which!r}: expected unet, sam or label")
         mask = masks[which]
         if mask is None:
             return None
@@ -164,6 +161,20 @@ class Review:
             (width, height), Image.Resampling.BILINEAR
         )
         return _png(Image.fromarray(np.asarray(smooth) > 0.5))
+
+    def drawn(self, case: ReviewCase, window: str) -> bytes | None:
+        """The strokes of a window that nobody has decided about yet, as PNG (h, w)."""
+        try:
+            png = draft_path(case.place.folder, case.label.stem, window).read_bytes()
+        except FileNotFoundError:
+            return None
+        return _at_size(png, case.shown)
+
+    def accepted(self, case: ReviewCase) -> bytes | None:
+        """The mask that is the case's label now, as PNG (h, w)."""
+        decision = self.decision(case)
+        path = None if decision is None else label_path(case.place.folder, decision)
+        return None if path is None else _at_size(path.read_bytes(), case.shown)
 
     def click(self, case: ReviewCase, clicks: Sequence[Click]) -> bytes:
         """SAM's mask for these clicks as PNG, (h, w), 0 and 255."""
@@ -195,98 +206,96 @@ class Review:
 
     # ------------------------------------------------------------------------ what is decided
 
-    def save_draft(self, case: ReviewCase, png: bytes) -> None:
-        """Keep strokes that nobody has decided about yet."""
+    def save_draft(self, case: ReviewCase, window: str, png: bytes) -> None:
+        """Keep a window's strokes that nobody has decided about yet."""
         with _Writing(case.place.folder):
-            save_mask(draft_path(case.place.folder, case.kept.stem), _checked(png, case.shown))
+            path = draft_path(case.place.folder, case.label.stem, window)
+            save_mask(path, _checked(png, case.shown))
 
-    def forget_draft(self, case: ReviewCase) -> None:
-        """The strokes were undone."""
-        draft_path(case.place.folder, case.kept.stem).unlink(missing_ok=True)
+    def forget_draft(self, case: ReviewCase, window: str) -> None:
+        """A window's strokes are not wanted any more."""
+        draft_path(case.place.folder, case.label.stem, window).unlink(missing_ok=True)
 
     def decide(
-        self, case: ReviewCase, verdict: Verdict, seen: str | None, png: bytes | None
+        self,
+        case: ReviewCase,
+        verdict: Verdict,
+        *,
+        shown: Shown,
+        seen: str | None,
+        window: str,
+        png: bytes | None = None,
+        id_: str | None = None,
     ) -> Decision:
         """Write a decision down; on return it is on the disk.
 
-        seen: id of the decision that the person knew of. png: the mask, needed to accept.
+        seen: id of the decision that the person knew of. png: the mask, needed to accept. id_: of
+        this decision, so that one that is delivered twice counts once.
         Raises `Overtaken` where somebody else has decided since.
         """
-        folder, stem = case.place.folder, case.kept.stem
+        folder, stem = case.place.folder, case.label.stem
         is_label = verdict in ("accepted", "corrected")
         if is_label and png is None:
             raise UsageError("accepted without a mask: load the page again")
-        mask = _at_size(_checked(png, case.shown), case.kept.size) if png and is_label else None
+        mask = _at_size(_checked(png, case.shown), case.label.size) if png and is_label else None
         with self._lock, _Writing(folder):
-            last = read_decisions(folder).get(stem)
+            last = self.decision(case)
+            if last is not None and last.id == id_:
+                return last  # its answer was lost, not the decision
             if last is not None and last.id != seen:
                 raise Overtaken(last)
             if verdict == "skipped" and last and last.verdict not in ("skipped", "withdrawn"):
                 return last  # passing by takes nothing back
-            strokes = self.mask(case, "mine") if verdict == "withdrawn" else None
-            digest = save_mask(mask_path(folder, stem), mask) if mask else None
+            # 1 What was a label becomes strokes of the window that drew it, and of the one that
+            #   now says that it is none.
+            before = None if last is None else label_path(folder, last)
+            if last is not None and before is not None:
+                for whose in {last.window, window} - ({window} if is_label else set()):
+                    if not (draft := draft_path(folder, stem, whose)).exists():
+                        save_mask(draft, before.read_bytes())
+            # 2 The mask, 3 the decision that names it, 4 what neither needs any more.
+            digest = save_label(folder, stem, mask) if mask else None
             decision = Decision(
-                id=secrets.token_hex(8),
+                id=id_ or secrets.token_hex(8),
                 stem=stem,
                 verdict=verdict,
                 role=self.role,
                 when=datetime.now(UTC),
-                round=case.kept.round,
-                image_sha256=case.kept.digest,
+                round=shown.round,
+                image_sha256=shown.image_sha256,
                 mask_sha256=digest,
                 sam_sha256=None if self._sam is None else self._sam.digest,
+                window=window,
             )
             append_decision(folder, decision)
+            if before is not None and before != label_path(folder, decision):
+                before.unlink(missing_ok=True)
             if is_label:
-                self.forget_draft(case)
-            elif verdict == "withdrawn" and strokes is not None:
-                save_mask(draft_path(folder, stem), strokes)  # what was drawn can be gone on with
+                self.forget_draft(case, window)
         return decision
 
     def _embedding(self, case: ReviewCase) -> tuple[NDArray[np.float16], tuple[int, int]]:
         """The image's embedding and the size of what SAM saw; from the cache wherever it is."""
         store = EmbeddingStore(self.embeddings, self.sam(), seal=case.place.seal)
-        digest, kept = case.kept.digest, case.kept.image
+        digest, size = case.label.digest, case.label.size
+
+        def small() -> NDArray[np.uint8]:
+            return self._cases.pixels(case).image
+
         if digest and store.has(digest):
-            return store.get(digest, lambda: kept), case.kept.size
+            return store.get(digest, small), size
         image = _original(case)
         if digest and image is not None:
-            return store.get(digest, lambda: image), case.kept.size
+            return store.get(digest, lambda: image), size
+        kept = small()
         pixels = hashlib.sha256(np.ascontiguousarray(kept).data).hexdigest()
         return store.get(pixels, lambda: kept), (kept.shape[0], kept.shape[1])
 
 
-def _id(place: Place, stem: str) -> str:
-    text = f"{place.site}/{stem}".encode(errors="surrogateescape")
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
-def _case(place: Place, kept: Kept) -> ReviewCase:
-    if kept.classes != 1:
-        raise UsageError(
-            f"the run has {kept.classes} classes; review can correct masks of one class only"
-        )
-    if Path(kept.stem).name != kept.stem:
-        raise DataError(f"{place.folder} names a case {kept.stem!r}, which is no file's name")
-    height, width = kept.size
-    scale = min(1.0, SHOWN_PX / max(height, width))
-    disagreement = None
-    if kept.sam is not None:
-        both = dice_of((kept.unet > 0.5)[None, None], (kept.sam > 0.5)[None, None])
-        disagreement = 1 - float(both[0])
-    return ReviewCase(
-        _id(place, kept.stem),
-        place,
-        kept,
-        (max(1, round(height * scale)), max(1, round(width * scale))),
-        disagreement,
-    )
-
-
 def _original(case: ReviewCase) -> NDArray[np.uint8] | None:
     """The image in the data folder, if it is the very one that the round saw."""
-    path = case.place.images.get(case.kept.stem)
-    if path is None or (case.kept.digest and digest_or_none(path) != case.kept.digest):
+    path, digest = case.place.images.get(case.label.stem), case.label.digest
+    if path is None or (digest and digest_or_none(path) != digest):
         return None
     try:
         return read_image(path)
@@ -308,10 +317,6 @@ def _checked(png: bytes, shown: tuple[int, int]) -> bytes:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"the mask cannot be read ({error}): load the page again") from None
     return _png(Image.fromarray(drawn))
-
-
-def _resized(png: bytes, shown: tuple[int, int]) -> bytes:
-    return _at_size(png, shown)
 
 
 def _at_size(png: bytes, size: tuple[int, int]) -> bytes:

@@ -35,7 +35,7 @@ def review(
     # Imported late: torch takes seconds, and --help should not.
     from knowmine.client.compute import settle
     from knowmine.client.review import Review
-    from knowmine.client.review_places import find_places
+    from knowmine.client.review_places import find_places, is_going
     from knowmine.client.review_server import ReviewServer
     from knowmine.client.sam import Sam, load_sam
     from knowmine.client.sam_weights import find_weights
@@ -55,7 +55,7 @@ def review(
             stack.callback(FolderLock(place.folder).release)
         work = Review(found.places, open_sam, found.cache / "embeddings", role.strip())
         cases = work.cases()
-        server = ReviewServer(work, found.title, lambda: find_places(run).going, port)
+        server = ReviewServer(work, found.title, lambda: is_going(run), port)
         if found.going:
             typer.echo("The run is not over: what you decide counts from its next round on.")
         typer.echo(f"{len(cases)} pseudo-labels to look at. Open {server.url}")

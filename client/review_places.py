@@ -10,10 +10,14 @@ from pydantic import BaseModel, ValidationError
 from knowmine.client.at_rest import PROJECT, VAULT_KEYS, Seal
 from knowmine.client.folder import images_in
 from knowmine.client.gallery import mined_files
+from knowmine.client.mined import index_file
 from knowmine.client.opening import cache_of
 from knowmine.client.settings import SITE_LOG, ClientSettings, SamSettings
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import read_settings
+
+_LAST_BYTES = 1 << 16
+"""Of a log that may be long: its last line is shorter."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,12 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
             folder.absolute().parent.name,
             (_place(folder.name, folder, data),),
             SamSettings(),
-            not _has_ended(folder.parent / SITE_LOG),
+            is_going(run),
         )
-    if not any(mined_files(place.folder, place.seal) for place in found.places):
+    if not any(
+        index_file(place.folder, place.seal).exists() or mined_files(place.folder, place.seal)
+        for place in found.places
+    ):
         raise UsageError(
             f"no pseudo-labels in {run}: expected a simulation's run folder, a site's client.yaml "
             "or its state folder, after a round that mined. Rounds mine from the second on, and "
@@ -87,17 +94,29 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
     return found
 
 
+def is_going(run: Path) -> bool:
+    """Whether the run has not said that it is over; as `find_places`, without looking at images."""
+    if run.is_file():
+        return not _has_ended(read_settings(ClientSettings, run, {}).state / SITE_LOG)
+    if (run / "sites").is_dir():
+        return not (run / "summary.json").is_file()
+    folder = run / "site" if (run / "site").is_dir() else run
+    return not _has_ended(folder.parent / SITE_LOG)
+
+
 def _of_settings(file: Path) -> Places:
     settings = read_settings(ClientSettings, file, {})
     place = _place(settings.site, settings.state / "site", settings.data)
-    going = not _has_ended(settings.state / SITE_LOG)
-    return Places(f"{settings.federation}, {settings.site}", (place,), settings.sam, going)
+    title = f"{settings.federation}, {settings.site}"
+    return Places(title, (place,), settings.sam, is_going(file))
 
 
 def _has_ended(log: Path) -> bool:
     """Whether the last thing that the site's client wrote is that the run is over."""
     try:
-        last = log.read_bytes().splitlines()[-1]
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+            last = file.read().splitlines()[-1]
         return bool(json.loads(last)["event"] == "end")
     except (OSError, ValueError, LookupError, TypeError):
         return False
@@ -119,8 +138,7 @@ def _of_simulation(run: Path, data: Path | None) -> Places:
         )
         for folder in sites
     )
-    over = (run / "summary.json").is_file()
-    return Places(run.absolute().name, places, settings.sam, not over)
+    return Places(run.absolute().name, places, settings.sam, is_going(run))
 
 
 def _place(site: str, folder: Path, data: Path | None) -> Place:

@@ -10,6 +10,7 @@
 import base64
 import binascii
 import hmac
+import re
 import secrets
 import socket
 import threading
@@ -28,7 +29,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from knowmine.client.clicks import Click
-from knowmine.client.review import Overtaken, Review, ReviewCase, UnknownCase
+from knowmine.client.mined import Gone
+from knowmine.client.review import Overtaken, Review, Shown
+from knowmine.client.review_cases import ReviewCase, UnknownCase, of_round
+from knowmine.client.review_news import News, told_of
 from knowmine.client.reviewed import Decision, Verdict
 from knowmine.shared.errors import KnowmineError, UsageError
 
@@ -49,17 +53,28 @@ _HEADERS = {
 }
 
 
+_WINDOW = r"^[0-9a-f]{16}$"
+"""A browser's window, as it names itself."""
+
+
 class DecisionAsked(BaseModel):
-    """What the page sends with a decision; mask: a PNG in base64."""
+    """What the page sends with a decision; mask: a PNG in base64. round and image: of what was on
+    screen, which may be older than what the list has now.
+    """
 
     verdict: Verdict
+    window: str = Field(pattern=_WINDOW)
+    round: int = Field(ge=1)
+    image: str = Field(pattern=r"^([0-9a-f]{64})?$")
+    id: str | None = Field(None, pattern=r"^[0-9a-f]{16}$")
     seen: str | None = None
     mask: str | None = None
 
 
 class ClicksAsked(BaseModel):
-    """What the page sends with a click: all clicks on the object so far."""
+    """What the page sends with a click: all clicks on the object so far, and on which image."""
 
+    image: str
     clicks: list[Click] = Field(min_length=1)
 
 
@@ -69,6 +84,7 @@ class ReviewServer:
     def __init__(self, review: Review, title: str, going: Callable[[], bool], port: int) -> None:
         """Bind the port at once; raise `UsageError` where another process has it."""
         self._review, self._title, self._going = review, title, going
+        self._news = News(review)
         self._socket = _bound(port)
         self.port: int = self._socket.getsockname()[1]
         door = Door(_app(self), self.port)
@@ -88,14 +104,10 @@ class ReviewServer:
         """Stop serving."""
         self._server.should_exit = True
 
-    def overview(self) -> dict[str, Any]:
-        """What the page is about."""
-        return {"title": self._title, "role": self._review.role, "going": self._going()}
-
-    def cases(self) -> list[dict[str, Any]]:
-        """The list of cases with what was decided, worst judged first."""
-        decisions = self._review.decisions()
-        return [_told(case, decisions.get(case.id)) for case in self._review.cases()]
+    def overview(self, since: str) -> dict[str, Any]:
+        """What the page is about, and what of its list is new since then."""
+        about = {"title": self._title, "role": self._review.role, "going": self._going()}
+        return {**about, **self._news.since(since)}
 
     @property
     def review(self) -> Review:
@@ -166,41 +178,65 @@ def _app(server: ReviewServer) -> Starlette:
         content = files("knowmine.client").joinpath("review_page", name).read_bytes()
         return Response(content, media_type=_KINDS[name.rsplit(".", 1)[1]])
 
+    # Whatever may look at a disk does so in a thread: one slow folder keeps nobody else waiting.
+    async def found(request: Request) -> ReviewCase:
+        return await run_in_threadpool(review.case, request.path_params["id"])
+
     async def overview(request: Request) -> Response:
-        return JSONResponse({**server.overview(), "cases": await run_in_threadpool(server.cases)})
+        since = request.query_params.get("since", "")
+        return JSONResponse(await run_in_threadpool(server.overview, since))
 
     async def picture(request: Request) -> Response:
-        case = review.case(request.path_params["id"])
-        return Response(await run_in_threadpool(review.picture, case), media_type="image/png")
+        case = of_round(await found(request), request.path_params["round"])
+        return _png(await run_in_threadpool(review.picture, case))
 
     async def mask(request: Request) -> Response:
-        case = review.case(request.path_params["id"])
-        png = await run_in_threadpool(review.mask, case, request.path_params["which"])
-        return Response(status_code=204) if png is None else Response(png, media_type="image/png")
+        case = of_round(await found(request), request.path_params["round"])
+        return _png(await run_in_threadpool(review.mask, case, request.path_params["which"]))
+
+    async def accepted(request: Request) -> Response:
+        return _png(await run_in_threadpool(review.accepted, await found(request)))
 
     async def sam(request: Request) -> Response:
-        case = review.case(request.path_params["id"])
+        case = await found(request)
         asked = ClicksAsked.model_validate_json(await _body(request))
-        png = await run_in_threadpool(review.click, case, asked.clicks)
-        return Response(png, media_type="image/png")
+        if asked.image != case.label.digest:
+            raise UsageError("the image's file was changed since it was shown: open it once more")
+        return _png(await run_in_threadpool(review.click, case, asked.clicks))
 
     async def draft(request: Request) -> Response:
-        case = review.case(request.path_params["id"])
+        case, window = await found(request), request.path_params["window"]
+        window = "" if window == "old" else window  # of earlier versions
+        if window and not re.fullmatch(_WINDOW, window):
+            raise UsageError("no window has that name: load the page again")
+        if request.method == "GET":
+            return _png(await run_in_threadpool(review.drawn, case, window))
         if request.method == "DELETE":
-            await run_in_threadpool(review.forget_draft, case)
+            await run_in_threadpool(review.forget_draft, case, window)
         else:
-            await run_in_threadpool(review.save_draft, case, await _body(request))
+            await run_in_threadpool(review.save_draft, case, window, await _body(request))
         return Response(status_code=204)
 
     async def decide(request: Request) -> Response:
-        case = review.case(request.path_params["id"])
+        case = await found(request)
         asked = DecisionAsked.model_validate_json(await _body(request))
         try:
             png = None if asked.mask is None else base64.b64decode(asked.mask, validate=True)
         except binascii.Error:
             raise UsageError("the mask is no base64: load the page again") from None
-        decision = await run_in_threadpool(review.decide, case, asked.verdict, asked.seen, png)
-        return JSONResponse(_told(case, decision))
+
+        def act() -> Decision:
+            return review.decide(
+                case,
+                asked.verdict,
+                shown=Shown(asked.round, asked.image),
+                seen=asked.seen,
+                window=asked.window,
+                png=png,
+                id_=asked.id,
+            )
+
+        return JSONResponse(told_of(case, await run_in_threadpool(act)))
 
     async def refused(request: Request, error: Exception) -> Response:
         told: dict[str, Any] = {"error": str(error)}
@@ -216,11 +252,12 @@ def _app(server: ReviewServer) -> Starlette:
     return Starlette(
         routes=[
             Route("/api/review", overview),
-            Route(f"{case}/image.png", picture),
+            Route(f"{case}/accepted.png", accepted),
             Route(f"{case}/sam", sam, methods=["POST"]),
-            Route(f"{case}/draft", draft, methods=["PUT", "DELETE"]),
+            Route(f"{case}/drafts/{{window:str}}", draft, methods=["GET", "PUT", "DELETE"]),
             Route(f"{case}/decision", decide, methods=["POST"]),
-            Route(f"{case}/{{which:str}}.png", mask),
+            Route(f"{case}/{{round:int}}/image.png", picture),
+            Route(f"{case}/{{round:int}}/{{which:str}}.png", mask),
             Route("/", page),
             Route("/{name:str}", page),
         ],
@@ -228,26 +265,15 @@ def _app(server: ReviewServer) -> Starlette:
     )
 
 
-def _told(case: ReviewCase, decision: Decision | None) -> dict[str, Any]:
-    """A case as the page knows it."""
-    return {
-        "id": case.id,
-        "stem": case.kept.stem,
-        "site": case.place.site,
-        "round": case.kept.round,
-        "height": case.shown[0],
-        "width": case.shown[1],
-        "quality": round(case.kept.quality, 3),
-        "disagreement": None if case.disagreement is None else round(case.disagreement, 3),
-        "worth": round(case.worth, 3),
-        "used": case.kept.kept,
-        "decision": None if decision is None else decision.model_dump(mode="json"),
-    }
+def _png(content: bytes | None) -> Response:
+    return Response(content, media_type="image/png") if content else Response(status_code=204)
 
 
 def _status_of(error: Exception) -> int:
     if isinstance(error, Overtaken):
         return 409
+    if isinstance(error, Gone):
+        return 410
     if isinstance(error, UnknownCase):
         return 404
     return 422 if isinstance(error, UsageError | ValidationError) else 507

@@ -28,6 +28,7 @@ from torch import Tensor
 from knowmine.client.compute import memory_for
 from knowmine.client.gallery import save_gallery
 from knowmine.client.inference import predict
+from knowmine.client.mined import save_mined
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import (
     Floats,
@@ -191,9 +192,8 @@ def settle_labels(
         share = share_to_keep(plan.mining, task.round, task.rounds)
         chosen = select(quality, share, plan.mining.min_quality)
     site.note(task.round, "mined", kind)
-    save_gallery(
-        site.folder, task.round, kind, opinions, labels, quality, chosen.kept, seal=site.seal
-    )
+    for save in (save_gallery, save_mined):  # a few for the report, all for a review
+        save(site.folder, task.round, kind, opinions, labels, quality, chosen.kept, seal=site.seal)
     kept = torch.from_numpy(np.flatnonzero(chosen.kept))
     return (
         Examples(

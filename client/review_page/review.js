@@ -14,14 +14,21 @@ const HINTS = {
 const AHEAD = 3; // cases that are loaded before they are asked for
 const HELD = 12; // cases whose pixels stay in memory
 
-let cases = new Map(); // by id, as the server tells them
+const cases = new Map(); // by id, as the server tells them
+let now = ""; // what the server told last; it then tells only what is new
+let wanted = true; // whether the list has to be put in order again
 let order = []; // ids, in the list's order
 let sorting = "quality";
 let current = null; // id of the case on screen
 let start = null; // the mask that the case on screen began with
 let lastDecided = null;
-const pixels = new Map(); // id -> promise of what is drawn
+const items = new Map(); // id -> its line in the list
+const pixels = new Map(); // id -> promise of what is drawn, and of which round and image it is
 const unsaved = new Map(); // id -> mask, newer than what the server has said it holds
+const own = new Map(); // id -> our word that is still on its way
+const settledAt = new Map(); // id -> when the server said what our word came to
+const conflicts = []; // decisions that met another's, to be asked about one by one
+let me = ""; // this window: its strokes are no other's
 
 const outbox = new Outbox((waiting, error) => {
   $("saved").textContent = waiting ? "saving…" : "all saved";
@@ -49,24 +56,45 @@ function failed(error) {
 // ---------------------------------------------------------------------------- the list
 
 async function refresh() {
-  const told = await (await ask("/api/review")).json();
+  const asked = performance.now();
+  const told = await (await ask(`/api/review?since=${now}`)).json();
   $("title").textContent = told.title;
   $("role").textContent = told.role;
   $("going").hidden = !told.going;
-  const waiting = outbox.waiting > 0;
-  const known = cases;
-  cases = new Map(told.cases.map((one) => [one.id, one]));
-  for (const [id, one] of known) {
-    const now = cases.get(id);
-    if (!now) continue;
-    if (waiting) now.decision = one.decision; // our own word is still on its way
-    if (now.round !== one.round && id !== current) pixels.delete(id);
+  const before = new Map(cases);
+  if (told.whole) { cases.clear(); wanted = true; }
+  for (const id of told.gone) { cases.delete(id); wanted = true; }
+  for (const one of told.cases) {
+    const known = before.get(one.id);
+    cases.set(one.id, one);
+    if (own.has(one.id)) one.decision = own.get(one.id);
+    else if (settledAt.get(one.id) > asked) one.decision = known?.decision ?? one.decision;
+    if (known?.round !== one.round || known?.image !== one.image) {
+      wanted = true;
+      if (one.id !== current) pixels.delete(one.id);
+    }
   }
-  if (!waiting) hush("server");
-  listed();
+  now = told.now;
+  if (!outbox.waiting) hush("server");
+  if (told.whole || told.gone.length || told.cases.length) listed();
 }
 
 function listed() {
+  if (wanted) inOrder();
+  wanted = false;
+  let decided = 0;
+  for (const id of order) {
+    const one = cases.get(id);
+    if (isDecided(one)) decided++;
+    lineOf(items.get(id), one);
+  }
+  $("progress-text").textContent = `${decided} of ${order.length} decided`;
+  $("progress").max = Math.max(1, order.length);
+  $("progress").value = decided;
+  if (current && cases.has(current)) described();
+}
+
+function inOrder() {
   const key = sorting === "quality"
     ? (a, b) => a.quality - b.quality
     : (a, b) => b.worth - a.worth;
@@ -77,28 +105,22 @@ function listed() {
     ? "By judged quality, 0 to 1."
     : "Badly judged, and the models disagree: a label teaches most here.";
   const focused = document.activeElement?.dataset?.id;
-  $("list").replaceChildren(...order.map(listItem));
+  for (const id of [...items.keys()]) if (!cases.has(id)) items.delete(id);
+  const all = document.createDocumentFragment();
+  for (const id of order) {
+    if (!items.has(id)) items.set(id, listItem(id));
+    all.append(items.get(id));
+  }
+  $("list").replaceChildren(all);
   if (focused) $("list").querySelector(`[data-id="${focused}"]`)?.focus();
-  const decided = order.filter((id) => isDecided(cases.get(id))).length;
-  $("progress-text").textContent = `${decided} of ${order.length} decided`;
-  $("progress").max = Math.max(1, order.length);
-  $("progress").value = decided;
-  if (current && cases.has(current)) described();
 }
 
 function listItem(id) {
-  const one = cases.get(id);
-  const verdict = verdictOf(one);
   const button = document.createElement("button");
   button.type = "button";
   button.dataset.id = id;
-  if (id === current) button.setAttribute("aria-current", "true");
-  const parts = [["span", MARKS[verdict] || "", `mark ${verdict}`], ["b", one.stem, ""],
-    ["span", (sorting === "quality" ? one.quality : one.worth).toFixed(2), "number"],
-    ["span", `${one.site} · round ${one.round}${verdict ? ` · ${verdict}` : ""}`, "soft"]];
-  for (const [tag, text, name] of parts) {
+  for (const [tag, name] of [["span", "mark"], ["b", ""], ["span", "number"], ["span", "soft"]]) {
     const part = document.createElement(tag);
-    part.textContent = text;
     part.className = name;
     button.append(part);
   }
@@ -108,8 +130,31 @@ function listItem(id) {
   return item;
 }
 
+/** Say in the list what is known of a case; lines that stay as they are cost nothing. */
+function lineOf(item, one) {
+  const verdict = verdictOf(one), button = item.firstChild;
+  const number = (sorting === "quality" ? one.quality : one.worth).toFixed(2);
+  const line = [verdict, one.stem, number, one.site, one.round].join("|");
+  if (item.line !== line) {
+    item.line = line;
+    const [mark, stem, figure, about] = button.children;
+    mark.className = `mark ${verdict}`;
+    mark.textContent = MARKS[verdict] || "";
+    stem.textContent = one.stem;
+    figure.textContent = number;
+    about.textContent = `${one.site} · round ${one.round}${verdict ? ` · ${verdict}` : ""}`;
+  }
+}
+
+function marked(id) {
+  $("list").querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const button = items.get(id)?.firstChild;
+  button?.setAttribute("aria-current", "true");
+  button?.scrollIntoView({ block: "nearest" });
+}
+
 function verdictOf(one) {
-  const verdict = one.decision?.verdict;
+  const verdict = one.lost ? "" : one.decision?.verdict;
   return verdict && verdict !== "withdrawn" ? verdict : "";
 }
 function isDecided(one) { return ["accepted", "corrected", "rejected"].includes(verdictOf(one)); }
@@ -118,13 +163,16 @@ function isDecided(one) { return ["accepted", "corrected", "rejected"].includes(
 
 function load(id) {
   if (!pixels.has(id)) {
+    const { round, image: digest } = cases.get(id);
     const path = `/api/cases/${id}`;
+    const mask = (name) => ask(`${path}/${name}`).then(readMask);
     const parts = [
-      ask(`${path}/image.png`).then((answer) => answer.blob()).then(createImageBitmap),
-      ...["label", "unet", "sam", "mine"].map((name) => ask(`${path}/${name}.png`).then(readMask)),
+      ask(`${path}/${round}/image.png`).then((answer) => answer.blob()).then(createImageBitmap),
+      ...["label", "unet", "sam"].map((name) => mask(`${round}/${name}.png`)),
+      mask(`drafts/${me}`), mask("accepted.png"),
     ];
-    const loading = Promise.all(parts)
-      .then(([image, label, unet, sam, mine]) => ({ image, label, unet, sam, mine }));
+    const loading = Promise.all(parts).then(([image, label, unet, sam, strokes, accepted]) => (
+      { image, label, unet, sam, mine: strokes || accepted, round, digest }));
     loading.catch(() => pixels.delete(id));
     pixels.set(id, loading);
     for (const old of pixels.keys()) {
@@ -140,12 +188,7 @@ async function open(id) {
   const asked = performance.now();
   current = id;
   hush("case");
-  for (const button of $("list").querySelectorAll("button")) {
-    if (button.dataset.id === id) {
-      button.setAttribute("aria-current", "true");
-      button.scrollIntoView({ block: "nearest" });
-    } else button.removeAttribute("aria-current");
-  }
+  marked(id);
   described();
   let found;
   const late = setTimeout(() => stage.clear(), 100); // the image before is no longer the case named
@@ -154,14 +197,20 @@ async function open(id) {
     clearTimeout(late);
   } catch (error) {
     clearTimeout(late);
-    if (current === id) { stage.clear(); failed(error); setTimeout(() => current === id && !stage.image && open(id), 2000); }
+    if (current !== id) return;
+    stage.clear();
+    const newer = error instanceof Refusal && error.status === 410; // a round ended meanwhile
+    if (newer) await refresh().catch(failed); else failed(error);
+    setTimeout(() => current === id && !stage.image && open(id), newer ? 100 : 2000);
     return;
   }
   if (current !== id) return; // another was asked for meanwhile
   const one = cases.get(id);
+  if (!one) return;
   start = found.label;
   const { image, label, unet, sam } = found;
   stage.id = id;
+  stage.of = { round: found.round, image: found.digest }; // what a decision is about
   stage.show(one.width, one.height, image, { label, unet, sam }, unsaved.get(id) || found.mine || found.label);
   counted();
   requestAnimationFrame(() => setTimeout(() => {
@@ -183,7 +232,30 @@ function described() {
   $("verdict").className = verdict || "soft";
   $("verdict").textContent = verdict
     ? `${MARKS[verdict]} ${verdict} by a ${one.decision.role}, ${new Date(one.decision.when).toLocaleTimeString()}`
-    : "not decided";
+    : one.lost || "not decided";
+  const others = one.drafts.filter((window) => window !== me);
+  $("others").hidden = !others.length;
+  $("others-text").textContent = others.length === 1
+    ? "Strokes of another window, or of one that was closed, wait here."
+    : `Strokes of ${others.length} other windows wait here.`;
+}
+
+/** Strokes of other windows are theirs: taking them makes a copy, and only a word removes them. */
+async function takeOthers() {
+  const id = stage.id, others = cases.get(id)?.drafts.filter((window) => window !== me);
+  if (!stage.image || id !== current || !others?.length) return;
+  try {
+    const mask = await ask(`/api/cases/${id}/drafts/${others[0] || "old"}`).then(readMask);
+    if (stage.id === id && stage.image) put(mask);
+  } catch (error) { failed(error); }
+}
+async function dropOthers() {
+  const id = current, others = cases.get(id)?.drafts.filter((window) => window !== me);
+  if (!others?.length) return;
+  try {
+    await ask(`/api/cases/${id}/drafts/${others[0] || "old"}`, { method: "DELETE" });
+    await refresh();
+  } catch (error) { failed(error); }
 }
 
 function counted() {
@@ -195,14 +267,16 @@ function counted() {
 }
 
 /** The mask on screen changed: keep it at the server, before anything else can happen. */
-async function changed() {
+function changed() {
   counted();
-  const id = stage.id, { width, height } = stage;
-  const mask = stage.mask.slice();
+  return keep(stage.id, stage.mask.slice(), stage.width, stage.height);
+}
+
+async function keep(id, mask, width, height) {
   unsaved.set(id, mask);
   const options = writeMask(mask, width, height).then((body) => ({ method: "PUT", body }));
   try {
-    await outbox.send(`draft ${id}`, `/api/cases/${id}/draft`, options);
+    await outbox.send(`draft ${id}`, `/api/cases/${id}/drafts/${me}`, options);
     if (unsaved.get(id) !== mask) return;
     if (pixels.has(id)) (await load(id)).mine = mask;
     unsaved.delete(id);
@@ -221,7 +295,7 @@ async function askSam(x, y, inside) {
   try {
     const answer = await ask(`/api/cases/${id}/sam`, {
       method: "POST",
-      body: JSON.stringify({ clicks: points.map((point) => [point.x, point.y, point.inside]) }),
+      body: JSON.stringify({ image: stage.of.image, clicks: points.map((point) => [point.x, point.y, point.inside]) }),
     });
     const found = await readMask(answer);
     if (stage.id !== id || number !== question) return;
@@ -244,52 +318,95 @@ async function decide(verdict) {
   let kind = verdict;
   if (verdict === "accepted" && stage.mask.some((value, i) => value !== start[i])) kind = "corrected";
   const before = one.decision;
-  const mask = stage.mask.slice(), { width, height } = stage;
-  if (kind === "accepted" || kind === "corrected") pixels.get(id)?.then((held) => { held.mine = mask; });
-  if (kind !== "skipped") { unsaved.delete(id); lastDecided = id; }
+  const said = { id: hex(8), verdict: kind, ...stage.of };
+  const drawn = { mask: stage.mask.slice(), width: stage.width, height: stage.height };
+  if (isLabel(kind)) {
+    unsaved.set(id, drawn.mask);
+    pixels.get(id)?.then((held) => { held.mine = drawn.mask; });
+  }
+  if (kind !== "skipped") lastDecided = id;
   // The next case comes at once; the decision is kept here until the server has it.
-  one.decision = { id: null, verdict: kind, role: $("role").textContent, when: new Date().toISOString() };
-  listed();
+  expected(id, said);
   next();
-  await deliver(id, kind, before?.id ?? null, before, mask, width, height);
+  await deliver(id, said, before, drawn);
 }
 
-async function deliver(id, verdict, seen, before, mask, width, height) {
-  const label = verdict === "accepted" || verdict === "corrected";
+function isLabel(verdict) { return verdict === "accepted" || verdict === "corrected"; }
+
+/** Show a decision that the server does not have yet. */
+function expected(id, said) {
+  const word = { id: said.id, verdict: said.verdict, role: $("role").textContent, when: new Date().toISOString() };
+  own.set(id, word);
+  cases.get(id).decision = word;
+  cases.get(id).lost = null;
+  listed();
+}
+
+/** `before`: the decision that the person knew of. */
+async function deliver(id, said, before, drawn) {
   try {
-    const drawn = label ? writeMask(mask, width, height).then(asBase64) : Promise.resolve(null);
-    const options = drawn.then((drawn) => (
-      { method: "POST", body: JSON.stringify({ verdict, seen, mask: drawn }) }));
-    const answer = await outbox.send(null, `/api/cases/${id}/decision`, options);
-    const told = await answer.json();
-    cases.get(id).decision = told.decision;
-    listed();
+    const mask = isLabel(said.verdict)
+      ? writeMask(drawn.mask, drawn.width, drawn.height).then(asBase64) : Promise.resolve(null);
+    // It has its id from here: sent again because the answer was lost, it is no second decision.
+    const body = { ...said, window: me, seen: before?.id ?? null };
+    const options = mask.then((mask) => ({ method: "POST", body: JSON.stringify({ ...body, mask }) }));
+    const told = await (await outbox.send(null, `/api/cases/${id}/decision`, options)).json();
+    settled(id, told.decision);
+    if (unsaved.get(id) === drawn.mask) unsaved.delete(id);
   } catch (error) {
-    cases.get(id).decision = before;
-    listed();
-    if (error instanceof Refusal && error.status === 409) conflict(error, id, verdict, mask, width, height);
-    else { unsaved.set(id, mask); open(id); failed(error); }
+    settled(id, before);
+    if (unsaved.get(id) === drawn.mask) {
+      unsaved.delete(id);
+      if (said.verdict === "corrected") keep(id, drawn.mask, drawn.width, drawn.height);
+    }
+    if (error instanceof Refusal && error.status === 409) {
+      conflicts.push({ id, said, drawn, theirs: error.decision, text: error.message });
+      askConflict();
+    } else { open(id); failed(error); }
   }
 }
 
-function conflict(error, id, verdict, mask, width, height) {
-  const theirs = error.decision;
-  const own = verdict === theirs.verdict && cases.get(id)?.decision?.id === theirs.id;
-  if (own) return;
-  $("conflict-text").textContent = `${cases.get(id).stem}: ${error.message}. You said: ${verdict}.`;
-  $("conflict-theirs").onclick = () => {
-    $("conflict").close();
-    cases.get(id).decision = theirs;
-    unsaved.delete(id);
-    pixels.delete(id);
-    listed();
-    open(id);
-  };
-  $("conflict-mine").onclick = () => {
-    $("conflict").close();
-    deliver(id, verdict, theirs.id, theirs, mask, width, height);
-  };
-  $("conflict").showModal();
+function settled(id, decision) {
+  own.delete(id);
+  settledAt.set(id, performance.now());
+  const one = cases.get(id);
+  if (one) one.decision = decision;
+  listed();
+}
+
+/** One question at a time; Esc keeps the strokes and decides nothing. */
+function askConflict() {
+  const dialog = $("conflict");
+  if (dialog.open || !conflicts.length) return;
+  const { id, said, text } = conflicts[0];
+  $("conflict-text").textContent = `${cases.get(id)?.stem ?? "A case"}: ${text}. You said: ${said.verdict}.`;
+  dialog.returnValue = "";
+  dialog.showModal();
+}
+
+$("conflict").addEventListener("close", async () => {
+  const chosen = $("conflict").returnValue;
+  const { id, said, drawn, theirs } = conflicts.shift();
+  if (chosen === "mine") {
+    expected(id, said);
+    deliver(id, said, theirs, drawn);
+  } else {
+    settled(id, theirs);
+    if (chosen === "theirs") await lookAtTheirs(id);
+  }
+  askConflict();
+});
+
+/** Their mask on screen; undo brings one's own back, and that is what stays kept. */
+async function lookAtTheirs(id) {
+  try {
+    await open(id);
+    const mask = await ask(`/api/cases/${id}/accepted.png`).then(readMask);
+    if (!mask || stage.id !== id || !stage.image) return;
+    stage.remember();
+    stage.replace(mask);
+    counted();
+  } catch (error) { failed(error); }
 }
 
 /** Take the last decision of this page back, or that on the case on screen. */
@@ -297,13 +414,14 @@ async function withdraw() {
   const id = lastDecided && isDecided(cases.get(lastDecided)) ? lastDecided : current;
   if (!id || !verdictOf(cases.get(id))) return;
   const one = cases.get(id), before = one.decision;
-  if (before.id === null) return alarm("case", "That decision is still being saved; try again in a moment.");
   lastDecided = null;
   const held = await load(id);
-  one.decision = null;
-  listed();
+  const said = { id: hex(8), verdict: "withdrawn", round: held.round, image: held.digest };
+  expected(id, said);
+  const drawn = { mask: held.mine || held.label, width: one.width, height: one.height };
+  const delivered = deliver(id, said, before, drawn);
   await open(id);
-  deliver(id, "withdrawn", before.id, before, held.mine || held.label, one.width, one.height);
+  await delivered;
 }
 
 function next(step = 1) {
@@ -343,6 +461,8 @@ async function takeOver(name) {
   if (stage.id === id) put(mask);
 }
 
+function sortBy(by) { sorting = by; wanted = true; listed(); }
+
 const KEYS = {
   a: () => decide("accepted"), r: () => decide("rejected"), s: () => decide("skipped"), u: withdraw,
   n: () => next(), p: () => next(-1),
@@ -372,7 +492,10 @@ const onClick = {
   accept: KEYS.a, reject: KEYS.r, skip: KEYS.s, withdraw, back: KEYS.p, undo: KEYS.z, redo: KEYS.y,
   clear: KEYS.x, "zoom-in": KEYS["+"], "zoom-out": KEYS["-"], "zoom-fit": KEYS[0], "help-button": KEYS["?"],
   "help-close": () => $("help").close(),
-  "order-quality": () => { sorting = "quality"; listed(); }, "order-worth": () => { sorting = "worth"; listed(); },
+  "order-quality": () => sortBy("quality"), "order-worth": () => sortBy("worth"),
+  "others-take": takeOthers, "others-drop": dropOthers,
+  "conflict-keep": () => $("conflict").close("keep"),
+  "conflict-theirs": () => $("conflict").close("theirs"), "conflict-mine": () => $("conflict").close("mine"),
 };
 for (const [id, action] of Object.entries(onClick)) $(id).addEventListener("click", () => action());
 for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => use(button.dataset.tool));
@@ -382,9 +505,32 @@ $("size").addEventListener("input", (event) => resize(Number(event.target.value)
 $("add").addEventListener("change", () => stage.forgetClicks());
 window.addEventListener("beforeunload", (event) => { if (outbox.waiting || unsaved.size) event.preventDefault(); });
 
+function hex(bytes) {
+  return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (one) => one.toString(16).padStart(2, "0")).join("");
+}
+
+/** This window's name: the same after a reload, another in a copy of the window. */
+async function named() {
+  const known = sessionStorage.getItem("knowmine-window");
+  const names = known ? [known, hex(8)] : [hex(8)];
+  for (const name of names) {
+    const free = await new Promise((answer) => {
+      // Held as long as the window lives. One that was just reloaded lets go in a moment.
+      const patience = AbortSignal.timeout(500);
+      navigator.locks.request(`knowmine-review-${name}`, { signal: patience }, () => {
+        answer(true);
+        return new Promise(() => {});
+      }).catch(() => answer(false));
+    });
+    if (free) { sessionStorage.setItem("knowmine-window", name); return name; }
+  }
+  throw new Error("no name for this window");
+}
+
 use("brush");
 async function begin() {
   try {
+    me ||= await named();
     await refresh();
     const first = order.find((id) => !isDecided(cases.get(id))) || order[0];
     if (first) await open(first);

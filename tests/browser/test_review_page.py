@@ -1,12 +1,12 @@
 """A clinician's review in a real browser: click, draw, decide, and lose nothing."""
 
-import io
 import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from knowmine.client.dataset import Case
-from knowmine.client.gallery import save_gallery
+from knowmine.client.mined import save_mined
 from knowmine.client.pseudo_labels import Opinions
-from knowmine.client.reviewed import read_decisions
+from knowmine.client.reviewed import draft_windows, label_path, read_decisions
 from knowmine.client.site import Kind
 
 PX = 64
@@ -50,7 +50,7 @@ def draw_round(folder: Path, round_: int, images: int) -> None:
     ones = np.ones(images, np.float32)
     opinions = Opinions(unet, sam, ones > 0, ones, ones)
     quality = np.arange(1, images + 1) / 5 % 1
-    save_gallery(folder, round_, kind, opinions, unet, quality, ones > 0)
+    save_mined(folder, round_, kind, opinions, unet, quality, ones > 0)
 
 
 class Served:
@@ -85,6 +85,13 @@ def served(tmp_path):
     running.kill()
 
 
+def the_label(folder: Path, stem: str) -> Path:
+    """The accepted mask's file, which is there."""
+    path = label_path(folder, read_decisions(folder)[stem])
+    assert path is not None
+    return path
+
+
 def shown(page, stem):
     page.get_by_role("heading", name=stem, exact=True).wait_for()
     case = page.locator("#list [aria-current]").get_attribute("data-id")
@@ -95,10 +102,10 @@ def saved(page):
     page.locator('#saved[data-waiting="0"]').wait_for()
 
 
-def stroke(page):
-    """A short stroke in the upper left of the image, outside of the disc."""
+def stroke(page, down=0):
+    """A short stroke in the upper left of the image, or below, outside of the disc."""
     box = page.locator("#canvas").bounding_box()
-    left, top = box["x"] + box["width"] / 2 - 180, box["y"] + box["height"] / 2 - 180
+    left, top = box["x"] + box["width"] / 2 - 180, box["y"] + box["height"] / 2 - 180 + down
     page.mouse.move(left, top)
     page.mouse.down()
     page.mouse.move(left + 40, top, steps=3)
@@ -121,7 +128,7 @@ def test_drawn_accepted_rejected_and_there_after_a_reload(page, served, tmp_path
 
     folder = tmp_path / "state" / "site"
     decided = read_decisions(folder)
-    mask = np.asarray(Image.open(io.BytesIO((folder / "masks_reviewed/case-0.png").read_bytes())))
+    mask = np.asarray(Image.open(the_label(folder, "case-0")))
     assert {stem: one.verdict for stem, one in decided.items()} == {
         "case-0": "corrected",
         "case-1": "rejected",
@@ -197,6 +204,179 @@ def test_the_second_of_two_reviewers_is_told(page, served, tmp_path):
     page.get_by_text("1 of 4 decided").wait_for()
     lines = (tmp_path / "state/site/reviews.jsonl").read_text().splitlines()
     assert [json.loads(line)["verdict"] for line in lines] == ["rejected", "accepted"]
+
+
+def second(page, served):
+    """Another reviewer's window on the same review."""
+    other = page.context.new_page()
+    other.set_default_timeout(20_000)
+    other.goto(served.url.split("?")[0])
+    shown(other, "case-0")
+    return other
+
+
+def marked(page):
+    return page.locator("#marked").inner_text()
+
+
+def ask_conflict(page, other, *cases):
+    """Both decide on the cases, the other one first; `page` has drawn on each and is asked.
+
+    Its first word takes long to reach the server, so that the others are on their way too.
+    """
+    held: list[Any] = []
+    for case in cases:
+        shown(page, case)
+        stroke(page)
+        saved(page)
+        page.keyboard.press("n")
+    for case in cases:
+        other.locator("#list b", has_text=case).click()
+        shown(other, case)
+        other.keyboard.press("r")
+        saved(other)
+    page.route("**/decision", held.append)
+    with page.expect_request("**/decision"):
+        for case in cases:
+            page.locator("#list b", has_text=case).click()
+            shown(page, case)
+            page.evaluate("document.activeElement.blur()")
+            page.keyboard.press("a")
+    page.unroute("**/decision")
+    held[0].continue_()
+    page.get_by_text("Somebody was here before you").wait_for()
+
+
+def hold_the_list(page):
+    """The page hears nothing of others, as if they decided at the same moment."""
+    page.route(re.compile(r"/api/review\?since=."), lambda route: route.abort())
+
+
+def test_each_of_two_windows_keeps_its_own_strokes(page, served, tmp_path):
+    """Drawn on one case, reloaded, and one of them decides: the other's strokes are still there."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    other = second(page, served)
+    stroke(page)
+    stroke(other)
+    stroke(other, down=300)
+    for window in (page, other):
+        saved(window)
+    drawn = marked(page), marked(other)
+    assert drawn[0] != drawn[1]
+    for window in (page, other):
+        window.reload()
+        shown(window, "case-0")
+    assert (marked(page), marked(other)) == drawn
+    page.keyboard.press("a")
+    shown(page, "case-1")
+    saved(page)
+    other.reload()
+    other.locator("#list b", has_text="case-0").click()
+    shown(other, "case-0")
+    assert marked(other) == drawn[1]
+    assert len(draft_windows(tmp_path / "state" / "site")["case-0"]) == 1
+
+
+def test_a_copy_of_a_window_is_another_window(page, served, tmp_path):
+    """A duplicated tab begins with the first one's memory, and still draws apart from it."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    stroke(page)
+    saved(page)
+    with page.context.expect_page() as opened:
+        page.evaluate("open(location.href, '_blank', 'popup')")  # takes sessionStorage along
+    copy = opened.value
+    shown(copy, "case-0")
+    names = [one.evaluate("sessionStorage.getItem('knowmine-window')") for one in (page, copy)]
+    assert names[0] != names[1]
+    stroke(copy, down=300)
+    saved(copy)
+    windows = draft_windows(tmp_path / "state" / "site")["case-0"]
+    assert sorted(names) == sorted(windows)
+
+
+def test_strokes_of_a_window_that_crashed_are_offered(page, served):
+    """Nobody comes back for them; another takes a copy, which undo puts away, or discards them."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    other = second(page, served)
+    untouched = marked(page)
+    stroke(other)
+    saved(other)
+    drawn = marked(other)
+    other.close()
+    page.get_by_text("Strokes of another window").wait_for()
+    assert marked(page) == untouched
+    page.get_by_role("button", name="Use them").click()
+    page.locator("#marked", has_text=drawn).wait_for()
+    page.keyboard.press("z")
+    assert marked(page) == untouched
+    page.get_by_role("button", name="Discard them").click()
+    page.get_by_text("Strokes of another window").wait_for(state="hidden")
+    saved(page)
+
+
+def test_escape_from_a_conflict_keeps_the_strokes_and_decides_nothing(page, served, tmp_path):
+    """Theirs stays the last word, and one's own strokes are there after a reload."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    hold_the_list(page)
+    ask_conflict(page, second(page, served), "case-0")
+    page.keyboard.press("Escape")
+    page.locator("#conflict").wait_for(state="hidden")
+    saved(page)
+    page.locator("#list b", has_text="case-0").click()
+    shown(page, "case-0")
+    drawn = marked(page)
+    page.unroute_all()
+    page.reload()
+    page.get_by_text("1 of 4 decided").wait_for()
+    page.locator("#list b", has_text="case-0").click()
+    shown(page, "case-0")
+    assert marked(page) == drawn
+    assert read_decisions(tmp_path / "state" / "site")["case-0"].verdict == "rejected"
+
+
+def test_two_conflicts_are_asked_about_one_after_the_other(page, served, tmp_path):
+    """Each answer is for the case that its question named."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    hold_the_list(page)
+    ask_conflict(page, second(page, served), "case-0", "case-1")
+    page.get_by_text("case-0: a radiologist rejected").wait_for()
+    page.get_by_role("button", name="Keep my strokes").click()
+    page.get_by_text("case-1: a radiologist rejected").wait_for()
+    page.get_by_role("button", name="Replace it with mine").click()
+    saved(page)
+    decided = read_decisions(tmp_path / "state" / "site")
+    assert [decided[f"case-{i}"].verdict for i in (0, 1)] == ["rejected", "corrected"]
+    assert set(draft_windows(tmp_path / "state" / "site")) == {"case-0"}
+
+
+def test_a_round_that_ends_under_ones_hands_changes_no_decision(page, served, tmp_path):
+    """It is written for the round whose mask was on screen."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    draw_round(tmp_path / "state" / "site", 3, 4)
+    page.locator("#list", has_text="round 3").wait_for()
+    page.keyboard.press("a")
+    saved(page)
+    assert read_decisions(tmp_path / "state" / "site")["case-0"].round == 2
+
+
+def test_a_label_whose_mask_is_lost_is_open_again(page, served, tmp_path):
+    """The page says why, and does not count it."""
+    page.goto(served.url)
+    shown(page, "case-0")
+    page.keyboard.press("a")
+    page.get_by_text("1 of 4 decided").wait_for()
+    saved(page)
+    folder = tmp_path / "state" / "site"
+    the_label(folder, "case-0").unlink()
+    page.get_by_text("0 of 4 decided").wait_for()
+    page.keyboard.press("p")
+    page.get_by_text("missing or was changed").wait_for()
 
 
 def test_by_keyboard_alone(page, served, tmp_path):

@@ -12,7 +12,8 @@ from knowmine.client.audit_report import rounds_of
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.forget import forget_case, forget_project
 from knowmine.client.gallery import load_gallery
-from knowmine.client.reviewed import Decision, append_decision, mask_path, read_decisions, save_mask
+from knowmine.client.mined import load_mined
+from knowmine.client.reviewed import Decision, append_decision, read_decisions, save_label
 from knowmine.client.round import evaluate, improve
 from knowmine.client.settings import ClientSettings
 from knowmine.shared.errors import UsageError
@@ -105,9 +106,12 @@ def test_a_withdrawn_case_takes_no_part_from_the_next_round(site, settings, home
 def test_a_forgotten_case_is_gone_and_the_others_stay(site, settings, home, seal):
     """Its embedding and the pseudo-labels that show it, and a receipt that names it to nobody."""
     digests, stem = site.unlabelled.digests, site.unlabelled.cases[0].stem
+    listed = [one.stem for one in load_mined(site.folder, seal)]
     forget_case(settings, stem)
     assert embedded(home, Seal(seal._folder), digests) == [False] + [True] * (len(digests) - 1)
     assert load_gallery(site.folder, 9, seal=seal) == []
+    left = [one.stem for one in load_mined(site.folder, Seal(seal._folder))]
+    assert stem in listed and left == [one for one in listed if one != stem] != []
     about = last_receipt(settings).about
     assert (about["what"], about["case"]) == ("case", seal.alias("case", stem))
     assert f'"{stem}"' not in record_of(settings.state).read_text()
@@ -134,7 +138,7 @@ def test_a_forgotten_case_leaves_its_review(site, settings):
     """Mask, strokes and decisions; another case's decision stays."""
     gone, stays = (case.stem for case in site.unlabelled.cases[:2])
     for stem in (gone, stays):
-        digest = save_mask(mask_path(site.folder, stem), b"png")
+        digest = save_label(site.folder, stem, b"png")
         decision = Decision(
             id=stem, stem=stem, verdict="accepted", role="reader", when=datetime.now(UTC), round=2,
             image_sha256="", mask_sha256=digest, sam_sha256=None,
@@ -142,7 +146,9 @@ def test_a_forgotten_case_leaves_its_review(site, settings):
         append_decision(site.folder, decision)
     forget_case(settings, gone)
     assert list(read_decisions(site.folder)) == [stays]
-    assert not mask_path(site.folder, gone).exists() and mask_path(site.folder, stays).exists()
+    assert [path.name.split(".")[0] for path in (site.folder / "masks_reviewed").iterdir()] == [
+        stays
+    ]
 
 
 @pytest.mark.parametrize("forget", [lambda s: forget_case(s, "a0"), forget_project])
@@ -185,6 +191,16 @@ def test_nothing_is_forgotten_while_the_site_runs(site, settings):
     with pytest.raises(UsageError, match="another process"):
         forget_project(settings)
     lock.release()
+
+
+def test_nothing_is_forgotten_while_somebody_reviews(site, settings):
+    """Their next stroke would keep what was destroyed; a review may go on while the site runs."""
+    lock = FolderLock(site.folder)
+    for forget in (lambda: forget_case(settings, "a0"), lambda: forget_project(settings)):
+        with pytest.raises(UsageError, match=r"another process .* works in .*site"):
+            forget()
+    lock.release()
+    assert forget_project(settings) > 3
 
 
 def test_the_small_model_is_the_one_that_is_trained():
