@@ -29,11 +29,11 @@ def augment(
     and background.
     """
     grid = F.affine_grid(
-        _random_maps(len(images), generator, orientation), list(images.shape), align_corners=False
+        random_maps(len(images), generator, orientation), list(images.shape), align_corners=False
     )
     images = F.grid_sample(images, grid, align_corners=False)
     targets = F.grid_sample(targets, grid, align_corners=False)
-    images = _colour(images, generator, strong)
+    images = recolour(images, generator, strong)
     return images.contiguous(memory_format=torch.channels_last), targets
 
 
@@ -61,7 +61,7 @@ def cut_mix(
     return images, targets
 
 
-def _random_maps(n: int, generator: Generator, orientation: str) -> Tensor:
+def random_maps(n: int, generator: Generator, orientation: str) -> Tensor:
     """(N, 2, 3) affine maps: mirror, turn, scale and shift."""
     any_way = orientation == "any"
     angle = (
@@ -77,7 +77,7 @@ def _random_maps(n: int, generator: Generator, orientation: str) -> Tensor:
     return torch.cat([rows, shift[:, :, None]], 2)
 
 
-def _colour(images: Tensor, generator: Generator, strong: Tensor) -> Tensor:
+def recolour(images: Tensor, generator: Generator, strong: Tensor) -> Tensor:
     """Brightness, contrast and tint for all; further, with blur and noise, for the strong."""
     n = len(images)
     reach = torch.where(strong, 1.0, 0.5)

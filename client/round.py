@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knowmine.client.compute import memory_for
+from knowmine.client.distillation import distil, pooled
 from knowmine.client.gallery import save_gallery
 from knowmine.client.inference import predict
 from knowmine.client.mined import save_mined
@@ -102,6 +103,8 @@ def learn(
 ) -> float:
     """Step 8: train the loaded model and return its mean loss."""
     plan, started = task.plan, 0
+    if task.round == 1 and plan.method == "knowmine" and plan.mining.distil_steps:
+        look_as_sam_does(site, plan)
     if plan.mining.restart and task.round > plan.mining.warmup_rounds:
         started = plan.mining.warmup_rounds
         if task.round == started + 1:
@@ -124,6 +127,33 @@ def learn(
             compute=site.compute,
             progress=site.progress,
         )
+
+
+def look_as_sam_does(site: Site, plan: Plan) -> None:
+    """Before any label: the loaded model's encoder learns what SAM sees in all images here."""
+    kinds = [kind for kind in (site.labelled, site.probe, site.unlabelled) if len(kind)]
+    pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
+    if not pairs:
+        return
+    site.progress.start("looking with SAM", len(pairs))
+    seen = list[Tensor]()
+    for start in range(0, len(pairs), SAM_BATCH):
+        batch = pairs[start : start + SAM_BATCH]
+        for (kind, row), embedding in zip(batch, site.embeddings(batch), strict=True):
+            seen.append(pooled(embedding, site.frames(kind, row)))
+        site.progress.advance(len(batch))
+    site.progress.done()
+    distil(
+        site.model,
+        torch.cat([kind.images for kind in kinds]),
+        torch.stack(seen),
+        steps=plan.mining.distil_steps,
+        learning_rate=plan.training.learning_rate,
+        orientation=plan.training.orientation,
+        generator=torch.Generator().manual_seed(draw(plan.seed, "distil", site.name)),
+        compute=site.compute,
+        progress=site.progress,
+    )
 
 
 def evaluate(site: Site, task: EvaluateTask) -> Scores:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from knowmine.server.allow_list import AllowList
-from knowmine.server.app import GridSites
+from knowmine.server.app import GOODBYE_S, GridSites
 from knowmine.server.deadlines import Deadlines
 from knowmine.server.ending import ending
 from knowmine.server.fleet import Fleet
@@ -86,8 +86,11 @@ def run_federation(
                     attendance=settings.attendance.model_copy(update={"expected": expected}),
                     welcome=allow_list.sites,
                 )
-                # A run that was killed at its very end goes on here, and has met nobody yet.
-                sites.dismiss(expected, 0 if sites.here() else settings.attendance.gather_s)
+                if sites.here():
+                    # Whose connection is down for a moment would go on asking for ever.
+                    sites.dismiss(journal.records()[-1]["sites"], GOODBYE_S)
+                else:  # a run that was killed at its very end goes on here, and has met nobody yet
+                    sites.dismiss(expected, settings.attendance.gather_s)
             finally:
                 fleet.close()
         return journal.read_summary()

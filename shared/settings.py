@@ -168,6 +168,14 @@ class MiningSettings(Settings):
     tune_again: int = Field(
         0, ge=0, description="Steps that each later mining round adds to the tuned decoder."
     )
+    distil_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Steps of sixteen images at the start of the first round in which the encoder "
+        "alone learns to foretell SAM's embeddings of all the site's images; for encoders without "
+        "pretrained weights. SAM then looks at all of them in that round.",
+    )
     sharpen: bool = Field(
         True, description="Push soft pseudo-labels towards 0 and 1; doubt stays at one half."
     )

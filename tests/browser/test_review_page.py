@@ -235,7 +235,7 @@ def ask_conflict(page, other, *cases):
         shown(other, case)
         other.keyboard.press("r")
         saved(other)
-    page.route("**/decision", held.append)
+    page.route("**/decision", lambda route: held.append(route))
     with page.expect_request("**/decision"):
         for case in cases:
             page.locator("#list b", has_text=case).click()
@@ -348,6 +348,7 @@ def test_two_conflicts_are_asked_about_one_after_the_other(page, served, tmp_pat
     page.get_by_role("button", name="Keep my strokes").click()
     page.get_by_text("case-1: a radiologist rejected").wait_for()
     page.get_by_role("button", name="Replace it with mine").click()
+    page.locator("#list li", has_text="case-1").get_by_text("corrected").wait_for()
     saved(page)
     decided = read_decisions(tmp_path / "state" / "site")
     assert [decided[f"case-{i}"].verdict for i in (0, 1)] == ["rejected", "corrected"]
