@@ -1,4 +1,4 @@
-"""One headless Chromium for all tests of pages; its absence fails them, it skips nothing."""
+"""One headless Chromium for all tests of a page; its absence fails them, it skips nothing."""
 
 import shutil
 
@@ -6,9 +6,12 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """The system's Chromium; `make test` installs it where it may."""
+    """The system's Chromium; `make test` installs it where it may.
+
+    Not for longer: while playwright runs, no other test of this process can run an event loop.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     assert path, "no chromium on the PATH: install it (Debian: apt-get install chromium)"
     with sync_playwright() as driver:

@@ -242,6 +242,8 @@ def ask_conflict(page, other, *cases):
             shown(page, case)
             page.evaluate("document.activeElement.blur()")
             page.keyboard.press("a")
+    while not held:  # the request is known before its route is
+        page.evaluate("new Promise(requestAnimationFrame)")
     page.unroute("**/decision")
     held[0].continue_()
     page.get_by_text("Somebody was here before you").wait_for()

@@ -195,15 +195,15 @@ BAD_TENSORS = {
     "no bytes": (b"", "their header has"),
     "half a length": (TWO[:5], "their header has"),
     "a header longer than all": ((10**9).to_bytes(8, "little") + TWO[8:], "their header has"),
-    "unknown dtype": (one("OBJECT"), "not a knowmine update"),
+    "unknown dtype": (one("OBJECT"), "lacks"),
     "a gap": (one(offsets="[4, 12]", rest=bytes(12)), "from 0 on"),
     "backwards": (one(offsets="[8, 0]"), "needs 8 bytes"),
     "negative": (one(shape="[-1, -2]"), "whole number"),
     "a fraction": (one(shape="[2.0]"), "whole number"),
     "endless": (one(shape="[99999999999]"), "needs 399999999996 bytes"),
     "a list": (header("[1, 2]"), "no list of tensors"),
-    "open bracket": (header('{"w": ['), "not a knowmine update"),
-    "deep": (header("[" * 50_000), "not a knowmine update"),
+    "open bracket": (header('{"w": ['), "no JSON"),
+    "deep": (header("[" * 50_000), "no JSON"),
 }
 
 
