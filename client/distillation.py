@@ -2,9 +2,9 @@
 
 SAM's embedding of an image says what is where in it. An encoder that has learnt to say the same of
 its own small view has learnt to see, without a label; what a lesion is, labels then teach faster.
-It is worth most where the encoder begins with random weights, and nothing where ImageNet taught it
-(docs/results.md). Feature distillation as in FitNets (Romero et al. 2015), from SAM's embeddings as
-in MobileSAM (Zhang et al. 2023).
+An encoder of random weights gains by it at equal steps on labels; as much time on labels gained more,
+and one that ImageNet taught gains nothing (docs/results.md), so it is off. Feature distillation as in
+FitNets (Romero et al. 2015), from SAM's embeddings as in MobileSAM (Zhang et al. 2023).
 """
 
 import math

@@ -36,6 +36,7 @@ def main() -> None:
         experiments.setdefault(result["experiment"], []).append(result)
     put("quality", "\n".join(table(name, of) for name, of in sorted(experiments.items())))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
+    put("distilled", distilled(HERE / "results" / "distilled"))
     plot(experiments)
 
 
@@ -87,6 +88,20 @@ def second_stages(folder: Path) -> str:
         head = f"**{name}**: {labels} labels, {px} px, {first} and {second} steps, seed {seed}."
         tables.append(f"{head}\n\n{_of_one_start(alike)}\n")
     return "\n".join(tables)
+
+
+def distilled(folder: Path) -> str:
+    """What learning from SAM's embeddings gave, beside labels for as many steps and for twice."""
+    lines = ["| data | labels | way | steps on labels | seconds | Dice | against labels |"]
+    lines.append("|---" * 7 + "|")
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    for of in found:
+        start = (of["name"], of["seed"])
+        same = [r for r in found if r["way"] == "labels" and (r["name"], r["seed"]) == start]
+        gain = _gain_of_recipe(of, same[0]) if same and same[0] is not of else "-"
+        cells = [of["name"], of["labels"], of["way"], of["steps"], of["seconds"]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {_validated(of):.3f} | {gain} |")
+    return "\n".join(lines) + "\n"
 
 
 def _of_one_start(recipes: list[Result]) -> str:
