@@ -172,7 +172,8 @@ class GridSites:
         known = {node: name for name, node in self._nodes.items() if node in nodes}
         confirmed = self._confirmed(known.values())
         goodbye = {n: wire.pack_goodbye(confirmed.get(known.get(n, ""))) for n in nodes}
-        for _ in self._ask("query", goodbye, nodes, at_most_s=GOODBYE_S):
+        # One that answers at once hurries nobody: who does not hear it would go on asking for ever.
+        for _ in self._ask("query", goodbye, nodes, at_most_s=GOODBYE_S, hurry=False):
             pass
 
     def _answers(
@@ -209,10 +210,11 @@ class GridSites:
         names: Mapping[int, str],
         at_most_s: float = math.inf,
         pace: str = "",
+        hurry: bool = True,
     ) -> Iterator[tuple[int, Message | str]]:
         """Push one message a node; yield replies one by one.
 
-        A node that stays silent gives a text that says how long it was waited for.
+        hurry: once a quorum has answered, the others are waited for as their pace lets expect. A node that stays silent gives a text that says how long it was waited for.
         """
         processes = self._processes()
         pending = []
@@ -247,7 +249,7 @@ class GridSites:
             for asked in list(pending):
                 waited = time.monotonic() - asked.started
                 limit = asked.deadline_s
-                if len(took) >= wanted:
+                if hurry and len(took) >= wanted:
                     limit = min(limit, self._deadlines.of_the_last(took or [0.0]))
                 if waited > limit:
                     pending.remove(asked)

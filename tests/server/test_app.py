@@ -1,6 +1,7 @@
 """A Flower grid seen as sites: names, failures and silence."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -212,3 +213,17 @@ def test_an_error_in_the_run_is_not_swallowed():
 
     with pytest.raises(KeyboardInterrupt):
         server_app(run)(TinyGrid(a=site("lyon")), context)
+
+
+def test_a_site_that_hears_the_goodbye_late_is_waited_for():
+    """The other one's quick answer hurries it in a round, but not out of the run."""
+    asked = itertools.count()
+
+    def slow(message):
+        return site("porto")(message) if next(asked) >= 5 else None
+
+    grid = TinyGrid(a=site("lyon"), b=slow)
+    deadlines = Deadlines(DeadlineSettings(first_s=5, at_least_s=0.01))
+    sites = GridSites(grid, deadlines, quorum=0.5, wait=lambda _: time.sleep(0.01))
+    sites.dismiss()
+    assert grid.log == ["pulled 11", "pulled 12"]
