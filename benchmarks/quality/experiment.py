@@ -3,22 +3,22 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from knowmine.client.dataset import HiddenMasks, SiteData
 from knowmine.client.draws import ranked
 from knowmine.client.folder import Case, read_stems, scan
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import DataError, UsageError
-from knowmine.shared.settings import Plan, Settings, read_settings
+from knowmine.shared.settings import MiningSettings, Plan, Settings, read_settings
 
 HERE = Path(__file__).parent
 KINDS = ("labelled", "probe", "unlabelled", "test")
 
 Setting = Literal["federated", "pooled", "local"]
-MethodName = Literal["supervised", "supervised-all", "self-training", "paper", "knowmine", "oracle"]
+METHODS = ("supervised", "supervised-all", "self-training", "paper", "knowmine", "oracle")
 
 
 class Division(Settings):
@@ -41,11 +41,29 @@ class Experiment(Settings):
 
     divisions: tuple[Division, ...] = Field(min_length=1, description="Where the images are from.")
     setting: Setting = Field(description="federated, all data in one place, or each site alone.")
-    methods: tuple[MethodName, ...] = Field(description="What is compared.")
+    methods: tuple[str, ...] = Field(description="What is compared.")
+    without: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further methods: knowmine with some of its mining settings changed.",
+    )
     seeds: tuple[int, ...] = Field((0,), description="Each runs every method once.")
     plan: Plan = Field(default_factory=Plan, description="As in a simulation; the method varies.")
     run: RunSettings = Field(default_factory=RunSettings, description="Rounds and server.")
     labels: float = Field(ge=0, le=1, description="Share of labels, as it is reported.")
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Self:
+        for changes in self.without.values():
+            self.mining_with(changes)
+        if unknown := set(self.methods) - {*METHODS, *self.without}:
+            raise ValueError(
+                f"methods: {sorted(unknown)} are neither of {list(METHODS)} nor in `without`"
+            )
+        return self
+
+    def mining_with(self, changes: Mapping[str, Any]) -> MiningSettings:
+        """The plan's mining settings with some of them changed."""
+        return MiningSettings.model_validate(self.plan.mining.model_dump() | changes)
 
 
 def read_experiment(name: str) -> Experiment:

@@ -26,9 +26,10 @@ from benchmarks.quality.experiment import (
     site_data,
     split_file,
 )
+from benchmarks.quality.once import Once
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.egress import release
-from knowmine.client.round import Miner, evaluate, improve, todays
+from knowmine.client.round import Miner, todays
 from knowmine.client.sam import load_sam
 from knowmine.client.sam_weights import default_cache, find_weights
 from knowmine.client.scoring import Scorer
@@ -99,9 +100,12 @@ def run_method(
     # An oracle is self-training whose pseudo-labels are the truth; both kinds of supervision
     # differ in the labels alone.
     inner = {"supervised-all": "supervised", "oracle": "self-training"}.get(method, method)
-    plan = experiment.plan.model_copy(update={"method": inner, "seed": seed})
+    inner = "knowmine" if method in experiment.without else inner
+    mining = experiment.mining_with(experiment.without.get(method, {}))
+    plan = experiment.plan.model_copy(update={"method": inner, "seed": seed, "mining": mining})
     split = pooled(split) if experiment.setting == "pooled" else split
     alone = experiment.setting == "local"
+    once = Once(home.parent / "once")
     started = time.monotonic()
     scores: dict[str, dict[str, float]] = {}
     site_of: dict[str, str] = {}
@@ -109,7 +113,7 @@ def run_method(
     for names in [[site] for site in split] if alone else [list(split)]:
         folder = home / names[0] if alone else home
         sites = [open_site(s, split[s], folders, plan, method, folder / "sites" / s) for s in names]
-        per_round += run_federation(sites, plan, experiment, folder, method)
+        per_round += run_federation(sites, plan, experiment, folder, method, once)
         for site in sites:
             file = site.folder / f"scores-{experiment.run.rounds:04d}.json"
             own = json.loads(file.read_text())
@@ -137,7 +141,7 @@ def run_method(
 
 
 def run_federation(
-    sites: list[Site], plan: Plan, experiment: Experiment, folder: Path, method: str
+    sites: list[Site], plan: Plan, experiment: Experiment, folder: Path, method: str, once: Once
 ) -> list[dict[str, Any]]:
     """All rounds of these sites, resumed where `folder` holds some; the rounds' records."""
     begun = (folder / "settings.json").exists()
@@ -149,7 +153,7 @@ def run_federation(
         if journal.settings != json.loads(json.dumps(settings)):
             raise UsageError(f"{folder} was begun with other settings: remove it to start anew")
         run_rounds(
-            Direct(sites, oracle if method == "oracle" else None),
+            Direct(sites, oracle if method == "oracle" else None, once),
             journal,
             plan,
             experiment.run,
@@ -202,8 +206,9 @@ def oracle(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
 class Direct:
     """Sites in this process, without a transport; what they answer passes egress all the same."""
 
-    def __init__(self, sites: Iterable[Site], miner: Miner | None) -> None:
+    def __init__(self, sites: Iterable[Site], miner: Miner | None, once: Once) -> None:
         self._sites, self._miner = {site.name: site for site in sites}, miner
+        self._once = once
 
     def here(self) -> set[str]:
         """All of them, always."""
@@ -229,7 +234,7 @@ class Direct:
         """One site after the other; an error ends the experiment rather than the site."""
         for name, task in tasks.items():
             site = self._sites[name]
-            yield name, release(improve(site, task, self._miner), manifest=site.manifest)
+            yield name, release(self._once.improve(site, task, self._miner), manifest=site.manifest)
 
     def evaluate(
         self, tasks: Mapping[str, EvaluateTask]
@@ -237,7 +242,7 @@ class Direct:
         """One site after the other."""
         for name, task in tasks.items():
             site = self._sites[name]
-            yield name, release(evaluate(site, task), manifest=site.manifest)
+            yield name, release(self._once.evaluate(site, task), manifest=site.manifest)
 
 
 class Prints:

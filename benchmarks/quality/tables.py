@@ -136,7 +136,10 @@ def _gain_of_recipe(of: Result, base: Result) -> str:
 def gathered(results: Iterable[Result]) -> dict[str, list[Result]]:
     """Results by method, in the order in which tables show them."""
     by_method: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda r: (ORDER.index(r["method"]), r["seed"])):
+    place = {method: number for number, method in enumerate(ORDER)}
+    for result in sorted(
+        results, key=lambda r: (place.get(r["method"], len(ORDER)), r["method"], r["seed"])
+    ):
         by_method.setdefault(result["method"], []).append(result)
     return by_method
 

@@ -1,0 +1,72 @@
+"""Do once what several methods do alike: rounds on labels alone, from the same weights.
+
+Until mining begins, a round follows from the weights, the seed, the site's images and the training
+settings; of the method only whether it keeps its probe set apart is in it. Weights and scores are
+kept in a folder under a digest of all these, for the next method.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from knowmine.client.round import Miner, evaluate, improve, mines, probe_apart, teaching
+from knowmine.client.site import Site
+from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
+from knowmine.shared.settings import Plan
+from knowmine.shared.weights import digest_of, load_weights, save_weights, write_atomically
+
+
+class Once:
+    """Rounds on labels alone, kept in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def improve(self, site: Site, task: TrainTask, miner: Miner | None) -> Update:
+        """`round.improve`, or what it gave before."""
+        if not _alike(task.plan, task.round, task.rounds):
+            return improve(site, task, miner)
+        file = self._file("trained", site, task, task.rounds)
+        if not file.with_suffix(".json").exists():
+            update = improve(site, task)
+            save_weights(file.with_suffix(".safetensors"), update.weights)
+            found = asdict(update) | {"weights": None, "mined": None}
+            write_atomically(file.with_suffix(".json"), json.dumps(found).encode())
+            return update
+        found = json.loads(file.with_suffix(".json").read_text())
+        weights = load_weights(file.with_suffix(".safetensors"))
+        return Update(**{**found, "weights": weights, "mined": Mined()})
+
+    def evaluate(self, site: Site, task: EvaluateTask) -> Scores:
+        """`round.evaluate`, or what it gave before; the scores of each image are there as well."""
+        if probe_apart(task.plan, task.round, task.rounds):
+            return evaluate(site, task)
+        file = self._file("scored", site, task, 0)
+        own = site.folder / f"scores-{task.round:04d}.json"
+        if not file.exists():
+            scores = evaluate(site, task)
+            sums = asdict(scores) | {"calibration": None}
+            kept = {"sums": sums, "each": json.loads(own.read_text())}
+            write_atomically(file, json.dumps(kept).encode())
+            return scores
+        found = json.loads(file.read_text())
+        write_atomically(own, json.dumps(found["each"], indent=1).encode())
+        return Scores(**{**found["sums"], "calibration": Calibration()})
+
+    def _file(self, what: str, site: Site, task: TrainTask | EvaluateTask, rounds: int) -> Path:
+        plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
+        trained = what == "trained"
+        kinds = teaching(site, task.plan, task.round, rounds) if trained else [site.test]
+        told: list[Any] = [what, site.name, task.round, rounds, plan, digest_of(task.weights)]
+        told += [str(case.image) for kind in kinds for case in kind.cases]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.json"
+
+
+def _alike(plan: Plan, round_: int, rounds: int) -> bool:
+    """Whether the method and its mining settings leave no trace in this round."""
+    if plan.training.batch_norm == "local" or plan.mining.distil_steps or plan.mining.restart:
+        return False
+    return not mines(plan, round_, rounds)
