@@ -86,6 +86,8 @@ MAX_CLOCK_ERROR = timedelta(seconds=60)
 """Flower believes a signed time of day that is five minutes old at most."""
 SECOND_PROCESS_S = 120.0
 """How long a process that starts beside another of its site waits for that to be gone."""
+LAST_ANSWER_S = 30.0
+"""How long the answer to a goodbye is sent anew: the server may be gone, and the run is over."""
 RENEWAL_LOOK_S = 6 * 3600.0
 """Seconds between two looks at the date on this site's certificate."""
 
@@ -222,9 +224,15 @@ class Link:
                     continue
                 head = message_from_proto(found.messages_list[0])
                 message = self._fetch(head, found.message_object_trees[0])
+                over = message.has_content() and wire.is_goodbye(message.content)
                 reply = self._answer(app, message, stop, stop_s)
-                self._send(reply, head.metadata.run_id, stop, stop_s)
-                if message.has_content() and wire.is_goodbye(message.content):
+                try:
+                    patience_s = LAST_ANSWER_S if over else math.inf
+                    self._send(reply, head.metadata.run_id, stop, stop_s, patience_s)
+                except _Lost:
+                    if not over:  # a server that is gone has no answer to wait for
+                        raise
+                if over:
                     return True
         return False
 
@@ -281,13 +289,15 @@ class Link:
         assert work.reply is not None
         return work.reply
 
-    def _send(self, reply: Message, run_id: int, stop: threading.Event, stop_s: float) -> None:
+    def _send(
+        self, reply: Message, run_id: int, stop: threading.Event, stop_s: float, patience_s: float
+    ) -> None:
         """Send an answer, and again where the line breaks, until it is there.
 
-        After `stop` it is tried for `stop_s` more.
+        It is tried for `patience_s`, and after `stop` for `stop_s` more.
         """
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        pause, stopped = 0.5, math.inf
+        pause, begun, stopped = 0.5, time.monotonic(), math.inf
         while True:
             try:
                 self._send_once(reply, run_id)
@@ -300,6 +310,9 @@ class Link:
             except (httpx.HTTPError, ssl.SSLError, ObjectPushError) as error:
                 reason = self._explained(error)
                 self._log.event("unsent", level="warning", reason=reason, pause_s=round(pause))
+            if time.monotonic() - begun >= patience_s:
+                self._log.event("dropped", level="warning", reason="nobody takes the last answer")
+                return
             if stop.is_set():
                 stopped = min(stopped, time.monotonic())
                 if time.monotonic() - stopped >= stop_s:

@@ -1,6 +1,7 @@
 """The contract with Flower's client: every internal that fleet.py uses is as it expects it."""
 
 import inspect
+import threading
 from pathlib import Path
 
 import httpx
@@ -9,10 +10,20 @@ import pytest
 from knowmine.client import fleet
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site_keys import SiteKeys
+from knowmine.shared import wire
 from knowmine.shared.log import silent
 from knowmine.shared.settings import read_settings
 from tests.flower_contract import changed, imports_of, missing
 from tests.provisioned import Federation
+
+from flwr.app import Message, RecordDict  # isort: skip
+from flwr.clientapp import ClientApp  # isort: skip
+from flwr.common.serde import message_to_proto  # isort: skip
+from flwr.proto.fleet_pb2 import PullMessagesResponse  # isort: skip
+from flwr.proto.message_pb2 import ObjectTree  # isort: skip
+from flwr.supercore.task_identity import TaskIdentity  # isort: skip
+
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
 USED = imports_of(Path(fleet.__file__))
 CALLS = (
@@ -125,3 +136,32 @@ def test_a_site_leaves_whatever_the_server_answers(link):
     link._client._client, link._joined = client, True
     link.close()
     assert client.is_closed
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_goodbye_ends_a_site_that_cannot_answer_it(link, monkeypatch, lost):
+    """The server went right after it was heard, or came back and knows nobody."""
+    heard = Message(wire.pack_goodbye(), dst_node_id=1, message_type="query")
+    heard.metadata.__dict__["_message_id"] = heard.object_id
+    pulled = PullMessagesResponse(
+        messages_list=[message_to_proto(heard)], message_object_trees=[ObjectTree()]
+    )
+    monkeypatch.setattr(fleet, "LAST_ANSWER_S", 0.0)
+    monkeypatch.setattr(link._client, "PullMessages", lambda request: pulled)
+    monkeypatch.setattr(link, "_fetch", lambda head, tree: heard)
+    monkeypatch.setattr(link, "_renew", lambda: None)
+    if lost:
+        gone = httpx.Response(401, request=httpx.Request("POST", "https://server"))
+        failure = httpx.HTTPStatusError("", request=gone.request, response=gone)
+
+        def refuse(request):
+            raise failure
+
+        monkeypatch.setattr(link._client, "PushMessages", refuse)
+    app = ClientApp()
+
+    @app.query()
+    def hello(message, context):
+        return Message(RecordDict(), reply_to=message)
+
+    assert link._work(app, threading.Event(), 1.0)
