@@ -111,7 +111,7 @@ class MiningSettings(Settings):
         "0 takes all.",
     )
     share: float = Field(
-        0.25, gt=0, lt=1, description="Part of each batch that is pseudo-labelled."
+        0.5, gt=0, lt=1, description="Part of each batch that is pseudo-labelled."
     )
     weight: float = Field(
         1.0, ge=0, le=10, description="Weight of the pseudo-labelled loss beside the labelled."
@@ -129,7 +129,7 @@ class MiningSettings(Settings):
         "averaged.",
     )
     keep_first: float = Field(
-        0.5, gt=0, le=1, description="Share of the mined images kept in the first mining round."
+        0.6, gt=0, le=1, description="Share of the mined images kept in the first mining round."
     )
     keep_last: float = Field(
         0.8, gt=0, le=1, description="Share kept in the last round; between, it grows evenly."

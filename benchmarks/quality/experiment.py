@@ -63,7 +63,7 @@ class Experiment(Settings):
 
     def mining_with(self, changes: Mapping[str, Any]) -> MiningSettings:
         """The plan's mining settings with some of them changed."""
-        return MiningSettings.model_validate(self.plan.mining.model_dump() | changes)
+        return MiningSettings.model_validate({**self.plan.mining.model_dump(), **changes})
 
 
 def read_experiment(name: str) -> Experiment:

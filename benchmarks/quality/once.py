@@ -2,9 +2,10 @@
 
 Until mining begins, a round follows from the weights, the seed, the site's images and the training
 settings; of the method only whether it keeps its probe set apart is in it. Weights and scores are
-kept in a folder under a digest of all these, for the next method.
+kept in a folder under a digest of all these, for the next method. So is SAM's decoder once tuned.
 """
 
+import copy
 import hashlib
 import json
 from dataclasses import asdict
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from knowmine.client.round import Miner, evaluate, improve, mines, probe_apart, teaching
-from knowmine.client.site import Site
+from knowmine.client.site import Kind, Site
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
+from knowmine.shared.unetplusplus import put_weights, weights_of
 from knowmine.shared.weights import digest_of, load_weights, save_weights, write_atomically
 
 
@@ -42,7 +44,7 @@ class Once:
     def evaluate(self, site: Site, task: EvaluateTask) -> Scores:
         """`round.evaluate`, or what it gave before; the scores of each image are there as well."""
         if probe_apart(task.plan, task.round, task.rounds):
-            return evaluate(site, task)
+            return self._with_tuned_sam(site, task)
         file = self._file("scored", site, task, 0)
         own = site.folder / f"scores-{task.round:04d}.json"
         if not file.exists():
@@ -55,12 +57,29 @@ class Once:
         write_atomically(own, json.dumps(found["each"], indent=1).encode())
         return Scores(**{**found["sums"], "calibration": Calibration()})
 
+    def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
+        steps = task.plan.mining.tune_steps
+        # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
+        told = [site.name, task.round, task.plan.seed, task.plan.model.image_px, steps]
+        file = self._place("tuned", told, [site.labelled]).with_suffix(".safetensors")
+        if steps and file.exists():
+            decoder = copy.deepcopy(site.sam.mask_decoder)
+            put_weights(decoder, load_weights(file))
+            site.keep_decoder(decoder, task.round)
+        scores = evaluate(site, task)
+        if not file.exists() and (sam := site.tuned_sam(task.round)):
+            save_weights(file, weights_of(sam.mask_decoder))
+        return scores
+
     def _file(self, what: str, site: Site, task: TrainTask | EvaluateTask, rounds: int) -> Path:
         plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
         trained = what == "trained"
         kinds = teaching(site, task.plan, task.round, rounds) if trained else [site.test]
-        told: list[Any] = [what, site.name, task.round, rounds, plan, digest_of(task.weights)]
-        told += [str(case.image) for kind in kinds for case in kind.cases]
+        told = [site.name, task.round, rounds, plan, digest_of(task.weights)]
+        return self._place(what, told, kinds)
+
+    def _place(self, what: str, told: list[Any], kinds: list[Kind]) -> Path:
+        told = [what, *told, *(str(case.image) for kind in kinds for case in kind.cases)]
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.json"
 
