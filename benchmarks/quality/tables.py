@@ -17,7 +17,19 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
 PLOT = HERE.parents[1] / "docs" / "images" / "quality.svg"
-ORDER = ("supervised", "self-training", "paper", "knowmine", "supervised-all", "oracle")
+ORDER = (
+    *("supervised, alone", "supervised", "self-training", "paper", "knowmine, alone", "knowmine"),
+    *("supervised-all", "oracle"),
+)
+BORROWED = {
+    "kvasir-10": {"kvasir-75": {"supervised-all": "supervised-all"}},
+    "kvasir-25": {"kvasir-75": {"supervised-all": "supervised-all"}},
+    "covid-05": {"covid-50": {"supervised-all": "supervised-all"}},
+    "federated-10": {
+        "alone-10": {"supervised": "supervised, alone", "knowmine": "knowmine, alone"}
+    },
+}
+"""Rows that an experiment shows of another on the same test images, and what they are called."""
 DRAWS = 10_000
 COLUMNS = (
     *("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px"),
@@ -34,7 +46,16 @@ def main() -> None:
     experiments: dict[str, list[Result]] = {}
     for result in results:
         experiments.setdefault(result["experiment"], []).append(result)
+    for name, sources in BORROWED.items():
+        for source, methods in sources.items():
+            if name in experiments:
+                experiments[name] += [
+                    {**result, "method": methods[result["method"]]}
+                    for result in experiments.get(source, [])
+                    if result["method"] in methods
+                ]
     put("quality", "\n".join(table(name, of) for name, of in sorted(experiments.items())))
+    put("worth", worths(HERE / "results"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
     plot(experiments)
@@ -50,7 +71,7 @@ def put(name: str, text: str) -> None:
 def table(name: str, results: Iterable[Result]) -> str:
     """One experiment: each method's means, and its gains with their intervals."""
     by_method = gathered(results)
-    any_result = next(iter(by_method.values()))[0]
+    any_result = next(r for of in by_method.values() for r in of if r["experiment"] == name)
     seeds = sorted({r["seed"] for of in by_method.values() for r in of})
     lines = [
         f"### {name}",
@@ -88,6 +109,28 @@ def second_stages(folder: Path) -> str:
         head = f"**{name}**: {labels} labels, {px} px, {first} and {second} steps, seed {seed}."
         tables.append(f"{head}\n\n{_of_one_start(alike)}\n")
     return "\n".join(tables)
+
+
+def worths(folder: Path) -> str:
+    """Dice of pseudo-labels by the U-Net++'s share in them, and what the judge knows of it."""
+    shares = ("0.00", "0.25", "0.50", "0.75", "1.00")
+    head = ("data", "SAM's decoder", *(f"w = {float(w):g}" for w in shares))
+    head += ("correlation of judge", "of agreement", "better half", "worse half")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for file in sorted((folder / "worth").glob("*.json")):
+        found = json.loads(file.read_text())
+        for row in found["rows"]:
+            way = f"tuned {row['tune_steps']} steps" if row["tune_steps"] else "frozen"
+            cells = [f"{row['dice_by_unet_share'][share]:.3f}" for share in shares]
+            cells += [f"{row[key]:.2f}" for key in ("judge", "agreement")]
+            cells += [f"{row[key]:.3f}" for key in ("better_half", "worse_half")]
+            lines.append(f"| {found['name']} | {way} | {' | '.join(cells)} |")
+    for file in sorted((folder / "second-stage").glob("*-opinions.json")):
+        by_share = json.loads(file.read_text())["dice_by_unet_share"]
+        cells = [f"{by_share[share]:.3f}" for share in shares]
+        name = file.stem.removesuffix("-0-opinions")
+        lines.append(f"| {name} | tuned 70 steps | {' | '.join(cells)} | - | - | - | - |")
+    return "\n".join(lines) + "\n"
 
 
 def distilled(folder: Path) -> str:

@@ -1,22 +1,25 @@
 """What pseudo-labels are worth: frozen and tuned SAM against the truth of unlabelled images.
 
-    python -m benchmarks.quality.worth --data KVASIR [--labelled 88] [--steps 160]
+    python -m benchmarks.quality.worth kvasir-88 --data KVASIR [--labelled 88] [--steps 160]
 
 Everything comes from the training list of a data folder, so that recipes can be chosen without its
-test set: some labelled images, and a hundred whose hidden masks only score. Prints one line for
-each recipe: Dice of the mix, by the U-Net++'s share in it, and how well the judge orders the images.
+test set: some labelled images, and a hundred whose hidden masks only score. For each length of
+tuning, results/worth/ gets the Dice of the mix by the U-Net++'s share in it, and how well the judge
+orders the images.
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality.experiment import training_split
+from benchmarks.quality.experiment import HERE, training_split
 from benchmarks.quality.run import open_site
 from knowmine.client.compute import settle
 from knowmine.client.pseudo_labels import Opinions, calibrate, dice_of, features_of, fuse, judge
@@ -33,6 +36,7 @@ PROBED, SCORED = 18, 100
 def main() -> None:
     """Train a U-Net++ on the labels, then ask SAM in several ways."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="under which the result is kept")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train-list", default="splits/train.txt")
     parser.add_argument("--labelled", type=int, default=88)
@@ -54,8 +58,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         site = open_site("worth", split, {"data": options.data}, plan, "knowmine", Path(home))
         warm_up(site, plan)
-        for name, opinions in recipes(site, plan, options.tune_steps):
-            print(f"{name}: {worth(opinions, truth_of(site, site.unlabelled))}", flush=True)
+        rows = []
+        for steps, opinions in recipes(site, plan, options.tune_steps):
+            rows.append({"tune_steps": steps, **worth(opinions, truth_of(site, site.unlabelled))})
+            print(rows[-1], flush=True)
+    told = {key: getattr(options, key) for key in ("name", "labelled", "steps", "image_px")}
+    file = HERE / "results" / "worth" / f"{options.name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**told, "scored": SCORED, "rows": rows}, indent=1) + "\n")
 
 
 def warm_up(site: Site, plan: Plan) -> None:
@@ -68,7 +78,7 @@ def warm_up(site: Site, plan: Plan) -> None:
         weights = improve(site, TrainTask(round_, 5, supervised, weights)).weights
 
 
-def recipes(site: Site, plan: Plan, tune_steps: list[int]) -> Iterator[tuple[str, Opinions]]:
+def recipes(site: Site, plan: Plan, tune_steps: list[int]) -> Iterator[tuple[int, Opinions]]:
     """Both models' masks of the unlabelled images, for each length of tuning; 0 is frozen."""
     for count in tune_steps:
         mining = plan.mining.model_copy(update={"tune_steps": count})
@@ -76,20 +86,29 @@ def recipes(site: Site, plan: Plan, tune_steps: list[int]) -> Iterator[tuple[str
         for file in site.folder.glob("sam-decoder-*"):
             file.unlink()
         tune_sam(site, its, count + 1, [site.labelled])
-        name = f"tuned {count} steps" if count else "frozen"
-        yield name, consult(site, site.unlabelled, its, count + 1)
+        yield count, consult(site, site.unlabelled, its, count + 1)
 
 
-def worth(opinions: Opinions, truth: NDArray[np.bool_]) -> str:
+def worth(opinions: Opinions, truth: NDArray[np.bool_]) -> dict[str, Any]:
     """Dice by fuse weight on all but the probed images; what judge and agreement know of it."""
     probe, rest = slice(0, PROBED), slice(PROBED, None)
     dice = {w: dice_of(fuse(opinions, w) > 0.5, truth) for w in FUSE_WEIGHTS}
-    by_weight = " ".join(f"{w:.2f}={d[rest].mean():.3f}" for w, d in dice.items())
     sums: Calibration = calibrate(_part(opinions, probe), truth[probe])
     others, true = _part(opinions, rest), dice[0.5][rest]
-    judged = np.corrcoef(judge(others, sums, 0.5), true)[0, 1]
-    agreed = np.corrcoef(features_of(others)[:, 1], true)[0, 1]
-    return f"{by_weight}; correlation of judge {judged:.2f}, of agreement {agreed:.2f}"
+    judged = judge(others, sums, 0.5)
+    better = judged >= np.median(judged)
+    found = {
+        "judge": np.corrcoef(judged, true)[0, 1],
+        "agreement": np.corrcoef(features_of(others)[:, 1], true)[0, 1],
+        "better_half": true[better].mean(),
+        "worse_half": true[~better].mean(),
+    }
+    return {
+        "dice_by_unet_share": {
+            f"{w:.2f}": round(float(d[rest].mean()), 4) for w, d in dice.items()
+        },
+        **{name: round(float(value), 4) for name, value in found.items()},
+    }
 
 
 def truth_of(site: Site, kind: Kind) -> NDArray[np.bool_]:

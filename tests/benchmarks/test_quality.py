@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from benchmarks.quality import once
 from benchmarks.quality.experiment import Experiment, pooled, site_data
 from benchmarks.quality.make_splits import draw
 from benchmarks.quality.run import folders_of, oracle, run_method
@@ -31,6 +33,7 @@ def experiment(setting="federated", sites=2, **mining):
             "setting": setting,
             "labels": 0.5,
             "methods": ["supervised"],
+            "without": {"no-tuning": {"tune_steps": 0}, "no-sharpening": {"sharpen": False}},
             "plan": {
                 "model": MODEL,
                 "training": {"steps": 1, "batch": 2},
@@ -167,6 +170,36 @@ def test_a_gain_that_is_the_same_everywhere_has_no_spread():
 def test_only_images_that_both_have_are_compared():
     """One gains .2, the other is not in the second."""
     assert interval({(0, "a"): 0.7, (0, "b"): 0.1}, {(0, "a"): 0.5}) == pytest.approx((0.2,) * 3)
+
+
+@pytest.mark.parametrize("method", ["self-training", "knowmine", "no-tuning"])
+def test_rounds_that_methods_have_in_common_are_done_once(
+    phantoms, split, tmp_path, monkeypatch, method
+):
+    """And change nothing: a round on labels alone, and SAM tuned on the same labels."""
+    alone = run(split, phantoms, tmp_path / "alone" / "run", method)
+    first = {"self-training": "supervised", "no-tuning": "knowmine"}.get(method, "no-sharpening")
+    run(split, phantoms, tmp_path / "both" / "first", first)
+    trained = []
+
+    def improve(site, task, miner):
+        trained.append(task.round)
+        return improved(site, task, miner)
+
+    improved = once.improve
+    monkeypatch.setattr(once, "improve", improve)
+    again = run(split, phantoms, tmp_path / "both" / "run", method)
+    assert comparable(again) == comparable(alone)
+    assert trained == [2, 2]
+
+
+def test_an_experiment_of_unknown_methods_is_refused():
+    """A name with a mistake in it, or a setting that mining does not have."""
+    fields = experiment().model_dump()
+    with pytest.raises(ValidationError, match="knowmime"):
+        Experiment.model_validate({**fields, "methods": ["knowmime"]})
+    with pytest.raises(ValidationError, match="tuning"):
+        Experiment.model_validate({**fields, "without": {"no-tuning": {"tuning": 0}}})
 
 
 def test_a_table_shows_the_worst_site(phantoms, split, tmp_path):
