@@ -49,7 +49,7 @@ from knowmine.client.refine import refine
 from knowmine.client.reviewed import after_review
 from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples, train
-from knowmine.client.tuning import Lessons, tune
+from knowmine.client.tuning import BATCH, Lessons, tune
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, put_weights, weights_of
@@ -293,18 +293,22 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
     before = site.tuned_sam(round_ - 1)
     steps = plan.mining.tune_steps if before is None else plan.mining.tune_again
-    if not plan.mining.tune_steps or site.has_tuned(round_):
+    if not plan.mining.tune_steps or not steps or site.has_tuned(round_):
         return
     pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
     if not pairs:
         return
+    # SAM's encoder is slow: it looks at no more images than the steps will meet.
+    shuffle = torch.Generator().manual_seed(draw(plan.seed, "lessons", site.name, round_))
+    rows = torch.randperm(len(pairs), generator=shuffle)[: steps * BATCH].sort().values
+    met = [pairs[row] for row in rows]
     lessons = Lessons(
-        site.embeddings(pairs),
-        torch.cat([kind.truth for kind in kinds]),
-        [site.frames(kind, row) for kind, row in pairs],
+        site.embeddings(met),
+        torch.cat([kind.truth for kind in kinds])[rows],
+        [site.frames(kind, row) for kind, row in met],
     )
-    generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
     sam = before or site.sam
+    generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
     decoder = tune(sam, lessons, steps=steps, generator=generator, progress=site.progress)
     site.keep_decoder(decoder, round_)
 

@@ -23,7 +23,9 @@ from knowmine.client.round import (
     probe_apart,
     ramp,
     todays,
+    tune_sam,
 )
+from knowmine.client.tuning import BATCH
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import Refused, WeightsError
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined
@@ -510,6 +512,18 @@ def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
     assert list(first) == ["sam-decoder-0001", "sam-decoder-0002"]
     assert len(set(first.values())) == 2
     assert (digest_of(again.weights), decoders(site)) == (digest_of(once.weights), first)
+
+
+def test_tuning_looks_at_no_more_images_than_it_meets(open_lyon, short_sighted, weights):
+    """SAM's encoder is slow, and a site may have a thousand labels; a tuned decoder needs none."""
+    its = plan(tune_steps=1, images=1)
+    site = open_lyon(short_sighted)
+    known = [site.labelled, site.probe]
+    assert sum(map(len, known)) > BATCH
+    tune_sam(site, its, 1, known)
+    assert (site.encoded, list(decoders(site))) == (BATCH, ["sam-decoder-0001"])
+    tune_sam(site, its, 2, known)
+    assert (site.encoded, list(decoders(site))) == (BATCH, ["sam-decoder-0001"])
 
 
 def decoder_of(sam):
