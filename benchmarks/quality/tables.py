@@ -31,10 +31,14 @@ BORROWED = {
 }
 """Rows that an experiment shows of another on the same test images, and what they are called."""
 DRAWS = 10_000
-COLUMNS = (
-    *("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px"),
-    *("against supervised", "against self-training"),
+EXPERIMENTS = (
+    *("kvasir-10", "kvasir-25", "kvasir-75", "kvasir-75-random", "covid-05", "covid-50"),
+    *("covid-infection-25", "federated-10", "federated-10-unlabelled", "ablation-10"),
+    *("kvasir-three-sites", "covid-05-short"),
 )
+"""As the page tells them."""
+BASES = ("supervised, alone", "supervised", "self-training")
+COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
 
 Result: TypeAlias = Mapping[str, Any]
 Scores: TypeAlias = Mapping[tuple[int, str], float]
@@ -54,7 +58,8 @@ def main() -> None:
                     for result in experiments.get(source, [])
                     if result["method"] in methods
                 ]
-    put("quality", "\n".join(table(name, of) for name, of in sorted(experiments.items())))
+    experiments = {name: experiments[name] for name in EXPERIMENTS if name in experiments}
+    put("quality", "\n".join(table(name, of) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
@@ -73,24 +78,28 @@ def table(name: str, results: Iterable[Result]) -> str:
     by_method = gathered(results)
     any_result = next(r for of in by_method.values() for r in of if r["experiment"] == name)
     seeds = sorted({r["seed"] for of in by_method.values() for r in of})
+    bases = [base for base in BASES if base in by_method] or ["knowmine"]
+    columns = (*COLUMNS, *(f"against {base}" for base in bases))
     lines = [
         f"### {name}",
         "",
         (
-            f"{any_result['setting']}, {any_result['sites']} site(s), {any_result['steps']} steps at "
-            f"each, {any_result['labels']:.0%} of the labels, seeds {', '.join(map(str, seeds))}, "
-            f"{len(any_result['test_dice'])} test images."
+            f"{any_result['setting']}, {any_result['sites']} site(s), "
+            f"{any_result['plan']['model']['image_px']} px, "
+            f"{'ImageNet' if any_result['pretrained'] else 'random'} weights, "
+            f"{any_result['steps']} steps at each, {any_result['labels']:.0%} of the labels, "
+            f"seeds {', '.join(map(str, seeds))}, {len(any_result['test_dice'])} test images."
         ),
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     for method, of in by_method.items():
         cells = [" ".join(f"{r['dice']:.3f}".removeprefix("0") for r in of[0]["per_round"])]
         cells += [f"{mean(scores(of, 'dice')):.3f}", _worst(of), f"{mean(scores(of, 'iou')):.3f}"]
         cells.append(f"{mean(scores(of, 'hd95')):.1f}")
-        for base in ("supervised", "self-training"):
-            cells.append(_gain(of, by_method.get(base, [])) if base != method else "-")
+        for base in bases:
+            cells.append(_gain(of, by_method[base]) if base != method else "-")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     command = f"make bench-quality EXPERIMENT={name} DATA='NAME=FOLDER'"
     return "\n".join([*lines, "", f"    {command}", "", ""])
@@ -215,11 +224,11 @@ def interval(a: Scores, b: Scores) -> tuple[float, float, float]:
 def plot(experiments: Mapping[str, Iterable[Result]]) -> None:
     """Each method's gain over supervised, experiment by experiment."""
     rows = []
-    for name, results in sorted(experiments.items()):
+    for name, results in experiments.items():
         by_method = gathered(results)
         base = scores(by_method.get("supervised", []), "dice")
         for method, of in by_method.items():
-            if base and method != "supervised":
+            if base and not method.startswith("supervised"):
                 rows.append((f"{name}: {method}", interval(scores(of, "dice"), base)))
     if not rows:
         return

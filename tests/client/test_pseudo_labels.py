@@ -231,8 +231,8 @@ def test_sam_is_silent_where_it_does_not_help(fused):
 
 @pytest.mark.parametrize(("images", "gate_"), [(8, "off"), (80, "on")])
 def test_a_small_gain_is_believed_of_many_images(images, gate_):
-    """.01 Dice an image at an even share; the prior asks for 16 * .02 / 2 = .16 in sum."""
-    alone, even = 0.8 * images, 0.81 * images
+    """.008 Dice an image at an even share; the prior asks for 16 * .02 / 4 = .08 in sum."""
+    alone, even = 0.8 * images, 0.808 * images
     assert gate(Calibration(images, (0.0, 0.0, even, 0.0, alone)), 8).gate == gate_
 
 
