@@ -12,7 +12,7 @@ from benchmarks.quality.experiment import Experiment, pooled, site_data
 from benchmarks.quality.make_splits import draw
 from benchmarks.quality.run import folders_of, oracle, run_method
 from benchmarks.quality.tables import interval, table
-from knowmine.client.round import todays
+from knowmine.client.round import improve, todays
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.protocol import TrainTask
@@ -182,12 +182,11 @@ def test_rounds_that_methods_have_in_common_are_done_once(
     run(split, phantoms, tmp_path / "both" / "first", first)
     trained = []
 
-    def improve(site, task, miner):
+    def watched(site, task, miner):
         trained.append(task.round)
-        return improved(site, task, miner)
+        return improve(site, task, miner)
 
-    improved = once.improve
-    monkeypatch.setattr(once, "improve", improve)
+    monkeypatch.setattr(once, "improve", watched)
     again = run(split, phantoms, tmp_path / "both" / "run", method)
     assert comparable(again) == comparable(alone)
     assert trained == [2, 2]
