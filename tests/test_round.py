@@ -67,7 +67,7 @@ def test_two_rounds_at_a_site(tmp_path):
     assert second.mined.kept + second.mined.dropped == 2
     assert second.mined.gate in ("on", "off")
     assert second.pseudo_labelled == second.mined.kept
-    assert lyon.encoded == 4 + 2 + 2  # labelled images that SAM is tuned on, probe, mined
+    assert lyon.encoded == 2 + 2 + 2  # labelled images of SAM's one step, the probe set, mined
 
     # It has learnt, and people at the site can look at what it learnt from.
     assert second.loss < first.loss
