@@ -3,6 +3,7 @@
 Until mining begins, a round follows from the weights, the seed, the site's images and the training
 settings; of the method only whether it keeps its probe set apart is in it. Weights and scores are
 kept in a folder under a digest of all these, for the next method. So is SAM's decoder once tuned.
+Images are told apart by their paths: a data folder that has changed needs another folder of runs.
 """
 
 import copy
