@@ -87,7 +87,7 @@ MAX_CLOCK_ERROR = timedelta(seconds=60)
 SECOND_PROCESS_S = 120.0
 """How long a process that starts beside another of its site waits for that to be gone."""
 LAST_ANSWER_S = 30.0
-"""How long the answer to a goodbye is sent anew: the server may be gone, and the run is over."""
+"""After how long the answer to a goodbye is not sent once more: the server is gone, the run over."""
 RENEWAL_LOOK_S = 6 * 3600.0
 """Seconds between two looks at the date on this site's certificate."""
 
@@ -230,8 +230,9 @@ class Link:
                     patience_s = LAST_ANSWER_S if over else math.inf
                     self._send(reply, head.metadata.run_id, stop, stop_s, patience_s)
                 except _Lost:
-                    if not over:  # a server that is gone has no answer to wait for
+                    if not over:
                         raise
+                    self._log.event("dropped", level="warning", reason="the server began anew")
                 if over:
                     return True
         return False

@@ -110,7 +110,13 @@ class MiningSettings(Settings):
         description="Unlabelled images that a site mines a round, each once before any comes twice; "
         "0 takes all.",
     )
-    share: float = Field(0.5, gt=0, lt=1, description="Part of each batch that is pseudo-labelled.")
+    share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Part of each batch that is pseudo-labelled; less where pseudo-labels are a "
+        "smaller part of all images.",
+    )
     weight: float = Field(
         1.0, ge=0, le=10, description="Weight of the pseudo-labelled loss beside the labelled."
     )

@@ -8,6 +8,8 @@ import csv
 import shutil
 from pathlib import Path
 
+from knowmine.shared.errors import DataError
+
 
 def main() -> None:
     """A data folder like any other: images/, masks/ and index.csv."""
@@ -17,9 +19,11 @@ def main() -> None:
     options = parser.parse_args()
     with (options.covid / "index.csv").open(newline="") as table:
         rows = [row for row in csv.DictReader(table) if row["class"] == "COVID-19"]
+    if not rows:
+        raise DataError(f"{options.covid / 'index.csv'} has no row of class COVID-19")
     infected = {row["stem"] for row in rows}
     for source, target in (("images", "images"), ("infection_masks", "masks")):
-        (options.folder / target).mkdir(parents=True)
+        (options.folder / target).mkdir(parents=True, exist_ok=True)
         for file in sorted((options.covid / source).iterdir()):
             if file.stem in infected:
                 shutil.copyfile(file, options.folder / target / file.name)

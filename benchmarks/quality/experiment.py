@@ -42,7 +42,7 @@ class Experiment(Settings):
     divisions: tuple[Division, ...] = Field(min_length=1, description="Where the images are from.")
     setting: Setting = Field(description="federated, all data in one place, or each site alone.")
     methods: tuple[str, ...] = Field(description="What is compared.")
-    without: dict[str, dict[str, Any]] = Field(
+    variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Further methods: knowmine with some of its mining settings changed.",
     )
@@ -53,11 +53,11 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Self:
-        for changes in self.without.values():
+        for changes in self.variants.values():
             self.mining_with(changes)
-        if unknown := set(self.methods) - {*METHODS, *self.without}:
+        if unknown := set(self.methods) - {*METHODS, *self.variants}:
             raise ValueError(
-                f"methods: {sorted(unknown)} are neither of {list(METHODS)} nor in `without`"
+                f"methods: {sorted(unknown)} are neither of {list(METHODS)} nor in `variants`"
             )
         return self
 

@@ -3,7 +3,7 @@
 Until mining begins, a round follows from the weights, the seed, the site's images and the training
 settings; of the method only whether it keeps its probe set apart is in it. Weights and scores are
 kept in a folder under a digest of all these, for the next method. So is SAM's decoder once tuned.
-Images are told apart by their paths: a data folder that has changed needs another folder of runs.
+Images are told apart by their paths, and the code is not in it: after a change of either, remove it.
 """
 
 import copy
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from knowmine.client.round import Miner, evaluate, improve, mines, probe_apart, teaching
+from knowmine.client.round import Miner, evaluate, improve, probe_apart, teaching
 from knowmine.client.site import Kind, Site
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
@@ -29,7 +29,7 @@ class Once:
 
     def improve(self, site: Site, task: TrainTask, miner: Miner | None) -> Update:
         """`round.improve`, or what it gave before."""
-        if not _alike(task.plan, task.round, task.rounds):
+        if not _alike(task.plan, task.round):
             return improve(site, task, miner)
         file = self._file("trained", site, task, task.rounds)
         if not file.with_suffix(".json").exists():
@@ -46,6 +46,8 @@ class Once:
         """`round.evaluate`, or what it gave before; the scores of each image are there as well."""
         if probe_apart(task.plan, task.round, task.rounds):
             return self._with_tuned_sam(site, task)
+        if not _alike(task.plan, task.round):
+            return evaluate(site, task)
         file = self._file("scored", site, task, 0)
         own = site.folder / f"scores-{task.round:04d}.json"
         if not file.exists():
@@ -60,8 +62,11 @@ class Once:
 
     def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
         steps = task.plan.mining.tune_steps
+        if site.tuned_sam(task.round - 1):
+            return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
-        told = [site.name, task.round, task.plan.seed, task.plan.model.image_px, steps]
+        frame = task.plan.model.model_dump(mode="json")
+        told = [site.name, task.round, task.plan.seed, frame, steps]
         file = self._place("tuned", told, [site.labelled]).with_suffix(".safetensors")
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)
@@ -85,8 +90,8 @@ class Once:
         return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.json"
 
 
-def _alike(plan: Plan, round_: int, rounds: int) -> bool:
+def _alike(plan: Plan, round_: int) -> bool:
     """Whether the method and its mining settings leave no trace in this round."""
-    if plan.training.batch_norm == "local" or plan.mining.distil_steps or plan.mining.restart:
+    if plan.training.batch_norm == "local" or plan.mining.distil_steps:
         return False
-    return not mines(plan, round_, rounds)
+    return round_ <= plan.mining.warmup_rounds

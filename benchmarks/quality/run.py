@@ -9,7 +9,6 @@ tables and plots. Nothing looks at a test mask before it scores.
 
 import argparse
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,13 +99,12 @@ def run_method(
     # An oracle is self-training whose pseudo-labels are the truth; both kinds of supervision
     # differ in the labels alone.
     inner = {"supervised-all": "supervised", "oracle": "self-training"}.get(method, method)
-    inner = "knowmine" if method in experiment.without else inner
-    mining = experiment.mining_with(experiment.without.get(method, {}))
+    inner = "knowmine" if method in experiment.variants else inner
+    mining = experiment.mining_with(experiment.variants.get(method, {}))
     plan = experiment.plan.model_copy(update={"method": inner, "seed": seed, "mining": mining})
     split = pooled(split) if experiment.setting == "pooled" else split
     alone = experiment.setting == "local"
     once = Once(home.parent / "once")
-    started = time.monotonic()
     scores: dict[str, dict[str, float]] = {}
     site_of: dict[str, str] = {}
     per_round: list[dict[str, Any]] = []
@@ -129,7 +127,6 @@ def run_method(
         "seed": seed,
         "steps": plan.training.steps * experiment.run.rounds,
         "sites": len(split),
-        "seconds": round(time.monotonic() - started),
         "per_round": per_round,
         "plan": plan.model_dump(mode="json"),
         "site_of": dict(sorted(site_of.items())),
@@ -151,7 +148,9 @@ def run_federation(
         open_log(folder / "run.log.jsonl") as log,
     ):
         if journal.settings != json.loads(json.dumps(settings)):
-            raise UsageError(f"{folder} was begun with other settings: remove it to start anew")
+            raise UsageError(
+                f"{folder} was begun with other settings: remove it, and once/ beside it, to start anew"
+            )
         run_rounds(
             Direct(sites, oracle if method == "oracle" else None, once),
             journal,
@@ -162,7 +161,10 @@ def run_federation(
             watch=Prints(method),
         )
         return [
-            {key: record[key] for key in ("round", "dice", "seconds", "mined")}
+            {
+                **{key: record[key] for key in ("round", "dice", "mined")},
+                "seconds": {site: update["seconds"] for site, update in record["updates"].items()},
+            }
             for record in journal.records()
         ]
 

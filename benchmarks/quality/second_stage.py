@@ -69,6 +69,7 @@ RECIPES = {
     "oracle-half-cut-mix": Recipe("oracle", {"share": 0.5, "strong": 0.0, "cut_mix": 0.5}),
     "self-training-half-plain": Recipe("self-training", PLAIN),
     "knowmine-plain": Recipe("knowmine", {**PLAIN, "share": 0.25}),
+    "knowmine-quarter-plain": Recipe("knowmine", {**TRUSTED, **PLAIN, "share": 0.25}),
     "knowmine-half-plain": Recipe("knowmine", {**TRUSTED, **PLAIN}),
     "oracle-half-plain": Recipe("oracle", PLAIN),
     "self-training-restart": Recipe("self-training", RESTART),

@@ -25,6 +25,9 @@ BORROWED = {
     "kvasir-10": {"kvasir-75": {"supervised-all": "supervised-all"}},
     "kvasir-25": {"kvasir-75": {"supervised-all": "supervised-all"}},
     "covid-05": {"covid-50": {"supervised-all": "supervised-all"}},
+    "ablation-10": {
+        "kvasir-10": {name: name for name in ("supervised", "self-training", "knowmine")}
+    },
     "federated-10": {
         "alone-10": {"supervised": "supervised, alone", "knowmine": "knowmine, alone"}
     },
@@ -37,6 +40,7 @@ EXPERIMENTS = (
     *("kvasir-three-sites", "covid-05-short"),
 )
 """As the page tells them."""
+SHOWN_ELSEWHERE = {"alone-10"}
 BASES = ("supervised, alone", "supervised", "self-training")
 COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
 
@@ -58,7 +62,11 @@ def main() -> None:
                     for result in experiments.get(source, [])
                     if result["method"] in methods
                 ]
-    experiments = {name: experiments[name] for name in EXPERIMENTS if name in experiments}
+    told = sorted(
+        experiments.keys() - SHOWN_ELSEWHERE,
+        key=lambda name: EXPERIMENTS.index(name) if name in EXPERIMENTS else len(EXPERIMENTS),
+    )
+    experiments = {name: experiments[name] for name in told}
     put("quality", "\n".join(table(name, of) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
@@ -76,9 +84,12 @@ def put(name: str, text: str) -> None:
 def table(name: str, results: Iterable[Result]) -> str:
     """One experiment: each method's means, and its gains with their intervals."""
     by_method = gathered(results)
+    common = set.intersection(*({r["seed"] for r in of} for of in by_method.values()))
+    by_method = {m: [r for r in of if r["seed"] in common] for m, of in by_method.items()}
     any_result = next(r for of in by_method.values() for r in of if r["experiment"] == name)
-    seeds = sorted({r["seed"] for of in by_method.values() for r in of})
-    bases = [base for base in BASES if base in by_method] or ["knowmine"]
+    varied = by_method.keys() - set(ORDER)
+    asked = ("supervised", "knowmine") if varied else BASES
+    bases = [base for base in asked if base in by_method]
     columns = (*COLUMNS, *(f"against {base}" for base in bases))
     lines = [
         f"### {name}",
@@ -88,7 +99,7 @@ def table(name: str, results: Iterable[Result]) -> str:
             f"{any_result['plan']['model']['image_px']} px, "
             f"{'ImageNet' if any_result['pretrained'] else 'random'} weights, "
             f"{any_result['steps']} steps at each, {any_result['labels']:.0%} of the labels, "
-            f"seeds {', '.join(map(str, seeds))}, {len(any_result['test_dice'])} test images."
+            f"seeds {', '.join(map(str, sorted(common)))}, {len(any_result['test_dice'])} test images."
         ),
         "",
         f"| {' | '.join(columns)} |",
@@ -246,8 +257,6 @@ def plot(experiments: Mapping[str, Iterable[Result]]) -> None:
 
 
 def _gain(of: list[Result], base: list[Result]) -> str:
-    if not base:
-        return "-"
     gain, low, high = interval(scores(of, "dice"), scores(base, "dice"))
     return f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
 

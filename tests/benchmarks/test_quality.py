@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+import knowmine.client.round as round_of_a_site
 from benchmarks.quality import once
 from benchmarks.quality.experiment import Experiment, pooled, site_data
 from benchmarks.quality.make_splits import draw
@@ -29,15 +30,21 @@ def experiment(setting="federated", sites=2, **mining):
     """Two rounds of one step, two sites of eight phantoms each."""
     return Experiment.model_validate(
         {
-            "divisions": [{"data": "phantoms", "sites": sites, "labelled": 0.5}],
+            "divisions": [{"data": "phantoms", "sites": sites, "labelled": 0.5, "probe": 0.5}],
             "setting": setting,
             "labels": 0.5,
             "methods": ["supervised"],
-            "without": {"no-tuning": {"tune_steps": 0}, "no-sharpening": {"sharpen": False}},
+            "variants": {"no-tuning": {"tune_steps": 0}, "no-sharpening": {"sharpen": False}},
             "plan": {
                 "model": MODEL,
                 "training": {"steps": 1, "batch": 2},
-                "mining": {"warmup_rounds": 1, "images": 2, "tune_steps": 1, **mining},
+                "mining": {
+                    "warmup_rounds": 1,
+                    "images": 2,
+                    "tune_steps": 1,
+                    "min_probe_images": 1,
+                    **mining,
+                },
             },
             "run": {"rounds": 2},
         }
@@ -85,7 +92,8 @@ def test_hidden_masks_leave_no_trace_in_a_model(phantoms, split, tmp_path, metho
         Image.fromarray(rng.choice(np.array([0, 255], np.uint8), shape)).save(file)
     one = {"site-1": split["site-1"]}
     for name, folder in (("sound", phantoms), ("noise", spoilt)):
-        run(one, folder, tmp_path / name, method, min_probe_images=1)
+        result = run(one, folder, tmp_path / name, method)
+        assert result["per_round"][-1]["mined"]["gate"] != "unjudged"
     sound, noise = (
         load_weights(tmp_path / name / "model.safetensors") for name in ("sound", "noise")
     )
@@ -187,6 +195,7 @@ def test_rounds_that_methods_have_in_common_are_done_once(
         return improve(site, task, miner)
 
     monkeypatch.setattr(once, "improve", watched)
+    monkeypatch.setattr(round_of_a_site, "tune", None)
     again = run(split, phantoms, tmp_path / "both" / "run", method)
     assert comparable(again) == comparable(alone)
     assert trained == [2, 2]
@@ -198,7 +207,7 @@ def test_an_experiment_of_unknown_methods_is_refused():
     with pytest.raises(ValidationError, match="knowmime"):
         Experiment.model_validate({**fields, "methods": ["knowmime"]})
     with pytest.raises(ValidationError, match="tuning"):
-        Experiment.model_validate({**fields, "without": {"no-tuning": {"tuning": 0}}})
+        Experiment.model_validate({**fields, "variants": {"no-tuning": {"tuning": 0}}})
 
 
 def test_a_table_shows_the_worst_site(phantoms, split, tmp_path):

@@ -236,6 +236,13 @@ def test_a_small_gain_is_believed_of_many_images(images, gate_):
     assert gate(Calibration(images, (0.0, 0.0, even, 0.0, alone)), 8).gate == gate_
 
 
+@pytest.mark.parametrize(("gain", "gate_"), [(0.002, "off"), (0.003, "on")])
+def test_a_quarter_of_sam_needs_a_sixteenth_of_the_proof(gain, gate_):
+    """On eight images .02 in sum."""
+    sums = Calibration(8, (0.0, 0.0, 0.0, 8 * (0.8 + gain), 8 * 0.8))
+    assert gate(sums, 8).gate == gate_
+
+
 def test_the_gates_prior_favours_the_smaller_share_of_sam():
     """Two weights do equally well; the one nearer to the U-Net++ is chosen."""
     sums = Calibration(images=20, fused=(12.0, 12.0, 16.0, 16.0, 14.0))
