@@ -132,18 +132,18 @@ def gate(sums: Calibration, min_images: int) -> Verdict:
     With fewer than `min_images` SAM stays out of the masks: "unjudged" is not a guess. Few
     images say little, and the best of several weights looks better than it is; so SAM has to
     outweigh PRIOR_IMAGES imagined ones on which it does harm, by the square of its share: an even
-    mix of two readers is seldom worse than one of them, SAM alone may well be.
+    mix of two readers is seldom worse than one of them, SAM alone may well be. SAM never outweighs
+    the U-Net++, which has learnt since the sums were made, and SAM has not.
     """
     if sums.images < min_images:
         return Verdict("unjudged", 1.0)
-    shrunk = [
-        dice - PRIOR_IMAGES * PRIOR_HARM * (1 - weight) ** 2
+    shrunk = {
+        weight: dice - PRIOR_IMAGES * PRIOR_HARM * (1 - weight) ** 2
         for dice, weight in zip(sums.fused, FUSE_WEIGHTS, strict=True)
-    ]
-    best = int(np.argmax(shrunk))
-    if shrunk[best] <= shrunk[FUSE_WEIGHTS.index(1.0)]:
-        return Verdict("off", 1.0)
-    return Verdict("on", FUSE_WEIGHTS[best])
+        if weight >= 0.5
+    }
+    best = max(shrunk, key=shrunk.__getitem__)
+    return Verdict("on", best) if shrunk[best] > shrunk[1.0] else Verdict("off", 1.0)
 
 
 def judge(opinions: Opinions, sums: Calibration, weight: float) -> NDArray[np.float64]:

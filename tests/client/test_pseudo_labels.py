@@ -236,6 +236,12 @@ def test_a_small_gain_is_believed_of_many_images(images, gate_):
     assert gate(Calibration(images, (0.0, 0.0, even, 0.0, alone)), 8).gate == gate_
 
 
+def test_sam_never_outweighs_the_unet():
+    """However well it did alone: the U-Net++ has learnt since."""
+    verdict = gate(Calibration(80, (76.0, 74.0, 70.0, 66.0, 60.0)), 8)
+    assert (verdict.gate, verdict.fuse_weight) == ("on", 0.5)
+
+
 @pytest.mark.parametrize(("gain", "gate_"), [(0.002, "off"), (0.003, "on")])
 def test_a_quarter_of_sam_needs_a_sixteenth_of_the_proof(gain, gate_):
     """On eight images .02 in sum."""
