@@ -106,7 +106,8 @@ def table(name: str, results: Iterable[Result]) -> str:
         "|---" * len(columns) + "|",
     ]
     for method, of in by_method.items():
-        cells = [" ".join(f"{r['dice']:.3f}".removeprefix("0") for r in of[0]["per_round"])]
+        rounds = [f"{r['dice']:.3f}".removeprefix("0") for r in of[0]["per_round"]]
+        cells = ["-" if of[0]["setting"] == "local" else " ".join(rounds)]
         cells += [f"{mean(scores(of, 'dice')):.3f}", _worst(of), f"{mean(scores(of, 'iou')):.3f}"]
         cells.append(f"{mean(scores(of, 'hd95')):.1f}")
         for base in bases:
