@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,6 +11,10 @@ from knowmine.deploy.progress import Display
 from knowmine.deploy.simulate import simulate
 from knowmine.server.release import export
 from tests.deploy.small_runs import draw_data, small
+
+# A slow disk is no counterexample.
+hypothesis.settings.register_profile("knowmine", deadline=None)
+hypothesis.settings.load_profile("knowmine")
 
 
 @pytest.fixture(scope="session")

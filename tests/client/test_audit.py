@@ -192,7 +192,7 @@ def test_totals_that_do_not_add_up_are_found(path, monkeypatch):
     assert "do not add up" in Chain.verify(path, PUBLIC).why
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_changed_byte_is_found(data):
     """Whatever it is changed to, but for the end of the last line."""
@@ -207,7 +207,7 @@ def test_any_changed_byte_is_found(data):
         assert not Chain.verify(path, PUBLIC).ok
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.permutations(range(9)), st.integers(0, 9))
 def test_any_other_order_or_choice_of_lines_is_found(order, count):
     """Only the beginnings of a record are records."""
@@ -220,7 +220,7 @@ def test_any_other_order_or_choice_of_lines_is_found(order, count):
         assert Chain.verify(path, PUBLIC).ok == (chosen == sorted(chosen) == list(range(count)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=60) | st.sampled_from([b"{}", b"null", b"[1]", b'{"number":NaN}', b"9" * 5000]))  # fmt: skip
 def test_no_line_that_is_no_receipt_passes(line):
     """Nor does one break the auditor's program."""
@@ -247,7 +247,7 @@ def test_a_record_of_another_key_is_not_gone_on_with(path):
 # ------------------------------------------------------------------------- crashes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_a_record_cut_anywhere_verifies_up_to_there_and_goes_on(cut):
     """The torn end is named, taken off and told in a receipt."""

@@ -13,7 +13,7 @@ SIDES = st.integers(60, 400)
 # Wide, tall and square, up to 4 to 1.
 SIZES = st.tuples(SIDES, SIDES).filter(lambda size: max(size) <= 4 * min(size))
 PLACES = st.tuples(st.floats(0.3, 0.7), st.floats(0.3, 0.7))
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 
 
 def disc(size, place):

@@ -150,7 +150,7 @@ def test_a_kit_past_its_date_says_so(kits):
         open_kit(kits / "lyon.tar.gz", NOW + timedelta(days=31))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 3000), flip=st.integers(0, 3000), by=st.integers(1, 255))
 def test_a_damaged_archive_opens_as_it_was_or_not_at_all(kits, tmp_path_factory, cut, flip, by):
     """Cut short or changed in one byte."""
@@ -165,7 +165,7 @@ def test_a_damaged_archive_opens_as_it_was_or_not_at_all(kits, tmp_path_factory,
         assert isinstance(error, UsageError)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(["client.yaml", "ca.crt", "enrolment.json"]), content=st.binary())
 def test_no_content_of_a_file_crashes(kits, tmp_path_factory, name, content):
     """What is no kit is called so."""

@@ -24,7 +24,7 @@ PX = 64
 SIZES = st.tuples(st.integers(60, 500), st.integers(60, 500)).filter(
     lambda size: max(size) <= 4 * min(size)
 )
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 
 def boxes_of(prompts):

@@ -22,7 +22,7 @@ from knowmine.shared.protocol import FEATURES, FUSE_WEIGHTS, Calibration
 from knowmine.shared.settings import MiningSettings
 
 PX = 8
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 
 def half(value=0.9, top=PX // 2):

@@ -191,7 +191,7 @@ def test_a_key_of_another_site_is_refused(federation):
         admit_request(json.dumps(request).encode(), federation.folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.binary(max_size=300)
     | st.recursive(
@@ -209,7 +209,7 @@ def test_what_is_no_request_is_called_so(whole, content):
     assert isinstance(refusal_of(whole, content), UsageError)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     field=st.sampled_from(["federation", "site", "kit", "certificate", "node_key", "audit_key"]),
     value=st.text(max_size=60) | st.none() | st.integers(),

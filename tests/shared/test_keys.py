@@ -92,7 +92,7 @@ def test_a_missing_key_says_what_to_do(tmp_path):
         load_ec_key(tmp_path / "key")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(content=st.binary(max_size=200))
 def test_no_content_of_a_key_file_crashes(content, tmp_path_factory):
     """What is no key is called so."""

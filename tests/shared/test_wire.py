@@ -121,7 +121,7 @@ def test_a_reply_to_a_message_arrives_too():
         array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
     )
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_tensor_arrives_bit_for_bit(array):
     """Whatever the numbers are, NaN with its payload included."""
     update = replace(UPDATE, weights={"w": array})
@@ -311,7 +311,7 @@ record = (
 
 @pytest.mark.parametrize("kind", MESSAGES)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_junk_is_refused_and_nothing_else_happens(kind, data):
     """Records replaced, added or left out: a message comes out or Refused is raised."""
     message, pack, unpack = MESSAGES[kind]
