@@ -291,9 +291,11 @@ def probe(site: Site, plan: Plan, round_: int) -> Calibration:
 
 def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
+    if not plan.mining.tune_steps or site.has_tuned(round_):
+        return
     before = site.tuned_sam(round_ - 1)
     steps = plan.mining.tune_steps if before is None else plan.mining.tune_again
-    if not plan.mining.tune_steps or not steps or site.has_tuned(round_):
+    if not steps:
         return
     pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
     if not pairs:

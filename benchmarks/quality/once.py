@@ -31,14 +31,15 @@ class Once:
         """`round.improve`, or what it gave before."""
         if not _alike(task.plan, task.round):
             return improve(site, task, miner)
-        file = self._file("trained", site, task, task.rounds)
-        if not file.with_suffix(".json").exists():
+        kinds = teaching(site, task.plan, task.round, task.rounds)
+        file = self._file("trained", [*_round_of(site, task), task.rounds], kinds)
+        if not file.exists():
             update = improve(site, task)
             save_weights(file.with_suffix(".safetensors"), update.weights)
             found = asdict(update) | {"weights": None, "mined": None}
-            write_atomically(file.with_suffix(".json"), json.dumps(found).encode())
+            write_atomically(file, json.dumps(found).encode())
             return update
-        found = json.loads(file.with_suffix(".json").read_text())
+        found = json.loads(file.read_text())
         weights = load_weights(file.with_suffix(".safetensors"))
         return Update(**{**found, "weights": weights, "mined": Mined()})
 
@@ -48,7 +49,7 @@ class Once:
             return self._with_tuned_sam(site, task)
         if not _alike(task.plan, task.round):
             return evaluate(site, task)
-        file = self._file("scored", site, task, 0)
+        file = self._file("scored", _round_of(site, task), [site.test])
         own = site.folder / f"scores-{task.round:04d}.json"
         if not file.exists():
             scores = evaluate(site, task)
@@ -67,7 +68,7 @@ class Once:
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
         frame = task.plan.model.model_dump(mode="json")
         told = [site.name, task.round, task.plan.seed, frame, steps]
-        file = self._place("tuned", told, [site.labelled]).with_suffix(".safetensors")
+        file = self._file("tuned", told, [site.labelled]).with_suffix(".safetensors")
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)
             put_weights(decoder, load_weights(file))
@@ -77,17 +78,16 @@ class Once:
             save_weights(file, weights_of(sam.mask_decoder))
         return scores
 
-    def _file(self, what: str, site: Site, task: TrainTask | EvaluateTask, rounds: int) -> Path:
-        plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
-        trained = what == "trained"
-        kinds = teaching(site, task.plan, task.round, rounds) if trained else [site.test]
-        told = [site.name, task.round, rounds, plan, digest_of(task.weights)]
-        return self._place(what, told, kinds)
-
-    def _place(self, what: str, told: list[Any], kinds: list[Kind]) -> Path:
+    def _file(self, what: str, told: list[Any], kinds: list[Kind]) -> Path:
         told = [what, *told, *(str(case.image) for kind in kinds for case in kind.cases)]
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.json"
+
+
+def _round_of(site: Site, task: TrainTask | EvaluateTask) -> list[Any]:
+    """What a round on labels alone follows from, but for its images."""
+    plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
+    return [site.name, task.round, plan, digest_of(task.weights)]
 
 
 def _alike(plan: Plan, round_: int) -> bool:
