@@ -212,7 +212,7 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        verdict = gate(task.calibration, plan.mining.min_probe_images)
+        verdict = verdict_on_sam(plan, task.calibration)
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
             labels = sharpen(labels)
@@ -236,6 +236,15 @@ def settle_labels(
     )
 
 
+def verdict_on_sam(plan: Plan, sums: Calibration) -> Verdict:
+    """Step 7: the gate's word on SAM, or what the plan says in its place."""
+    if plan.mining.sam == "always":
+        return Verdict("unused", 0.5)
+    if plan.mining.sam == "never":
+        return Verdict("unused", 1.0)
+    return gate(sums, plan.mining.min_probe_images)
+
+
 def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
     """Steps 1 to 3: what the U-Net++ and, if the method asks it, SAM see in these images."""
     site.progress.start("predicting", len(kind))
@@ -247,12 +256,12 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         upside_down=plan.method == "knowmine" and plan.training.orientation == "any",
     )
     site.progress.done()
-    if plan.method == "self-training":
+    if not plan.asks_sam:
         ones = np.ones(len(kind), np.float32)
-        return Opinions(unet, unet, ones > 0, ones, ones)
-    dense = plan.method == "knowmine"
-    tuned = site.tuned_sam(round_) if dense and plan.mining.tune_steps else None
-    join = dense and plan.mining.join_parts
+        return Opinions(unet, unet, (unet > 0.5).any((1, 2, 3)), ones, ones)
+    ours = plan.method == "knowmine"
+    tuned = site.tuned_sam(round_) if ours and plan.mining.tune_steps else None
+    dense, join = ours and plan.mining.dense_prompts, ours and plan.mining.join_parts
     frames = [site.frames(kind, row) for row in range(len(kind))]
     asked = [ask(unet[row], frames[row], dense=dense, join=join) for row in range(len(kind))]
     prompted = np.array([question.prompts is not None for question in asked], bool)
@@ -268,12 +277,12 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
             [asked[row] for row in batch],
             [frames[row] for row in batch],
             classes=plan.model.classes,
-            by_agreement=dense,
-            refinements=plan.mining.refinements if dense and not tuned else 0,
+            by_agreement=ours,
+            refinements=plan.mining.refinements if ours and not tuned else 0,
         )
         for row, answer in zip(batch, answers, strict=True):
             sam[row], iou[row], stability[row] = answer.masks, answer.iou, answer.stability
-            if dense:
+            if ours:
                 unasked = asked[row].left_open(unet[row])
                 sam[row][unasked] = unet[row][unasked]
         site.progress.advance(len(batch))
@@ -291,7 +300,7 @@ def probe(site: Site, plan: Plan, round_: int) -> Calibration:
 
 def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
-    if not plan.mining.tune_steps or site.has_tuned(round_):
+    if not plan.asks_sam or not plan.mining.tune_steps or site.has_tuned(round_):
         return
     before = site.tuned_sam(round_ - 1)
     steps = plan.mining.tune_steps if before is None else plan.mining.tune_again
@@ -311,7 +320,14 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     )
     sam = before or site.sam
     generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
-    decoder = tune(sam, lessons, steps=steps, generator=generator, progress=site.progress)
+    decoder = tune(
+        sam,
+        lessons,
+        steps=steps,
+        dense=plan.mining.dense_prompts,
+        generator=generator,
+        progress=site.progress,
+    )
     site.keep_decoder(decoder, round_)
 
 

@@ -53,10 +53,13 @@ def tune(
     lessons: Lessons,
     *,
     steps: int,
+    dense: bool = True,
     generator: Generator,
     progress: Progress,
 ) -> nn.Module:
     """A copy of SAM's decoder that has learned from `BATCH` labelled images so many times more.
+
+    dense: ask with mask prompts too, as SAM will be asked.
 
     Its single answer (mask 0) is what is trained, with SAM's guess of that mask's IoU; the three
     others are for prompts that could mean several things, and ours do not.
@@ -71,7 +74,7 @@ def tune(
     for step, rows in enumerate(_batches(len(lessons), steps, generator)):
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * _rate(step, steps)
-        question = _question(lessons, rows.tolist(), rng)
+        question = _question(lessons, rows.tolist(), rng, dense)
         if question is not None:
             loss = _loss(sam, decoder, *question)
             optimiser.zero_grad(set_to_none=True)
@@ -119,7 +122,7 @@ def degrade(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.fl
 
 
 def _question(
-    lessons: Lessons, rows: list[int], rng: np.random.Generator
+    lessons: Lessons, rows: list[int], rng: np.random.Generator, dense: bool
 ) -> tuple[Tensor, Prompts, Tensor] | None:
     """Embeddings, prompts and the masks (K, 1, 256, 256) wanted of them, for some images."""
     asked, wanted = [], []
@@ -127,7 +130,7 @@ def _question(
         truth = lessons.truth[row].numpy()
         worse = np.stack([degrade(plane, rng) for plane in truth])
         frames = lessons.frames[row]
-        question = ask(worse, frames)
+        question = ask(worse, frames, dense=dense)
         asked.append(question)
         if question.prompts is not None:
             targets = np.stack(

@@ -302,7 +302,7 @@ class _Once:
 
     def open(self) -> Tunable:
         if self.weights is None:
-            raise UsageError(f"method {self.settings.plan.method!r} uses no SAM")
+            raise UsageError(f"a plan with method {self.settings.plan.method!r} uses no SAM")
         if self.loaded is None:
             machine = self.settings.machine
             self.loaded = load_sam(self.weights, device=machine.device, threads=machine.threads)
@@ -318,7 +318,7 @@ class _Once:
 
 def _sam_weights(settings: SimulationSettings, display: Display) -> SamWeights | None:
     """SAM's weights, found before any work is done; None for a method that uses none."""
-    if settings.plan.method not in ("paper", "knowmine"):
+    if not settings.plan.asks_sam:
         return None
     return find_weights(settings.sam.weights, cache_of(settings.sam), Fetching(display))
 

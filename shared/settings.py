@@ -156,6 +156,15 @@ class MiningSettings(Settings):
         description="First rounds that keep the probe images apart. After them they are trained "
         "on, for labels are few, and the last sums go on judging.",
     )
+    sam: Literal["gated", "always", "never"] = Field(
+        "gated",
+        description="gated: SAM has its say where the probe set says that it helps. always: in an "
+        "even mix with the U-Net++, whatever the probe set says. never: the U-Net++'s masks, judged "
+        "and selected alone; SAM is not loaded.",
+    )
+    dense_prompts: bool = Field(
+        True, description="Show SAM the U-Net++'s probabilities too, beside a box and points."
+    )
     refinements: int = Field(
         1, ge=0, le=2, description="Times that a frozen SAM is prompted again with its own logits."
     )
@@ -261,6 +270,19 @@ class Plan(Settings):
                 f"({self.mining.keep_first}): the selection grows, so give it at least as much"
             )
         return self
+
+    @model_validator(mode="after")
+    def _distils_what_it_loads(self) -> "Plan":
+        if self.mining.sam == "never" and self.mining.distil_steps:
+            raise ValueError(
+                "mining.distil_steps learns from SAM, and mining.sam is never: set one of them back"
+            )
+        return self
+
+    @property
+    def asks_sam(self) -> bool:
+        """Whether sites need SAM at all."""
+        return self.method == "paper" or (self.method == "knowmine" and self.mining.sam != "never")
 
 
 def read_settings(kind: type[S], file: Path | None, flags: Mapping[str, Any]) -> S:

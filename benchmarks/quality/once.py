@@ -63,11 +63,12 @@ class Once:
 
     def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
         steps = task.plan.mining.tune_steps
-        if site.tuned_sam(task.round - 1):
+        if not task.plan.asks_sam or site.tuned_sam(task.round - 1):
             return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
         frame = task.plan.model.model_dump(mode="json")
-        told = [site.name, task.round, task.plan.seed, frame, steps]
+        dense = task.plan.mining.dense_prompts
+        told = [site.name, task.round, task.plan.seed, frame, steps, dense]
         file = self._file("tuned", told, [site.labelled]).with_suffix(".safetensors")
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)

@@ -133,6 +133,28 @@ def test_knowmine_trains_on_both(open_lyon, weights):
     assert 0 < update.mined.mean_agreement < 1 and 0 < update.mined.mean_quality < 1
 
 
+@pytest.mark.parametrize("sums", [SAM_HARMS, Calibration()])
+def test_a_plan_may_let_sam_speak_always(lyon, weights, sums):
+    """In an even mix, also where the probe set is against it or says nothing."""
+    _, mined = mined_by(lyon, weights, plan(sam="always"), calibration=sums)
+    assert (mined.gate, mined.fuse_weight) == ("unused", 0.5)
+
+
+def test_a_plan_may_do_without_sam(open_lyon, weights):
+    """From the probe set's scores to the update SAM is never loaded, though it could be tuned."""
+    site, alone = open_lyon(), plan(sam="never", tune_steps=4)
+    assert evaluate(site, EvaluateTask(1, 4, alone, weights)).calibration.images == 2
+    update = improve(site, task(weights, alone))
+    assert (update.pseudo_labelled, update.mined.fuse_weight) == (4, 1.0)
+
+
+def test_prompts_may_be_sparse(open_lyon, weights):
+    """Boxes and points alone."""
+    sam = FakeSam()
+    mined_by(open_lyon(sam), weights, plan(dense_prompts=False, refinements=0))
+    assert sam.asked and all(prompts.masks is None for prompts in sam.asked)
+
+
 def unasked(site, opinions):
     """(N, C, S, S) bool: what the U-Net++ saw and SAM was not asked about."""
     kind = site.unlabelled

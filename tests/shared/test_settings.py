@@ -142,6 +142,27 @@ def test_any_file_is_settings_or_refused(tmp_path_factory, content):
         assert isinstance(read_settings(Plan, file, {}), Plan)
 
 
+@pytest.mark.parametrize(
+    ("method", "sam", "asks"),
+    [
+        ("supervised", "gated", False),
+        ("self-training", "always", False),
+        ("paper", "never", True),
+        ("knowmine", "gated", True),
+        ("knowmine", "never", False),
+    ],
+)
+def test_a_plan_knows_whether_it_needs_sam(method, sam, asks):
+    """The paper's recipe always, two methods never, knowmine as it is told."""
+    assert Plan.model_validate({"method": method, "mining": {"sam": sam}}).asks_sam == asks
+
+
+def test_nothing_is_distilled_from_a_sam_that_is_not_there():
+    """Two settings that contradict each other are refused, not chosen from."""
+    with pytest.raises(ValidationError, match=r"distil_steps.*sam is never"):
+        Plan.model_validate({"mining": {"sam": "never", "distil_steps": 5}})
+
+
 def test_settings_are_frozen():
     """What was checked at the door stays as it was checked."""
     with pytest.raises(ValidationError, match="frozen"):
