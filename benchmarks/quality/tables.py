@@ -43,6 +43,7 @@ EXPERIMENTS = (
 SHOWN_ELSEWHERE = {"alone-10"}
 BASES = ("supervised, alone", "supervised", "self-training")
 COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
+"""Rounds are the first seed's, Dice is each seed's in turn, what follows is the mean over seeds."""
 
 Result: TypeAlias = Mapping[str, Any]
 Scores: TypeAlias = Mapping[tuple[int, str], float]
@@ -55,12 +56,13 @@ def main() -> None:
     for result in results:
         experiments.setdefault(result["experiment"], []).append(result)
     for name, sources in BORROWED.items():
+        seeds = {result["seed"] for result in experiments.get(name, [])}
         for source, methods in sources.items():
-            if name in experiments:
+            if seeds:
                 experiments[name] += [
                     {**result, "method": methods[result["method"]]}
                     for result in experiments.get(source, [])
-                    if result["method"] in methods
+                    if result["method"] in methods and result["seed"] in seeds
                 ]
     told = sorted(
         experiments.keys() - SHOWN_ELSEWHERE,
@@ -84,12 +86,10 @@ def put(name: str, text: str) -> None:
 def table(name: str, results: Iterable[Result]) -> str:
     """One experiment: each method's means, and its gains with their intervals."""
     by_method = gathered(results)
-    common = set.intersection(*({r["seed"] for r in of} for of in by_method.values()))
-    by_method = {m: [r for r in of if r["seed"] in common] for m, of in by_method.items()}
     any_result = next(r for of in by_method.values() for r in of if r["experiment"] == name)
+    seeds = sorted({r["seed"] for of in by_method.values() for r in of})
     varied = by_method.keys() - set(ORDER)
-    asked = ("supervised", "knowmine") if varied else BASES
-    bases = [base for base in asked if base in by_method]
+    bases = [base for base in (*BASES, *(["knowmine"] if varied else ())) if base in by_method]
     columns = (*COLUMNS, *(f"against {base}" for base in bases))
     lines = [
         f"### {name}",
@@ -99,7 +99,7 @@ def table(name: str, results: Iterable[Result]) -> str:
             f"{any_result['plan']['model']['image_px']} px, "
             f"{'ImageNet' if any_result['pretrained'] else 'random'} weights, "
             f"{any_result['steps']} steps at each, {any_result['labels']:.0%} of the labels, "
-            f"seeds {', '.join(map(str, sorted(common)))}, {len(any_result['test_dice'])} test images."
+            f"seeds {', '.join(map(str, seeds))}, {len(any_result['test_dice'])} test images."
         ),
         "",
         f"| {' | '.join(columns)} |",
@@ -108,7 +108,8 @@ def table(name: str, results: Iterable[Result]) -> str:
     for method, of in by_method.items():
         rounds = [f"{r['dice']:.3f}".removeprefix("0") for r in of[0]["per_round"]]
         cells = ["-" if of[0]["setting"] == "local" else " ".join(rounds)]
-        cells += [f"{mean(scores(of, 'dice')):.3f}", _worst(of), f"{mean(scores(of, 'iou')):.3f}"]
+        cells.append(", ".join(f"{mean(scores([r], 'dice')):.3f}" for r in of))
+        cells += [_worst(of), f"{mean(scores(of, 'iou')):.3f}"]
         cells.append(f"{mean(scores(of, 'hd95')):.1f}")
         for base in bases:
             cells.append(_gain(of, by_method[base]) if base != method else "-")
@@ -146,11 +147,13 @@ def worths(folder: Path) -> str:
             cells += [f"{row[key]:.2f}" for key in ("judge", "agreement")]
             cells += [f"{row[key]:.3f}" for key in ("better_half", "worse_half")]
             lines.append(f"| {found['name']} | {way} | {' | '.join(cells)} |")
+    alike: dict[str, list[str]] = {}  # second stages that differ in their length alone
     for file in sorted((folder / "second-stage").glob("*-opinions.json")):
         by_share = json.loads(file.read_text())["dice_by_unet_share"]
-        cells = [f"{by_share[share]:.3f}" for share in shares]
-        name = file.stem.removesuffix("-0-opinions")
-        lines.append(f"| {name} | tuned 70 steps | {' | '.join(cells)} | - | - | - | - |")
+        cells = " | ".join(f"{by_share[share]:.3f}" for share in shares)
+        alike.setdefault(cells, []).append(file.stem.removesuffix("-0-opinions"))
+    for cells, names in alike.items():
+        lines.append(f"| {', '.join(names)} | tuned 70 steps | {cells} | - | - | - | - |")
     return "\n".join(lines) + "\n"
 
 
