@@ -42,7 +42,10 @@ def check_pace(
     step_s = _step_seconds(settings, model, pick_compute(settings.machine.device))
     plain = training.steps * step_s
     facts: dict[str, Any] = {"step_seconds": round(step_s, 4)}
-    what = f"a round on labels alone takes about {_time(plain)}: {training.steps} steps of {step_s:.2f} s"
+    what = (
+        f"by the default plan, which the coordinator may shorten, a round on labels alone takes about "
+        f"{_time(plain)}: {training.steps} steps of {step_s:.2f} s"
+    )
     if upload_mbit_s:
         megabits = 8 * sum(array.nbytes for array in weights_of(model).values()) / 1e6
         facts["transfer_seconds"] = round(2 * megabits / upload_mbit_s, 1)

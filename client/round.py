@@ -258,7 +258,8 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
     site.progress.done()
     if not plan.asks_sam:
         ones = np.ones(len(kind), np.float32)
-        return Opinions(unet, unet, (unet > 0.5).any((1, 2, 3)), ones, ones)
+        seen: NDArray[np.bool_] = np.any(unet > 0.5, axis=(1, 2, 3))
+        return Opinions(unet, unet, seen, ones, ones)
     ours = plan.method == "knowmine"
     tuned = site.tuned_sam(round_) if ours and plan.mining.tune_steps else None
     dense, join = ours and plan.mining.dense_prompts, ours and plan.mining.join_parts

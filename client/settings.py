@@ -31,7 +31,7 @@ class DataSettings(Settings):
         ge=0,
         lt=1,
         description="Share of the labelled images that judges pseudo-labels and is not trained "
-        "on in the first half of the rounds.",
+        "on in the first `mining.probe_rounds` rounds.",
     )
     test: Path | None = Field(
         None,

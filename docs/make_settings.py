@@ -17,7 +17,7 @@ from knowmine.server.settings import ServerSettings
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-Four files, one for each command that reads settings. An unknown key or an impossible value is
+A file for each command that reads settings; a site has `policy.yaml` besides. An unknown key or an impossible value is
 refused with the file, the key and the repair; flags override keys. Groups that several files share
 are described once, where they come first. This page is written by `docs/make_settings.py`.
 
@@ -26,7 +26,7 @@ are described once, where they come first. This page is written by `docs/make_se
 | [a simulation](#a-simulation) | `knowmine-simulate` | you |
 | [federation.yaml](#federationyaml) | `knowmine-server provision` | you; `--example` gives one to begin with |
 | [server.yaml](#serveryaml) | `knowmine-server run`, `status` | `provision`, from federation.yaml |
-| [client.yaml](#clientyaml) | `knowmine-client run`, `check` | `knowmine-client enrol`; add to it what you need |
+| [client.yaml](#clientyaml) | `knowmine-client run`, `check` and the commands that look into its state | `knowmine-client enrol`; add to it what you need |
 """
 FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("A simulation", "All keys are optional.", SimulationSettings),

@@ -226,8 +226,8 @@ class MiningSettings(Settings):
     restart: bool = Field(
         False,
         description="Start the first mining round from fresh weights, with the learning rate at "
-        "its peak; for runs of a thousand steps or more, most of them in that round: the next "
-        "one mines with the restarted model, not with the one before it.",
+        "its peak; worth trying only where that round has most of a thousand steps or more, for "
+        "the rounds after it mine with the restarted model.",
     )
 
 

