@@ -71,6 +71,7 @@ def main() -> None:
         key=lambda name: EXPERIMENTS.index(name) if name in EXPERIMENTS else len(EXPERIMENTS),
     )
     experiments = {name: experiments[name] for name in told}
+    put("summary", summary(experiments))
     put("quality", "\n".join(table(name, of, data_of(name)) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
@@ -83,6 +84,21 @@ def put(name: str, text: str) -> None:
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, rest = PAGE.read_text().split(begin)
     PAGE.write_text(f"{before}{begin}\n{text}{end}{rest.split(end)[1]}")
+
+
+def summary(experiments: Mapping[str, Iterable[Result]]) -> str:
+    """Each experiment in a line: Dice of labels alone, and what each method gains over it."""
+    shown = ("self-training", "paper", "knowmine", "oracle")
+    lines = [f"| experiment | seeds | supervised | {' | '.join(shown)} |", "|---" * 7 + "|"]
+    for name, results in experiments.items():
+        by_method = gathered(results)
+        base = by_method.get("supervised")
+        if base is None or name.startswith("ablation"):
+            continue
+        gains = [_gain(by_method[m], base) if m in by_method else "-" for m in shown]
+        cells = [name, str(len(base)), f"{mean(scores(base, 'dice')):.3f}", *gains]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def data_of(name: str) -> str:
