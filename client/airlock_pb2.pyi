@@ -15,6 +15,12 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_PAPER: _ClassVar[Method]
     METHOD_KNOWMINE: _ClassVar[Method]
 
+class Decay(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECAY_UNSET: _ClassVar[Decay]
+    DECAY_RUN: _ClassVar[Decay]
+    DECAY_MINING: _ClassVar[Decay]
+
 class BatchNorm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     BATCH_NORM_UNSET: _ClassVar[BatchNorm]
@@ -46,6 +52,9 @@ METHOD_SUPERVISED: Method
 METHOD_SELF_TRAINING: Method
 METHOD_PAPER: Method
 METHOD_KNOWMINE: Method
+DECAY_UNSET: Decay
+DECAY_RUN: Decay
+DECAY_MINING: Decay
 BATCH_NORM_UNSET: BatchNorm
 BATCH_NORM_AVERAGE: BatchNorm
 BATCH_NORM_LOCAL: BatchNorm
@@ -121,7 +130,7 @@ class Task(_message.Message):
     def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., method: _Optional[_Union[Method, str]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., mining: _Optional[_Union[Mining, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
 
 class Training(_message.Message):
-    __slots__ = ("steps", "batch", "learning_rate", "weight_decay", "fedprox", "batch_norm", "orientation")
+    __slots__ = ("steps", "batch", "learning_rate", "weight_decay", "fedprox", "batch_norm", "orientation", "decay")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +138,7 @@ class Training(_message.Message):
     FEDPROX_FIELD_NUMBER: _ClassVar[int]
     BATCH_NORM_FIELD_NUMBER: _ClassVar[int]
     ORIENTATION_FIELD_NUMBER: _ClassVar[int]
+    DECAY_FIELD_NUMBER: _ClassVar[int]
     steps: int
     batch: int
     learning_rate: float
@@ -136,7 +146,8 @@ class Training(_message.Message):
     fedprox: float
     batch_norm: BatchNorm
     orientation: Orientation
-    def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ...) -> None: ...
+    decay: Decay
+    def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ..., decay: _Optional[_Union[Decay, str]] = ...) -> None: ...
 
 class Mining(_message.Message):
     __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts")

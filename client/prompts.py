@@ -45,14 +45,16 @@ class Asked:
     classes: NDArray[np.int64]
     joins: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
-    def left_open(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """(C, S, S) bool: foreground of `probabilities` that SAM was not asked about.
+    def left_open(
+        self, probabilities: NDArray[np.float32], heard: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """(C, S, S) bool: foreground of `probabilities` on which SAM has said nothing.
 
-        Specks, components past the largest, a class without a component: there SAM's silence is
-        not a no.
+        Specks, components past the largest, a class without a component, prompts that were not
+        `heard` (K,): there SAM's silence is not a no.
         """
         foreground = probabilities > 0.5
-        for c, region in zip(self.classes, self.regions.numpy(), strict=True):
+        for c, region in zip(self.classes[heard], self.regions.numpy()[heard], strict=True):
             foreground[c] &= ~region
         return foreground
 

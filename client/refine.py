@@ -21,11 +21,13 @@ class Refined:
     masks: (C, S, S) float32 in [0, 1], model frame; 0 where nothing was asked.
     iou, stability: means over the image's prompts, weighted by area, in [0, 1]; SAM's own
         estimate of its IoU, and how little the mask changes with its threshold.
+    heard: (K,) bool, False for prompts to which SAM gave no number.
     """
 
     masks: Tensor
     iou: float
     stability: float
+    heard: Tensor
 
 
 @torch.inference_mode()
@@ -44,7 +46,7 @@ def refine(
     embeddings: (B, 256, 64, 64); asked, frames: one for each of the B images.
     by_agreement: choose among SAM's masks by agreement and stability too, not by SAM's word alone.
     refinements: times at most that SAM is prompted again with its own logits.
-    Where SAM says NaN, it has no opinion and the pixel counts as background.
+    Where SAM says NaN or infinity, it has no opinion: its mask is empty, and not `heard`.
     """
     prompts = joined(asked)
     if prompts is None:
@@ -66,13 +68,16 @@ def refine(
 
 @dataclass(frozen=True)
 class _Best:
-    """One mask per prompt: (K, 256, 256) and (K, S, S) logits, and what speaks for it, (K,)."""
+    """One mask per prompt: (K, 256, 256) and (K, S, S) logits, what speaks for it and whether it is
+    an answer at all, (K,).
+    """
 
     low_res: Tensor
     logits: Tensor
     iou: Tensor
     stability: Tensor
     score: Tensor
+    heard: Tensor
 
     def rows(self, rows: slice) -> "_Best":
         return _Best(*(tensor[rows] for tensor in self._tensors()))
@@ -84,7 +89,7 @@ class _Best:
         return _Best(*(torch.where(wins.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in pairs))
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.low_res, self.logits, self.iou, self.stability, self.score
+        return self.low_res, self.logits, self.iou, self.stability, self.score, self.heard
 
 
 def joined(asked: Sequence[Asked]) -> Prompts | None:
@@ -120,8 +125,9 @@ def _best_of(
     `by_agreement`, the one that SAM itself thinks best.
     """
     decoded = sam.decode(embeddings, prompts)
+    heard = decoded.logits.isfinite().all((1, 2, 3)) & decoded.iou.isfinite().all(1)
     low_res = torch.nan_to_num(decoded.logits.float(), nan=-LOGIT, posinf=LOGIT, neginf=-LOGIT)
-    iou = torch.nan_to_num(decoded.iou.float()).clamp(0, 1)
+    iou = torch.nan_to_num(decoded.iou.float()).clamp(0, 1) * heard[:, None]
     parts, start = [], 0
     for a, f in zip(asked, frames, strict=True):
         rows = slice(start, start := start + len(a.classes))
@@ -141,6 +147,7 @@ def _best_of(
                 iou[rows][one, pick],
                 stability[one, pick],
                 score[one, pick],
+                heard[rows],
             )
         )
     return _Best(
@@ -152,7 +159,7 @@ def _gather(asked: Asked, frames: Frames, best: _Best | None, classes: int) -> R
     """The masks of one image's prompts, joined class by class."""
     masks = torch.zeros((classes, frames.model_px, frames.model_px))
     if best is None or not len(asked.classes):
-        return Refined(masks, 0.0, 0.0)
+        return Refined(masks, 0.0, 0.0, torch.zeros(0, dtype=torch.bool))
     area = asked.regions.sum((1, 2)).float()
     for union, parts in asked.joins:
         rows = list(parts)
@@ -162,7 +169,8 @@ def _gather(asked: Asked, frames: Frames, best: _Best | None, classes: int) -> R
         c = asked.classes[row]
         masks[c] = torch.maximum(masks[c], best.logits[row].sigmoid())
     share = area / area.sum()
-    return Refined(masks, float((best.iou * share).sum()), float((best.stability * share).sum()))
+    iou, stability = float((best.iou * share).sum()), float((best.stability * share).sum())
+    return Refined(masks, iou, stability, best.heard)
 
 
 def _dice(a: Tensor, b: Tensor) -> Tensor:

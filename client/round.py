@@ -102,13 +102,11 @@ def learn(
     site: Site, task: TrainTask, labelled: Examples, pseudo_labelled: Examples, seed: int
 ) -> float:
     """Step 8: train the loaded model and return its mean loss."""
-    plan, started = task.plan, 0
+    plan = task.plan
     if task.round == 1 and plan.method == "knowmine" and plan.mining.distil_steps:
         look_as_sam_does(site, plan)
-    if plan.mining.restart and task.round > plan.mining.warmup_rounds:
-        started = plan.mining.warmup_rounds
-        if task.round == started + 1:
-            put_weights(site.model, weights_of(build_model(plan.model, plan.seed)))
+    if plan.mining.restart and task.round == plan.mining.warmup_rounds + 1:
+        put_weights(site.model, weights_of(build_model(plan.model, plan.seed)))
     batch = f"batches of {plan.training.batch} images of {plan.model.image_px} px"
     with memory_for(batch, "ask for a smaller training.batch"):
         return train(
@@ -121,12 +119,23 @@ def learn(
             strong_chance=plan.mining.strong,
             cut_mix_chance=plan.mining.cut_mix,
             renew=plan.mining.renew,
-            finished=(task.round - 1 - started) / (task.rounds - started),
-            ahead=1 - (task.round - started) / (task.rounds - started),
+            fall=(fallen(plan, task.round - 1, task.rounds), fallen(plan, task.round, task.rounds)),
             generator=torch.Generator().manual_seed(seed),
             compute=site.compute,
             progress=site.progress,
         )
+
+
+def fallen(plan: Plan, round_: int, rounds: int) -> float:
+    """How far the learning rate has fallen at the end of round `round_`, in [0, 1].
+
+    With `training.decay: mining`, and before a restart, it stays at its peak while the warm-up lasts,
+    whatever the method: what is mined comes late, and a rate that falls from the first round on
+    leaves less to learn from it with.
+    """
+    holds = plan.training.decay == "mining" or plan.mining.restart
+    warm_up = min(plan.mining.warmup_rounds, rounds - 1) if holds else 0
+    return max(0, round_ - warm_up) / (rounds - warm_up)
 
 
 def look_as_sam_does(site: Site, plan: Plan) -> None:
@@ -212,7 +221,8 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        verdict = verdict_on_sam(plan, task.calibration)
+        tuned = site.tuned_sam(task.round) is not None
+        verdict = verdict_on_sam(plan, task.calibration, tuned=tuned)
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
             labels = sharpen(labels)
@@ -236,12 +246,18 @@ def settle_labels(
     )
 
 
-def verdict_on_sam(plan: Plan, sums: Calibration) -> Verdict:
-    """Step 7: the gate's word on SAM, or what the plan says in its place."""
+def verdict_on_sam(plan: Plan, sums: Calibration, *, tuned: bool) -> Verdict:
+    """Step 7: the gate's word on SAM, or what the plan says in its place.
+
+    A site without labels has a frozen SAM, and borrows sums that others made with tuned ones: they
+    say nothing of it.
+    """
     if plan.mining.sam == "always":
         return Verdict("unused", 0.5)
     if plan.mining.sam == "never":
         return Verdict("unused", 1.0)
+    if plan.mining.tune_steps and not tuned:
+        return Verdict("unjudged", 1.0)
     return gate(sums, plan.mining.min_probe_images)
 
 
@@ -284,8 +300,8 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         for row, answer in zip(batch, answers, strict=True):
             sam[row], iou[row], stability[row] = answer.masks, answer.iou, answer.stability
             if ours:
-                unasked = asked[row].left_open(unet[row])
-                sam[row][unasked] = unet[row][unasked]
+                silent = asked[row].left_open(unet[row], answer.heard.numpy())
+                sam[row][silent] = unet[row][silent]
         site.progress.advance(len(batch))
     site.progress.done()
     return Opinions(unet, sam, prompted, iou, stability)

@@ -72,6 +72,7 @@ class Decoded:
     logits: (K, M, 256, 256) float32, low-res frame (see `Frames.low_res_to_model`). Mask 0 is
         SAM's single answer, 1 to 3 are whole, part and subpart; a tuned decoder gives mask 0.
     iou: (K, M) float32, SAM's own guess of each mask's IoU.
+    Where SAM's arithmetic fails, both hold NaN or infinities; `refine` takes that for silence.
     """
 
     logits: Tensor
@@ -178,7 +179,7 @@ class SegmentAnything:
             embeddings: (B, 256, 64, 64) float32 or float16.
             prompts: K prompts, any number of them on each image; K may be 0.
 
-        Raises `RunFailed` where the decoder gives NaN or infinities.
+        What the decoder gives is handed on as it is, NaN and infinities too; see `Decoded`.
         """
         count = len(prompts.image_of)
         logits = torch.empty(count, self._masks, LOW_RES_PX, LOW_RES_PX)
@@ -199,11 +200,6 @@ class SegmentAnything:
 
             for _ in in_batches(len(alike), self._max_prompts, answer):
                 pass
-        if not (logits.isfinite().all() and iou.isfinite().all()):
-            raise RunFailed(
-                f"SAM {self.name} gave masks with NaN or infinities; expected finite logits: "
-                "check that prompts and embeddings are finite, or try device cpu"
-            )
         return Decoded(logits, iou)
 
 

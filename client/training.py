@@ -53,8 +53,7 @@ def train(
     strong_chance: float = 0.0,
     cut_mix_chance: float = 0.0,
     renew: float = 0.0,
-    finished: float,
-    ahead: float,
+    fall: tuple[float, float],
     generator: Generator,
     compute: Compute,
     progress: Progress,
@@ -65,8 +64,8 @@ def train(
     strong_chance: that a pseudo-labelled view is distorted more than a labelled one.
     cut_mix_chance: that a pseudo-labelled view gets a box of another of its batch.
     renew: share of a moving average's opinion in the pseudo-labels, renewed at each step.
-    finished, ahead: parts of the whole run, in [0, 1], that lie before and after this round;
-        the learning rate falls along one cosine over the run.
+    fall: how far the learning rate has fallen, in [0, 1] along one cosine, when this round begins
+        and when it ends.
     Raises `RunFailed` when the loss stops being a number.
     """
     model.to(compute.device).train()
@@ -81,7 +80,7 @@ def train(
     progress.start("training", settings.steps)
     for step in range(settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _rate(step, settings.steps, finished, ahead)
+            group["lr"] = settings.learning_rate * _rate(step, settings.steps, fall)
         images, targets, doubts, weights, pseudo = batches.next()
         if teacher:
             targets[pseudo] = teacher.renew(images[pseudo], targets[pseudo])
@@ -121,9 +120,9 @@ def train(
     return total / settings.steps
 
 
-def _rate(step: int, steps: int, finished: float, ahead: float) -> float:
-    """Part of the peak learning rate: a cosine over the run, a short climb in each round."""
-    place = finished + (1 - finished - ahead) * step / steps
+def _rate(step: int, steps: int, fall: tuple[float, float]) -> float:
+    """Part of the peak learning rate: a cosine over rounds, a short climb in each of them."""
+    place = fall[0] + (fall[1] - fall[0]) * step / steps
     cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2
     return cosine * min(1.0, (step + 1) / WARMUP_STEPS)
 

@@ -84,6 +84,11 @@ class TrainingSettings(Settings):
     fedprox: float = Field(
         0.0, ge=0, le=10, description="Pull towards the global weights, FedProx's mu; 0 is off."
     )
+    decay: Literal["run", "mining"] = Field(
+        "run",
+        description="run: the learning rate falls along a cosine from the first round to the last. "
+        "mining: it stays at its peak while the warm-up lasts, and falls over the rounds after it.",
+    )
     batch_norm: Literal["average", "local"] = Field(
         "average",
         description="Batch-norm layers: averaged like all else, or each site keeps its own.",

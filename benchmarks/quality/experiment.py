@@ -32,6 +32,12 @@ class Division(Settings):
         default_factory=dict, description="Column of index.csv and the value that test images have."
     )
     group_by: str | None = Field(None, description="Column of index.csv; groups stay together.")
+    validation: int = Field(
+        0,
+        ge=0,
+        description="Images of each site that would be unlabelled and are scored instead; its test "
+        "images then take no part. For choices, which no test image may see.",
+    )
     probe: float = Field(0.2, ge=0, lt=1, description="Part of the labels that judge at first.")
     alpha: float | None = Field(None, gt=0, description="Dirichlet concentration of site sizes.")
 

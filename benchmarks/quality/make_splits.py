@@ -7,6 +7,7 @@ import argparse
 import csv
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.quality.experiment import (
@@ -19,6 +20,7 @@ from benchmarks.quality.experiment import (
 )
 from benchmarks.quality.run import folders_of
 from knowmine.client.dataset import SiteData, split_sites
+from knowmine.client.draws import ranked
 
 
 def main() -> None:
@@ -70,7 +72,20 @@ def _drawn(division: Division, folder: Path, seed: int) -> list[SiteData]:
             group_by=division.group_by,
             seed=seed,
         )
-    return [data for data, _ in drawn.values()]
+    sites = [data for data, _ in drawn.values()]
+    return [_validated(site, division.validation, seed) for site in sites]
+
+
+def _validated(site: SiteData, count: int, seed: int) -> SiteData:
+    """The site with `count` of its unlabelled images in the place of its test images; 0 changes nothing."""
+    if not count:
+        return site
+    chosen = set(ranked([case.stem for case in site.unlabelled], seed, "validation")[:count])
+    return replace(
+        site,
+        test=tuple(case for case in site.unlabelled if case.stem in chosen),
+        unlabelled=tuple(case for case in site.unlabelled if case.stem not in chosen),
+    )
 
 
 if __name__ == "__main__":

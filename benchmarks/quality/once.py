@@ -88,7 +88,8 @@ class Once:
 def _round_of(site: Site, task: TrainTask | EvaluateTask) -> list[Any]:
     """What a round on labels alone follows from, but for its images."""
     plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
-    return [site.name, task.round, plan, digest_of(task.weights)]
+    # The learning rate stays up while the warm-up lasts.
+    return [site.name, task.round, plan, task.plan.mining.warmup_rounds, digest_of(task.weights)]
 
 
 def _alike(plan: Plan, round_: int) -> bool:

@@ -43,7 +43,7 @@ from knowmine.shared.log import open_log
 from knowmine.shared.protocol import EvaluateTask, Hello, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, weights_of
-from knowmine.shared.weights import Weights
+from knowmine.shared.weights import Weights, write_atomically
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
                     options.runs / f"{options.experiment}-{method}-{seed}",
                 )
                 result.parent.mkdir(parents=True, exist_ok=True)
-                result.write_text(json.dumps(found, indent=1) + "\n")
+                write_atomically(result, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def folders_of(given: Iterable[str]) -> dict[str, Path]:

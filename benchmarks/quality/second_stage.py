@@ -10,6 +10,7 @@ recipe ends in results/second-stage/; stopped at any time, the script goes on wi
 
 import argparse
 import csv
+import io
 import json
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ from knowmine.client.training import Examples
 from knowmine.shared.protocol import FUSE_WEIGHTS, Calibration, Mined, TrainTask, calibration_of
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, weights_of
-from knowmine.shared.weights import Weights, load_weights, save_weights
+from knowmine.shared.weights import Weights, load_weights, save_weights, write_atomically
 
 RESULTS = HERE / "results" / "second-stage"
 PROBED = 0.2
@@ -134,7 +135,7 @@ def main() -> None:
             save_weights(home / f"{recipe}.safetensors", weights_of(site.model))
             found = {"name": options.name, "recipe": recipe, "seed": options.seed, **found}
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(found, indent=1) + "\n")
+            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
             dice = np.mean(list(found["validation_dice"].values()))
             print(f"{recipe}: {dice:.4f}, {found['seconds']} s, {found['mined']}", flush=True)
 
@@ -184,7 +185,9 @@ def begin(site: Site, plan: Plan, home: Path) -> tuple[Weights, Calibration, Opi
         sums.write_text(json.dumps(calibration.__dict__))
         tune_sam(site, plan, 2, teaching(site, plan, 2, 2))
         opinions = consult(site, todays(site.unlabelled, plan, 2), plan, 2)
-        np.savez_compressed(seen, **opinions.__dict__)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **opinions.__dict__)
+        write_atomically(seen, packed.getvalue())
     with np.load(seen) as arrays:
         return load_weights(file), calibration_of(json.loads(sums.read_text())), Opinions(**arrays)
 

@@ -1,5 +1,7 @@
 """What the U-Net++ sees becomes prompts that lie where the lesion lies."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ from knowmine.client.prompts import (
     points_of,
 )
 
+EACH: Any = np.s_[:]
+"""Every prompt was answered."""
 PX = 64
 SIZES = st.tuples(st.integers(60, 500), st.integers(60, 500)).filter(
     lambda size: max(size) <= 4 * min(size)
@@ -240,14 +244,14 @@ def test_what_is_not_asked_about_is_left_open():
     squares = [(2, 10 * i, 8 + i, 10 * i + 6) for i in range(6)]
     seen = plane(*squares)
     seen[60, 60] = 0.95
-    left = ask(seen[None], Frames(PX, PX, PX)).left_open(seen[None])
+    left = ask(seen[None], Frames(PX, PX, PX)).left_open(seen[None], EACH)
     assert np.array_equal(left[0], plane(squares[0], (60, 60, 61, 61)) > 0.5)
 
 
 def test_a_class_without_a_component_is_left_open():
     """Its specks are, while another class is asked about."""
     seen = np.stack([plane((4, 4, 30, 30)), plane((50, 50, 51, 51))])
-    left = ask(seen, Frames(PX, PX, PX)).left_open(seen)
+    left = ask(seen, Frames(PX, PX, PX)).left_open(seen, EACH)
     assert not left[0].any() and left[1].sum() == 1
 
 

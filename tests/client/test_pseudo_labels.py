@@ -358,6 +358,12 @@ def test_the_share_grows_from_first_to_last(round_, share):
     assert share_to_keep(mining, round_, 6) == pytest.approx(share)
 
 
+def test_the_share_has_grown_when_rounds_on_labels_alone_begin():
+    """One of six consolidates, so the fifth is the last that mines."""
+    mining = MiningSettings(warmup_rounds=2, keep_first=0.5, keep_last=0.8, consolidate_rounds=1)
+    assert share_to_keep(mining, 5, 6) == 0.8
+
+
 def test_a_single_mining_round_keeps_the_first_share():
     """There is no last one to grow to."""
     mining = MiningSettings(warmup_rounds=1, keep_first=0.5, keep_last=0.8)

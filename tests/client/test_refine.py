@@ -135,13 +135,14 @@ def test_a_mask_of_nan_is_empty():
     nothing = torch.full((256, 256), torch.nan)
     (answer,) = refined(FakeSam(says(nothing, iou=[torch.nan])), asked_about(LESION))
     assert answer.masks.max() < 0.01 and (answer.iou, answer.stability) == (0, 0)
+    assert not answer.heard.any()
 
 
 def test_an_empty_answer_is_an_empty_mask():
     """However sure SAM is of it, it is not called stable."""
     empty = logits_of(rectangle(NOTHING))
     (answer,) = refined(FakeSam(says(empty, empty, iou=[0.9, 0.3])), asked_about(LESION))
-    assert answer.masks.max() < 0.01 and answer.stability == 0
+    assert answer.masks.max() < 0.01 and answer.stability == 0 and answer.heard.all()
 
 
 def test_an_empty_answer_can_be_asked_again():

@@ -17,6 +17,7 @@ from knowmine.client.pseudo_labels import sharpen
 from knowmine.client.round import (
     consult,
     evaluate,
+    fallen,
     improve,
     mine_images,
     mines,
@@ -25,6 +26,7 @@ from knowmine.client.round import (
     todays,
     tune_sam,
 )
+from knowmine.client.sam import Decoded
 from knowmine.client.tuning import BATCH
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import Refused, WeightsError
@@ -133,6 +135,13 @@ def test_knowmine_trains_on_both(open_lyon, weights):
     assert 0 < update.mined.mean_agreement < 1 and 0 < update.mined.mean_quality < 1
 
 
+def test_sums_of_tuned_sams_say_nothing_of_a_frozen_one(open_lyon, weights):
+    """A site without labels cannot tune; what it borrows opens no gate."""
+    site = open_lyon(FakeSam(), labelled=0)
+    _, mined = mined_by(site, weights, plan(tune_steps=4), calibration=SAM_HELPS)
+    assert (mined.gate, mined.fuse_weight) == ("unjudged", 1.0)
+
+
 @pytest.mark.parametrize("sums", [SAM_HARMS, Calibration()])
 def test_a_plan_may_let_sam_speak_always(lyon, weights, sums):
     """In an even mix, also where the probe set is against it or says nothing."""
@@ -155,12 +164,16 @@ def test_prompts_may_be_sparse(open_lyon, weights):
     assert sam.asked and all(prompts.masks is None for prompts in sam.asked)
 
 
+EACH: Any = np.s_[:]
+"""Every prompt was answered."""
+
+
 def unasked(site, opinions):
     """(N, C, S, S) bool: what the U-Net++ saw and SAM was not asked about."""
     kind = site.unlabelled
     return np.stack(
         [
-            ask(unet, site.frames(kind, row)).left_open(unet)
+            ask(unet, site.frames(kind, row)).left_open(unet, EACH)
             for row, unet in enumerate(opinions.unet)
         ]
     )
@@ -173,6 +186,24 @@ def test_where_sam_was_not_asked_the_unet_is_heard(lyon, weights, method, silenc
     opinions = consult(lyon, lyon.unlabelled, plan(method), 2)
     left = unasked(lyon, opinions)
     assert left.any() and np.array_equal(opinions.sam[left], opinions.unet[left]) != silence_is_a_no
+
+
+class BrokenSam(FakeSam):
+    """Whose arithmetic fails."""
+
+    def decode(self, embeddings, prompts):
+        decoded = super().decode(embeddings, prompts)
+        return Decoded(decoded.logits * torch.nan, decoded.iou)
+
+
+def test_where_sams_arithmetic_fails_the_unet_is_heard(open_lyon, weights):
+    """An image that SAM cannot answer neither ends the round nor becomes an empty mask."""
+    site = open_lyon(BrokenSam())
+    site.load_model(weights, plan().model, 2, False)
+    opinions = consult(site, site.unlabelled, plan(), 2)
+    seen = opinions.unet > 0.5
+    assert opinions.prompted.all() and np.array_equal(opinions.sam[seen], opinions.unet[seen])
+    assert not opinions.sam_iou.any()
 
 
 @pytest.mark.parametrize(("sums", "gate"), [(SAM_HARMS, "off"), (Calibration(), "unjudged")])
@@ -243,6 +274,29 @@ def test_another_model_is_refused(lyon, weights):
 
 
 # ---------------------------------------------------------------------------- schedules
+
+
+HELD = {"decay": "mining"}
+
+
+@pytest.mark.parametrize(
+    ("training", "mining", "expected"),
+    [
+        ({}, {}, [0, 0.25, 0.5, 0.75, 1]),
+        (HELD, {}, [0, 0, 0, 0.5, 1]),
+        ({}, {"restart": True}, [0, 0, 0, 0.5, 1]),
+    ],
+)
+def test_how_far_the_learning_rate_has_fallen(training, mining, expected):
+    """Over the whole run, or from the end of a warm-up of two rounds on, whatever the method."""
+    its = plan("supervised", training=training, warmup_rounds=2, **mining)
+    assert [fallen(its, round_, 4) for round_ in range(5)] == expected
+
+
+def test_a_run_of_warm_up_alone_ends_with_the_rate_down():
+    """Its last round falls, so that the last model is a settled one."""
+    its = plan(training=HELD, warmup_rounds=5)
+    assert [fallen(its, round_, 2) for round_ in range(3)] == [0, 0, 1]
 
 
 def test_pseudo_labels_gain_weight_in_even_steps():

@@ -66,7 +66,7 @@ def trained(
     labelled, pseudo=NONE, *, model=None, seed=0, share=0.5, weight=1.0, strong=0.0, **changes
 ):
     """A model after one round, and its mean loss."""
-    place = {"finished": changes.pop("finished", 0.0), "ahead": changes.pop("ahead", 0.0)}
+    fall = changes.pop("fall", (0.0, 1.0))
     model = Pixelwise() if model is None else model
     chosen = {"steps": 3, "batch": 4, "learning_rate": 0.05, "weight_decay": 0.0, **changes}
     loss = train(
@@ -80,7 +80,7 @@ def trained(
         generator=torch.Generator().manual_seed(seed),
         compute=CPU,
         progress=Silent(),
-        **place,
+        fall=fall,
     )
     return model, loss
 
@@ -266,16 +266,16 @@ def moved(steps, **place):
 
 
 @pytest.mark.parametrize(
-    ("finished", "part"), [(0.0, 1.0), (0.5, 0.51), (1.0, 0.02)], ids=["start", "half", "end"]
+    ("fallen", "part"), [(0.0, 1.0), (0.5, 0.51), (1.0, 0.02)], ids=["start", "half", "end"]
 )
-def test_the_rate_follows_one_cosine_over_the_run(finished, part):
+def test_the_rate_follows_one_cosine(fallen, part):
     """Ten steps climb .1, .2 to 1.0, which is 5.5 together, times the cosine's place."""
-    assert moved(10, finished=finished, ahead=1 - finished) == pytest.approx(5.5 * part, rel=0.02)
+    assert moved(10, fall=(fallen, fallen)) == pytest.approx(5.5 * part, rel=0.02)
 
 
 def test_the_rate_stays_up_after_the_climb():
     """5.5 and ten full steps."""
-    assert moved(20, finished=0.0, ahead=1.0) == pytest.approx(15.5, rel=0.02)
+    assert moved(20, fall=(0.0, 0.0)) == pytest.approx(15.5, rel=0.02)
 
 
 def test_the_rate_falls_within_a_long_round():
@@ -300,8 +300,7 @@ def test_the_loop_is_the_plain_one_but_for_its_speed(seed, monkeypatch):
         settings,
         pseudo_share=0.5,
         pseudo_weight=1.0,
-        finished=0.0,
-        ahead=0.0,
+        fall=(0.0, 1.0),
         generator=generator,
         compute=CPU,
         progress=Silent(),
