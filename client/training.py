@@ -82,7 +82,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings.steps, fall)
         images, targets, doubts, weights, pseudo = batches.next()
-        if teacher:
+        if teacher and pseudo.any():
             targets[pseudo] = teacher.renew(images[pseudo], targets[pseudo])
         strong = pseudo & (torch.rand(len(pseudo), generator=generator) < strong_chance)
         images, planes = augment(
@@ -133,27 +133,30 @@ class _Batches:
     def __init__(
         self, labelled: Examples, pseudo: Examples, batch: int, share: float, generator: Generator
     ) -> None:
-        self.n_pseudo = 0 if not len(pseudo) else batch
-        if len(labelled) and len(pseudo):
-            # A handful of pseudo-labels is not repeated to fill its part of every batch.
-            share = min(share, len(pseudo) / (len(labelled) + len(pseudo)))
-            self.n_pseudo = min(batch - 1, max(1, round(batch * share)))
-        self.n_labelled = batch - self.n_pseudo
+        # A handful of pseudo-labels is not repeated to fill its part of every batch.
+        of_all = len(pseudo) / max(1, len(labelled) + len(pseudo))
+        self.batch, self.drawn = batch, 0
+        # Where there are labels, each batch has one.
+        self.share = min(share, of_all, 1 - 1 / batch) if len(labelled) else of_all
         self.labelled, self.pseudo = labelled, pseudo
         self.rows = _Shuffled(len(labelled), generator), _Shuffled(len(pseudo), generator)
 
     def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Images, targets, doubts, weights and which of them are pseudo-labelled."""
+        # Of so many images, so many pseudo-labelled, rounded over all batches and not in each.
+        before, self.drawn = round(self.drawn * self.share), self.drawn + self.batch
+        n_pseudo = round(self.drawn * self.share) - before
+        n_labelled = self.batch - n_pseudo
         parts = [
             examples.at(rows.take(n))
             for examples, rows, n in (
-                (self.labelled, self.rows[0], self.n_labelled),
-                (self.pseudo, self.rows[1], self.n_pseudo),
+                (self.labelled, self.rows[0], n_labelled),
+                (self.pseudo, self.rows[1], n_pseudo),
             )
             if n
         ]
         images, targets, doubts, weights = (torch.cat(c) for c in zip(*parts, strict=True))
-        return images, targets, doubts, weights, torch.arange(len(images)) >= self.n_labelled
+        return images, targets, doubts, weights, torch.arange(len(images)) >= n_labelled
 
 
 class _Shuffled:
