@@ -221,8 +221,7 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        tuned = site.tuned_sam(task.round) is not None
-        verdict = verdict_on_sam(plan, task.calibration, tuned=tuned)
+        verdict = verdict_on_sam(plan, task.calibration, tuned=site.was_tuned(task.round))
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
             labels = sharpen(labels)
@@ -319,8 +318,8 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
     if not plan.asks_sam or not plan.mining.tune_steps or site.has_tuned(round_):
         return
-    before = site.tuned_sam(round_ - 1)
-    steps = plan.mining.tune_steps if before is None else plan.mining.tune_again
+    tuned = site.was_tuned(round_ - 1)
+    steps = plan.mining.tune_again if tuned else plan.mining.tune_steps
     if not steps:
         return
     pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
@@ -335,7 +334,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
         torch.cat([kind.truth for kind in kinds])[rows],
         [site.frames(kind, row) for kind, row in met],
     )
-    sam = before or site.sam
+    sam = site.tuned_sam(round_ - 1) or site.sam
     generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
     decoder = tune(
         sam,

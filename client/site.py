@@ -289,6 +289,10 @@ class Site:
         """Whether SAM's decoder was tuned in `round_` since this site was opened."""
         return round_ in self._tuned
 
+    def was_tuned(self, round_: int) -> bool:
+        """Whether there is a decoder that was tuned in `round_` or before, without reading it."""
+        return any(n <= round_ for n in self._decoder_rounds())
+
     def tuned_sam(self, round_: int) -> Tunable | None:
         """SAM as it was tuned last, in `round_` or before; None if it never was."""
         on_disk = [n for n in self._decoder_rounds() if n <= round_]

@@ -63,7 +63,7 @@ class Once:
 
     def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
         steps = task.plan.mining.tune_steps
-        if not task.plan.asks_sam or site.tuned_sam(task.round - 1):
+        if not task.plan.asks_sam or site.was_tuned(task.round - 1):
             return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
         frame = task.plan.model.model_dump(mode="json")
@@ -88,7 +88,7 @@ class Once:
 def _round_of(site: Site, task: TrainTask | EvaluateTask) -> list[Any]:
     """What a round on labels alone follows from, but for its images."""
     plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
-    # The learning rate stays up while the warm-up lasts.
+    # The learning rate may stay up while the warm-up lasts.
     return [site.name, task.round, plan, task.plan.mining.warmup_rounds, digest_of(task.weights)]
 
 
