@@ -305,6 +305,8 @@ def _filled(kind: type[M], values: Any, door: Door) -> M:
     message = kind()
     for field in kind.DESCRIPTOR.fields:
         value = get(field.name)
+        if value is None and _may_be_unset(field):
+            continue
         try:
             if field.enum_type is not None:
                 setattr(message, field.name, _words(field.enum_type).index(str(value)))
@@ -332,12 +334,19 @@ def _values(message: Message, door: Door) -> dict[str, Any]:
             if not 0 < value < len(words):  # 5
                 raise Refused(f"{door.who} no known {field.name}; expected one of {words[1:]}")
             value = words[value]
+        elif _may_be_unset(field) and not message.HasField(field.name):
+            value = None
         elif field.message_type is not None:
             value = _values(value, door)
         elif field.is_repeated:
             value = tuple(value)
         values[field.name] = value
     return values
+
+
+def _may_be_unset(field: Any) -> bool:
+    """Whether airlock.proto calls this number optional; settings say None where nobody chose one."""
+    return bool(field.has_presence) and field.message_type is None
 
 
 def _words(enum: Any) -> list[str]:

@@ -47,6 +47,7 @@ class Gate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GATE_ON: _ClassVar[Gate]
     GATE_OFF: _ClassVar[Gate]
     GATE_UNJUDGED: _ClassVar[Gate]
+    GATE_BORROWED: _ClassVar[Gate]
 METHOD_UNSET: Method
 METHOD_SUPERVISED: Method
 METHOD_SELF_TRAINING: Method
@@ -70,6 +71,7 @@ GATE_UNUSED: Gate
 GATE_ON: Gate
 GATE_OFF: Gate
 GATE_UNJUDGED: Gate
+GATE_BORROWED: Gate
 
 class Chunk(_message.Message):
     __slots__ = ("tensor", "data")

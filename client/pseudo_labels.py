@@ -182,10 +182,11 @@ def select(quality: NDArray[np.float64], share: float, floor: float) -> Selectio
 def share_to_keep(settings: MiningSettings, round_: int, rounds: int) -> float:
     """The share to keep in round `round_` of `rounds`: it grows evenly over those that mine.
 
-    >>> [share_to_keep(MiningSettings(keep_first=.5, keep_last=.8), r, 4) for r in (2, 3, 4)]
+    >>> grows = MiningSettings(warmup_rounds=1, keep_first=0.5, keep_last=0.8)
+    >>> [share_to_keep(grows, round_, 4) for round_ in (2, 3, 4)]
     [0.5, 0.65, 0.8]
     """
-    first, last = settings.warmup_rounds + 1, rounds - settings.consolidate_rounds
+    first, last = settings.warm_up(rounds) + 1, rounds - settings.consolidate_rounds
     if last <= first:
         return settings.keep_first
     place = (round_ - first) / (last - first)

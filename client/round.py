@@ -105,7 +105,7 @@ def learn(
     plan = task.plan
     if task.round == 1 and plan.method == "knowmine" and plan.mining.distil_steps:
         look_as_sam_does(site, plan)
-    if plan.mining.restart and task.round == plan.mining.warmup_rounds + 1:
+    if plan.mining.restart and task.round == plan.mining.warm_up(task.rounds) + 1:
         put_weights(site.model, weights_of(build_model(plan.model, plan.seed)))
     batch = f"batches of {plan.training.batch} images of {plan.model.image_px} px"
     with memory_for(batch, "ask for a smaller training.batch"):
@@ -115,7 +115,7 @@ def learn(
             pseudo_labelled,
             plan.training,
             pseudo_share=plan.mining.share,
-            pseudo_weight=plan.mining.weight * ramp(plan, task.round),
+            pseudo_weight=plan.mining.weight * ramp(plan, task.round, task.rounds),
             strong_chance=plan.mining.strong,
             cut_mix_chance=plan.mining.cut_mix,
             renew=plan.mining.renew,
@@ -134,7 +134,7 @@ def fallen(plan: Plan, round_: int, rounds: int) -> float:
     leaves less to learn from it with.
     """
     holds = plan.training.decay == "mining" or plan.mining.restart
-    warm_up = min(plan.mining.warmup_rounds, rounds - 1) if holds else 0
+    warm_up = min(plan.mining.warm_up(rounds), rounds - 1) if holds else 0
     return max(0, round_ - warm_up) / (rounds - warm_up)
 
 
@@ -200,7 +200,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
 def mine_images(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     """Steps 1 to 7: pseudo-labels for this round's draw of the unlabelled images."""
     plan = task.plan
-    kind = todays(site.to_mine, plan, task.round)
+    kind = todays(site.to_mine, plan, task.round, task.rounds)
     if not len(kind):
         return _none(site), Mined()
     if plan.method == "knowmine":
@@ -221,7 +221,9 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        verdict = verdict_on_sam(plan, task.calibration, tuned=site.was_tuned(task.round))
+        verdict = verdict_on_sam(
+            plan, task.calibration, tuned=site.was_tuned(task.round), own=len(site.probe)
+        )
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
             labels = sharpen(labels)
@@ -245,11 +247,12 @@ def settle_labels(
     )
 
 
-def verdict_on_sam(plan: Plan, sums: Calibration, *, tuned: bool) -> Verdict:
+def verdict_on_sam(plan: Plan, sums: Calibration, *, tuned: bool, own: int) -> Verdict:
     """Step 7: the gate's word on SAM, or what the plan says in its place.
 
-    A site without labels has a frozen SAM, and borrows sums that others made with tuned ones: they
-    say nothing of it.
+    own: this site's probe images; where they are too few to judge, `sums` are the federation's,
+    and the word is "borrowed". A site without labels has a frozen SAM, and borrows sums that others
+    made with tuned ones: they say nothing of it.
     """
     if plan.mining.sam == "always":
         return Verdict("unused", 0.5)
@@ -257,7 +260,10 @@ def verdict_on_sam(plan: Plan, sums: Calibration, *, tuned: bool) -> Verdict:
         return Verdict("unused", 1.0)
     if plan.mining.tune_steps and not tuned:
         return Verdict("unjudged", 1.0)
-    return gate(sums, plan.mining.min_probe_images)
+    verdict = gate(sums, plan.mining.min_probe_images)
+    if verdict.gate != "unjudged" and own < plan.mining.min_probe_images:
+        return Verdict("borrowed", verdict.fuse_weight)
+    return verdict
 
 
 def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
@@ -367,7 +373,7 @@ def labels_of(site: Site, plan: Plan, round_: int, rounds: int) -> Examples:
 def mines(plan: Plan, round_: int, rounds: int) -> bool:
     """Whether round `round_` of `rounds` makes pseudo-labels."""
     mining = plan.mining
-    between = mining.warmup_rounds < round_ <= rounds - mining.consolidate_rounds
+    between = mining.warm_up(rounds) < round_ <= rounds - mining.consolidate_rounds
     return plan.method != "supervised" and between
 
 
@@ -381,19 +387,20 @@ def probe_apart(plan: Plan, round_: int, rounds: int) -> bool:
     return plan.method == "knowmine" and round_ <= plan.mining.probe_rounds and round_ < rounds
 
 
-def ramp(plan: Plan, round_: int) -> float:
-    """Part of the full weight of pseudo-labels in round `round_`."""
-    return min(1.0, max(0, round_ - plan.mining.warmup_rounds) / plan.mining.ramp_rounds)
+def ramp(plan: Plan, round_: int, rounds: int) -> float:
+    """Part of the full weight of pseudo-labels in round `round_` of `rounds`."""
+    mined = max(0, round_ - plan.mining.warm_up(rounds))
+    return min(1.0, mined / plan.mining.ramp_rounds)
 
 
-def todays(kind: Kind, plan: Plan, round_: int) -> Kind:
+def todays(kind: Kind, plan: Plan, round_: int, rounds: int) -> Kind:
     """This round's images to mine: a window that moves over one shuffle of them all.
 
     Each image comes once before any comes twice; the shuffle follows from seed and stem alone.
     """
     count = min(plan.mining.images or len(kind), len(kind))
     shuffled = sorted(range(len(kind)), key=lambda i: draw(plan.seed, "mine", kind.cases[i].stem))
-    start = (round_ - plan.mining.warmup_rounds - 1) * count
+    start = (round_ - plan.mining.warm_up(rounds) - 1) * count
     ranked = [shuffled[(start + i) % len(kind)] for i in range(count)]
     return kind.at(sorted(ranked))
 

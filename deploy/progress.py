@@ -14,7 +14,13 @@ from rich.text import Text
 ROWS = 12
 """Finished rounds that the live table shows."""
 
-GATE_STYLES = {"on": "green", "off": "yellow", "mixed": "cyan", "unjudged": "yellow"}
+GATE_STYLES = {
+    "on": "green",
+    "off": "yellow",
+    "mixed": "cyan",
+    "unjudged": "yellow",
+    "borrowed": "cyan",
+}
 
 
 def make_display(format_: str, console: Console | None = None) -> "Display":

@@ -319,7 +319,7 @@ def _pace(kind: str, tasks: Mapping[str, TrainTask] | Mapping[str, EvaluateTask]
     Otherwise a site's deadline in its first round with SAM would follow from rounds without.
     """
     mines = any(
-        isinstance(task, TrainTask) and task.round > task.plan.mining.warmup_rounds
+        isinstance(task, TrainTask) and task.round > task.plan.mining.warm_up(task.rounds)
         for task in tasks.values()
     )
     return "mine" if mines else kind

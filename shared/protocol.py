@@ -102,7 +102,7 @@ class TrainTask:
     calibration: Calibration = field(default_factory=Calibration)
 
 
-GATES = ("unused", "on", "off", "unjudged")
+GATES = ("unused", "on", "off", "unjudged", "borrowed")
 """What a round's gate can say; it travels as its place in this list."""
 
 
@@ -111,7 +111,8 @@ class Mined:
     """What a site mined in a round: counts and means only.
 
     gate: "on", "off" (SAM did not help on the probe set), "unjudged" (too few probe images
-        anywhere to tell, so SAM stays off), or "unused" (the method or the round mines nothing).
+        anywhere to tell, so SAM stays off), "borrowed" (too few here, so the federation's judged:
+        SAM is off where fuse_weight is 1), or "unused" (the method or the round mines nothing).
     fuse_weight: U-Net++'s share in the fused masks.
     """
 

@@ -103,11 +103,11 @@ class TrainingSettings(Settings):
 class MiningSettings(Settings):
     """How pseudo-labels are made and used."""
 
-    warmup_rounds: int = Field(
-        1,
+    warmup_rounds: int | None = Field(
+        None,
         ge=0,
         description="First rounds that train on labels alone: a model that knows nothing yet "
-        "has nothing to prompt with.",
+        "has nothing to prompt with. Not set: two fifths of the run's rounds, one at least.",
     )
     images: int = Field(
         160,
@@ -234,6 +234,16 @@ class MiningSettings(Settings):
         "its peak; worth trying only where that round has most of a thousand steps or more, for "
         "the rounds after it mine with the restarted model.",
     )
+
+    def warm_up(self, rounds: int) -> int:
+        """How many of a run's `rounds` train on labels alone before the first that mines.
+
+        >>> [MiningSettings().warm_up(rounds) for rounds in (1, 3, 5, 10, 50)]
+        [1, 1, 2, 4, 20]
+        """
+        if self.warmup_rounds is not None:
+            return self.warmup_rounds
+        return max(1, round(0.4 * rounds))
 
 
 class TransportSettings(Settings):

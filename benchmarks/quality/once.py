@@ -16,7 +16,6 @@ from typing import Any
 from knowmine.client.round import Miner, evaluate, improve, probe_apart, teaching
 from knowmine.client.site import Kind, Site
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
-from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import put_weights, weights_of
 from knowmine.shared.weights import digest_of, load_weights, save_weights, write_atomically
 
@@ -29,7 +28,7 @@ class Once:
 
     def improve(self, site: Site, task: TrainTask, miner: Miner | None) -> Update:
         """`round.improve`, or what it gave before."""
-        if not _alike(task.plan, task.round):
+        if not _alike(task):
             return improve(site, task, miner)
         kinds = teaching(site, task.plan, task.round, task.rounds)
         file = self._file("trained", [*_round_of(site, task), task.rounds], kinds)
@@ -47,7 +46,7 @@ class Once:
         """`round.evaluate`, or what it gave before; the scores of each image are there as well."""
         if probe_apart(task.plan, task.round, task.rounds):
             return self._with_tuned_sam(site, task)
-        if not _alike(task.plan, task.round):
+        if not _alike(task):
             return evaluate(site, task)
         file = self._file("scored", _round_of(site, task), [site.test])
         own = site.folder / f"scores-{task.round:04d}.json"
@@ -89,11 +88,13 @@ def _round_of(site: Site, task: TrainTask | EvaluateTask) -> list[Any]:
     """What a round on labels alone follows from, but for its images."""
     plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
     # The learning rate may stay up while the warm-up lasts.
-    return [site.name, task.round, plan, task.plan.mining.warmup_rounds, digest_of(task.weights)]
+    warm_up = task.plan.mining.warm_up(task.rounds)
+    return [site.name, task.round, plan, warm_up, digest_of(task.weights)]
 
 
-def _alike(plan: Plan, round_: int) -> bool:
+def _alike(task: TrainTask | EvaluateTask) -> bool:
     """Whether the method and its mining settings leave no trace in this round."""
+    plan = task.plan
     if plan.training.batch_norm == "local" or plan.mining.distil_steps:
         return False
-    return round_ <= plan.mining.warmup_rounds
+    return task.round <= plan.mining.warm_up(task.rounds)

@@ -198,7 +198,7 @@ def open_site(
 
 def oracle(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
     """The ceiling: this round's unlabelled images with the masks that were hidden from us."""
-    kind = todays(site.unlabelled, task.plan, task.round)
+    kind = todays(site.unlabelled, task.plan, task.round, task.rounds)
     px, values = task.plan.model.image_px, range(1, task.plan.model.classes + 1)
     masks = [site.scorer.truth(case.stem, px) for case in kind.cases]
     rows = [row for row, mask in enumerate(masks) if mask is not None]

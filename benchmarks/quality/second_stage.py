@@ -184,7 +184,7 @@ def begin(site: Site, plan: Plan, home: Path) -> tuple[Weights, Calibration, Opi
         print(f"probe: {calibration.fused}", flush=True)
         sums.write_text(json.dumps(calibration.__dict__))
         tune_sam(site, plan, 2, teaching(site, plan, 2, 2))
-        opinions = consult(site, todays(site.unlabelled, plan, 2), plan, 2)
+        opinions = consult(site, todays(site.unlabelled, plan, 2, 2), plan, 2)
         packed = io.BytesIO()
         np.savez_compressed(packed, **opinions.__dict__)
         write_atomically(seen, packed.getvalue())
@@ -212,7 +212,8 @@ def second_stage(
     )
 
     def miner(site: Site, task: TrainTask) -> tuple[Examples, Mined]:
-        return settle_labels(site, task, todays(site.unlabelled, its, task.round), opinions)
+        kind = todays(site.unlabelled, its, task.round, task.rounds)
+        return settle_labels(site, task, kind, opinions)
 
     started = time.monotonic()
     task = TrainTask(2, 2, its, base, calibration)

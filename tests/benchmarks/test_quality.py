@@ -142,7 +142,7 @@ def test_the_oracle_is_taught_the_truth(phantoms, tmp_path):
     site = small_site(phantoms, tmp_path, labelled=4, probe_fraction=0.0)
     plan = experiment().plan
     examples, _ = oracle(site, TrainTask(2, 2, plan, {}))
-    kind = todays(site.unlabelled, plan, 2)
+    kind = todays(site.unlabelled, plan, 2, 2)
     truth = np.stack([site.scorer.truth(case.stem, MODEL.image_px) for case in kind.cases])
     assert np.array_equal(examples.targets[:, 0].numpy(), truth * 255)
 

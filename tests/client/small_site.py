@@ -87,7 +87,7 @@ def seeing_weights(images, share=0.3):
 
 
 def plan(method="knowmine", *, seed=0, training=None, **mining):
-    """One tiny step a round; all images are mined and kept unless told otherwise."""
+    """One tiny step a round; all images are mined and kept, and two judge, unless told otherwise."""
     return Plan.model_validate(
         {
             "method": method,
@@ -100,6 +100,7 @@ def plan(method="knowmine", *, seed=0, training=None, **mining):
                 "keep_first": 1.0,
                 "keep_last": 1.0,
                 "min_quality": 0.0,
+                "min_probe_images": 2,
                 "tune_steps": 0,
                 **mining,
             },

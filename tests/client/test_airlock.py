@@ -120,6 +120,13 @@ def test_a_task_arrives_as_it_was_sent():
     assert digest_of(arrived.weights) == digest_of(WEIGHTS)
 
 
+@pytest.mark.parametrize("rounds", [None, 0, 3])
+def test_a_number_that_nobody_chose_is_no_zero(rounds):
+    """A warm-up that is not set follows from the run's rounds; none at all is a choice."""
+    task = replace(TASK, plan=Plan(mining=MiningSettings(warmup_rounds=rounds)))
+    assert arrive(parts_of(task)).plan.mining.warmup_rounds == rounds
+
+
 @pytest.mark.parametrize("method", ["supervised", "self-training", "paper", "knowmine"])
 def test_every_word_of_a_setting_has_its_number(method):
     """Words travel as their places in closed lists."""

@@ -153,7 +153,7 @@ MAY_NOT_LEAVE: dict[str, tuple[Any, str]] = {
     ),
     "10 a free text": (
         replace(UPDATE, mined=replace(UPDATE.mined, gate="patient-7")),
-        "mined.gate as 'patient-7'; expected one of unused, on, off, unjudged",
+        "mined.gate as 'patient-7'; expected one of unused, on, off, unjudged, borrowed",
     ),
     "10 a name in a name": (replace(HELLO, site="Jane Doe"), "its name as 'Jane Doe'"),
     "10 a text for a digest": (replace(HELLO, model_digest="Jane"), "model_digest as 'Jane'"),

@@ -215,6 +215,16 @@ def test_without_proof_sam_stays_out_of_the_masks(lyon, weights, sums, gate):
     assert np.abs(examples.targets.numpy() / 255 - own).max() < 0.003
 
 
+@pytest.mark.parametrize(
+    ("sums", "gate", "weight"),
+    [(SAM_HELPS, "borrowed", 0.5), (SAM_HARMS, "borrowed", 1.0), (Calibration(2), "unjudged", 1.0)],
+)
+def test_too_few_probe_images_borrow_the_federations_word(lyon, weights, sums, gate, weight):
+    """Lyon has two where eight are asked for: it says whose word it is, and guesses nothing."""
+    _, mined = mined_by(lyon, weights, plan(min_probe_images=8), calibration=sums)
+    assert (mined.gate, mined.fuse_weight) == (gate, weight)
+
+
 def test_an_image_in_which_nothing_is_seen_is_never_prompted(open_lyon, lyon):
     """SAM is not asked; "nothing" is right as often as it has been."""
     sam, sums = FakeSam(), Calibration(9, (5.0,) * 5, empty=4, empty_predicted=2, empty_right=2)
@@ -302,7 +312,7 @@ def test_a_run_of_warm_up_alone_ends_with_the_rate_down():
 def test_pseudo_labels_gain_weight_in_even_steps():
     """One round warms up, then a quarter more each."""
     slow = plan(warmup_rounds=1, ramp_rounds=4)
-    assert [ramp(slow, round_) for round_ in range(1, 7)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [ramp(slow, round_, 9) for round_ in range(1, 7)] == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -328,25 +338,25 @@ def stems(kind):
 def test_each_image_is_mined_once_before_any_is_twice(lyon):
     """Two of four in the first mining round, the others in the second, then anew."""
     few = plan(images=2, warmup_rounds=3)
-    first, second, third = (stems(todays(lyon.unlabelled, few, round_)) for round_ in (4, 5, 6))
+    first, second, third = (stems(todays(lyon.unlabelled, few, round_, 9)) for round_ in (4, 5, 6))
     assert len(first) == 2 and first | second == stems(lyon.unlabelled) and third == first
 
 
 @pytest.mark.parametrize("images", [0, 4, 100])
 def test_all_are_mined_where_that_many_are_wanted(lyon, images):
     """0 asks for all there are."""
-    assert stems(todays(lyon.unlabelled, plan(images=images), 2)) == stems(lyon.unlabelled)
+    assert stems(todays(lyon.unlabelled, plan(images=images), 2, 9)) == stems(lyon.unlabelled)
 
 
 def test_no_images_are_no_draw(lyon):
     """A site may have none."""
-    assert not len(todays(lyon.unlabelled.at([]), plan(images=2), 2))
+    assert not len(todays(lyon.unlabelled.at([]), plan(images=2), 2, 9))
 
 
 def test_a_draw_does_not_depend_on_the_order_of_images(lyon):
     """Only on seed, round and name."""
     few, backwards = plan(images=2), lyon.unlabelled.at([3, 2, 1, 0])
-    assert stems(todays(backwards, few, 2)) == stems(todays(lyon.unlabelled, few, 2))
+    assert stems(todays(backwards, few, 2, 9)) == stems(todays(lyon.unlabelled, few, 2, 9))
 
 
 # ------------------------------------------------------------------------ the same again
@@ -530,7 +540,7 @@ def test_hidden_and_test_masks_leave_no_trace_in_an_update(phantoms, tmp_path, w
     def a_round(folder, home):
         site = small_site(folder, home, sam=FakeSam(), **SPLIT)
         sums = evaluate(site, EvaluateTask(1, 9, plan(), weights)).calibration
-        chosen = plan(min_probe_images=2, training={"steps": 2})
+        chosen = plan(training={"steps": 2})
         update = improve(site, task(weights, chosen, 2, calibration=sums))
         return sums, digest_of(update.weights), update.loss, update.mined
 

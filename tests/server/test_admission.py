@@ -161,7 +161,7 @@ BAD_UPDATES: dict[str, tuple[Any, str]] = {
     ),
     "10 an unknown gate": (
         replace(GOOD, mined=replace(GOOD.mined, gate="ajar")),
-        "sent mined.gate as 'ajar'; expected one of unused, on, off, unjudged",
+        "sent mined.gate as 'ajar'; expected one of unused, on, off, unjudged, borrowed",
     ),
     "10 nothing mined at all": (replace(GOOD, mined=None), "sent mined as None"),
     "no update": (None, "sent update as None; expected an answer of type Update"),
