@@ -33,16 +33,27 @@ BORROWED = {
     "federated-10": {
         "alone-10": {"supervised": "supervised, alone", "knowmine": "knowmine, alone"}
     },
+    "validation-10": {
+        f"validation-10-{warm_up}": {
+            name: f"{name}, warm-up {warm_up}" for name in ("self-training", "knowmine", "oracle")
+        }
+        for warm_up in ("one", "two")
+    },
+    "validation-10-brief": {
+        "validation-10-brief-one": {"knowmine": "knowmine, warm-up one"},
+        "validation-10-brief-probe": {"knowmine": "knowmine, probe apart longer"},
+    },
 }
 """Rows that an experiment shows of another on the same test images, and what they are called."""
 DRAWS = 10_000
 EXPERIMENTS = (
-    *("kvasir-10", "kvasir-25", "kvasir-75", "kvasir-75-random", "covid-05", "covid-50"),
-    *("covid-infection-25", "federated-10", "federated-10-unlabelled", "ablation-10"),
+    *("kvasir-10", "kvasir-10-long", "kvasir-25", "kvasir-75", "kvasir-75-random", "covid-05"),
+    *("covid-50", "covid-infection-25", "federated-10", "federated-10-unlabelled", "ablation-10"),
     *("kvasir-three-sites", "covid-05-short"),
+    *("validation-10", "validation-10-long", "validation-10-brief"),
 )
 """As the page tells them."""
-SHOWN_ELSEWHERE = {"alone-10"}
+SHOWN_ELSEWHERE = {name for sources in BORROWED.values() for name in sources} - set(EXPERIMENTS)
 BASES = ("supervised, alone", "supervised", "self-training")
 COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
 """Rounds are the first seed's, Dice is each seed's in turn, what follows is the mean over seeds."""
