@@ -76,7 +76,7 @@ def comparable(result):
     return {**result, "seconds": 0, "per_round": rounds}
 
 
-@pytest.mark.parametrize("method", ["supervised", "self-training", "knowmine"])
+@pytest.mark.parametrize("method", ["supervised", "self-training", "paper", "knowmine"])
 def test_hidden_masks_leave_no_trace_in_a_model(phantoms, split, tmp_path, method):
     """Replaced by noise, those of test and unlabelled images give the same model bit for bit."""
     spoilt = tmp_path / "spoilt"
