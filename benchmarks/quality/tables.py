@@ -54,6 +54,10 @@ EXPERIMENTS = (
 )
 """As the page tells them."""
 SHOWN_ELSEWHERE = {name for sources in BORROWED.values() for name in sources} - set(EXPERIMENTS)
+CHOICES = ("ablation", "validation")
+"""How experiments begin that compare recipes of knowmine."""
+COLOURS = {"knowmine": "#c44e1b", "oracle": "0.65"}
+"""Of the plot; other methods are as dark as text."""
 BASES = ("supervised, alone", "supervised", "self-training")
 COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
 """Rounds are the first seed's, Dice is each seed's in turn, what follows is the mean over seeds."""
@@ -274,24 +278,28 @@ def interval(a: Scores, b: Scores) -> tuple[float, float, float]:
 
 
 def plot(experiments: Mapping[str, Iterable[Result]]) -> None:
-    """Each method's gain over supervised, experiment by experiment."""
+    """Each method's gain over supervised, experiment by experiment; choices are in tables alone."""
     rows = []
     for name, results in experiments.items():
+        if name.startswith(CHOICES):
+            continue
         by_method = gathered(results)
         base = scores(by_method.get("supervised", []), "dice")
         for method, of in by_method.items():
             if base and not method.startswith("supervised"):
-                rows.append((f"{name}: {method}", interval(scores(of, "dice"), base)))
+                colour = COLOURS.get(method, "0.4")
+                label = f"{name}: {method}"
+                rows.append((label, colour, interval(scores(of, "dice"), base)))
     if not rows:
         return
     plt.rcParams["svg.hashsalt"] = "knowmine"  # the same plot is the same file
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.35 * len(rows)), layout="constrained")
-    for place, (_, (gain, low, high)) in enumerate(rows):
-        axes.plot([low, high], [place, place], color="#2c6fbb", linewidth=2)
-        axes.plot(gain, place, "o", color="#2c6fbb")
+    for place, (_, colour, (gain, low, high)) in enumerate(rows):
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot(gain, place, "o", color=colour)
     axes.axvline(0, color="0.6", linewidth=1)
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("Dice above supervised, 95 % interval over test images")
     figure.savefig(PLOT, metadata={"Date": None})
     plt.close(figure)
