@@ -152,7 +152,7 @@ class Training(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ..., decay: _Optional[_Union[Decay, str]] = ...) -> None: ...
 
 class Mining(_message.Message):
-    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts")
+    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts", "varied_views")
     WARMUP_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class Mining(_message.Message):
     DISTIL_STEPS_FIELD_NUMBER: _ClassVar[int]
     SAM_FIELD_NUMBER: _ClassVar[int]
     DENSE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    VARIED_VIEWS_FIELD_NUMBER: _ClassVar[int]
     warmup_rounds: int
     images: int
     share: float
@@ -203,7 +204,8 @@ class Mining(_message.Message):
     distil_steps: int
     sam: AskSam
     dense_prompts: bool
-    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ...) -> None: ...
+    varied_views: bool
+    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ..., varied_views: bool = ...) -> None: ...
 
 class Introduction(_message.Message):
     __slots__ = ("protocol", "model_fingerprint", "labelled", "unlabelled", "probe", "test", "isolation")

@@ -39,6 +39,10 @@ __all__ = [
     "split_sites",
 ]
 
+MOST_PROBE = 48
+"""Images that a probe set has at most: more hardly judge better, SAM has to look at each, and they
+are worth more as labels."""
+
 
 @dataclass(frozen=True)
 class SiteData:
@@ -85,7 +89,8 @@ def open_site(
     labelled: None takes all masks there are (those in labelled.txt, if there is one); a float in
         (0, 1] a fraction of them, at least one; an int that many; 0 none. 1.0 also insists that
         every image has a mask, where no labelled.txt says otherwise.
-    probe_fraction: part of the labelled images, rounded down, that becomes the probe set.
+    probe_fraction: part of the labelled images, rounded down, that becomes the probe set; it has
+        MOST_PROBE images at most.
     test: list of test stems, looked for in the folder first; None takes test.txt in the folder
         or, where there is none, draws `test_fraction` of the images that have masks.
     group_by: column of index.csv; a group is never on both sides of the test set's border.
@@ -252,9 +257,9 @@ def _draw_labels(
 
 
 def _draw_probe(cases: Sequence[Case], fraction: float, seed: int) -> set[str]:
-    """Stems of the probe set: whole groups, and never the last labelled image."""
+    """Stems of the probe set: whole groups, never more than MOST_PROBE images, never the last label."""
     groups = grouped(cases, lambda case: case.group)
     sizes = {group: len(of) for group, of in groups.items()}
-    count = min(int(fraction * len(cases)), len(cases) - 1)
+    count = min(int(fraction * len(cases)), MOST_PROBE, len(cases) - 1)
     drawn = whole_groups(sizes, count, seed, "probe") if count > 0 else set()
     return {case.stem for group in drawn for case in groups[group]}

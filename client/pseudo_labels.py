@@ -14,10 +14,14 @@ from knowmine.shared.settings import MiningSettings
 
 Floats = NDArray[np.float32]
 
-PRIOR = np.array([0.0, 0.7, 0.1, 0.1, 0.0, 0.1])
-"""The judge before it has seen a probe image: mostly agreement, the strongest single sign."""
-PRIOR_STRENGTH = 4.0
-"""Ridge penalty of leaving the prior; some four probe images outweigh it."""
+PRIOR = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+"""The judge before it has seen a probe image: the Dice that the mixed mask expects of itself, the
+strongest single sign (its correlation with the true Dice is .86 and .74 on two sets of polyps,
+agreement's .25 and .54; docs/results.md)."""
+PRIOR_STRENGTH = 16.0
+"""Probe images that outweigh the prior's slopes; its level counts as one image."""
+SPREAD = 1e-3
+"""Variance that each feature has at least, so that one that never changes learns no slope."""
 
 
 PRIOR_IMAGES, PRIOR_HARM = 16, 0.02
@@ -92,15 +96,23 @@ def features_of(opinions: Opinions) -> NDArray[np.float64]:
             opinions.sam_iou.astype(np.float64),
             opinions.sam_stability.astype(np.float64),
             areas[0] / np.maximum(areas[1], 1),
-            # Soft Dice of the probabilities with their own mask: 1 when all are 0 or 1.
-            2
-            * (opinions.unet * unet).sum((1, 2, 3), dtype=np.float64)
-            / np.maximum(
-                opinions.unet.sum((1, 2, 3), dtype=np.float64) + unet.sum((1, 2, 3)), 1e-6
-            ),
+            expected_dice((opinions.unet + opinions.sam) / 2),
         ],
         axis=1,
     )
+
+
+def expected_dice(masks: Floats) -> NDArray[np.float64]:
+    """(N,): the Dice that soft masks (N, C, S, S) expect of themselves, cut at one half.
+
+    If each pixel is foreground with the probability that the mask says, the cut mask M has an
+    expected Dice of about 2 sum_M y / (sum y + |M|); 1 where all are 0 or 1, 0 where none is cut in.
+    """
+    cut = masks > 0.5
+    inside = (masks * cut).sum((1, 2, 3), dtype=np.float64)
+    size = masks.sum((1, 2, 3), dtype=np.float64) + cut.sum((1, 2, 3))
+    expected: NDArray[np.float64] = 2 * inside / np.maximum(size, 1e-6)
+    return expected
 
 
 def calibrate(opinions: Opinions, truth: NDArray[np.bool_]) -> Calibration:
@@ -149,21 +161,35 @@ def gate(sums: Calibration, min_images: int) -> Verdict:
 def judge(opinions: Opinions, sums: Calibration, weight: float) -> NDArray[np.float64]:
     """Expected Dice (N,) in [0, 1] of each pseudo-label that is fused with `weight`.
 
-    Ridge regression towards PRIOR on the probe images' sums; an image in which the U-Net++ saw
+    Linear in the features, as the probe images' sums say it; an image in which the U-Net++ saw
     nothing is as good as "nothing" has been right there.
     """
-    strength = PRIOR_STRENGTH * np.eye(len(FEATURES))
-    gram, target = strength.copy(), strength @ PRIOR
-    if sums.gram:
-        gram += np.array(sums.gram).reshape(gram.shape)
-        per_weight = np.array(sums.target).reshape(len(FUSE_WEIGHTS), -1)
-        target += per_weight[FUSE_WEIGHTS.index(weight)]
-    quality = features_of(opinions) @ np.linalg.lstsq(gram, target)[0]
+    quality = features_of(opinions) @ slopes(sums, weight)
     # Beta-binomial mean: two pseudo-counts at the share of images without a lesion.
     share = (sums.empty + 0.2) / (sums.images + 1)
     nothing = (sums.empty_right + 2 * share) / (sums.empty_predicted + 2)
     judged: NDArray[np.float64] = np.where(opinions.prompted, quality, nothing).clip(0, 1)
     return judged
+
+
+def slopes(sums: Calibration, weight: float) -> NDArray[np.float64]:
+    """The judge's linear model (len(FEATURES),), a ridge regression towards PRIOR.
+
+    Features are centred and scaled by what the probe images say, from their sums alone: what a
+    slope costs must not hang on how little a feature varies. The level, that is the mean quality,
+    is the probe images' own, beside one imagined image of the prior's.
+    """
+    if not sums.gram or not sums.gram[0]:
+        return PRIOR
+    gram = np.array(sums.gram).reshape(len(FEATURES), -1)
+    target = np.array(sums.target).reshape(len(FUSE_WEIGHTS), -1)[FUSE_WEIGHTS.index(weight)]
+    count, means, level = gram[0, 0], gram[0, 1:] / gram[0, 0], target[0] / gram[0, 0]
+    covariance = gram[1:, 1:] / count - np.outer(means, means)
+    penalty = PRIOR_STRENGTH / count * np.diag(covariance.diagonal().clip(0) + SPREAD)
+    unexplained = target[1:] / count - level * means - covariance @ PRIOR[1:]
+    slope = PRIOR[1:] + np.linalg.lstsq(covariance + penalty, unexplained)[0]
+    level = (count * level + gram[0] / count @ PRIOR) / (count + 1)
+    return np.concatenate([[level - slope @ means], slope])
 
 
 def select(quality: NDArray[np.float64], share: float, floor: float) -> Selection:

@@ -28,7 +28,7 @@ from torch import Tensor
 from knowmine.client.compute import memory_for
 from knowmine.client.distillation import distil, pooled
 from knowmine.client.gallery import save_gallery
-from knowmine.client.inference import predict
+from knowmine.client.inference import MIRRORED, VARIED, predict
 from knowmine.client.mined import save_mined
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import (
@@ -268,20 +268,20 @@ def verdict_on_sam(plan: Plan, sums: Calibration, *, tuned: bool, own: int) -> V
 
 def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
     """Steps 1 to 3: what the U-Net++ and, if the method asks it, SAM see in these images."""
+    ours = plan.method == "knowmine"
     site.progress.start("predicting", len(kind))
     unet = predict(
         site.model,
         kind.images,
         site.compute,
         site.progress.advance,
-        upside_down=plan.method == "knowmine" and plan.training.orientation == "any",
+        views=VARIED[plan.training.orientation] if ours and plan.mining.varied_views else MIRRORED,
     )
     site.progress.done()
     if not plan.asks_sam:
         ones = np.ones(len(kind), np.float32)
         seen: NDArray[np.bool_] = np.any(unet > 0.5, axis=(1, 2, 3))
         return Opinions(unet, unet, seen, ones, ones)
-    ours = plan.method == "knowmine"
     tuned = site.tuned_sam(round_) if ours and plan.mining.tune_steps else None
     dense, join = ours and plan.mining.dense_prompts, ours and plan.mining.join_parts
     frames = [site.frames(kind, row) for row in range(len(kind))]

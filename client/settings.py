@@ -30,8 +30,8 @@ class DataSettings(Settings):
         0.2,
         ge=0,
         lt=1,
-        description="Share of the labelled images that judges pseudo-labels and is not trained "
-        "on in the first `mining.probe_rounds` rounds.",
+        description="Share of the labelled images, 48 at most, that judges pseudo-labels and is not "
+        "trained on in the first `mining.probe_rounds` rounds.",
     )
     test: Path | None = Field(
         None,

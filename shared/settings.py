@@ -167,6 +167,12 @@ class MiningSettings(Settings):
         "even mix with the U-Net++, whatever the probe set says. never: the U-Net++'s masks, judged "
         "and selected alone; SAM is not loaded.",
     )
+    varied_views: bool = Field(
+        True,
+        description="Mine with the mean over views that differ much, turned by quarters where "
+        "`training.orientation` allows it and a quarter larger; false: the image and its mirror "
+        "image.",
+    )
     dense_prompts: bool = Field(
         True, description="Show SAM the U-Net++'s probabilities too, beside a box and points."
     )

@@ -157,6 +157,13 @@ def test_a_site_may_have_nothing_unlabelled(tmp_path):
     assert (len(data.labelled) + len(data.probe), len(data.unlabelled)) == (8, 0)
 
 
+def test_a_probe_set_is_no_larger_than_it_need_be(tmp_path):
+    """Half of 120 labels would judge; 48 do, and the others are learnt from."""
+    folder = make_folder(tmp_path, 120)
+    data, _ = open_site("a", folder, test_fraction=0, probe_fraction=0.5)
+    assert (len(data.labelled), len(data.probe)) == (72, 48)
+
+
 @pytest.mark.parametrize("probe_fraction", [0.2, 1.0])
 def test_the_probe_set_never_takes_the_last_label(tmp_path, probe_fraction):
     """One labelled image is for training."""

@@ -1,11 +1,12 @@
 """Probabilities are the mean of an image and its mirror image, whatever the batch."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from knowmine.client.compute import Compute
-from knowmine.client.inference import BATCH, predict
+from knowmine.client.inference import BATCH, VARIED, View, predict
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 
@@ -86,15 +87,44 @@ def test_images_are_left_alone():
     assert torch.equal(some, before)
 
 
-def test_upside_down_is_asked_too_where_there_is_no_up_and_down():
-    """A model that looks at the upper half alone sees the lower half in the flipped view."""
+class Upper(nn.Module):
+    """Sure of the upper half of whatever it is shown, and that the rest is background."""
 
-    class Upper(torch.nn.Module):
-        def forward(self, images):
-            logits = torch.full_like(images[:, :1], -30.0)
-            logits[:, :, : images.shape[2] // 2] = 30.0
-            return logits
+    def __init__(self):
+        super().__init__()
+        self.sides = []
 
-    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    seen = predict(Upper(), images, CPU, upside_down=True)
+    def forward(self, images):
+        self.sides.append(images.shape[-1])
+        logits = torch.full_like(images[:, :1], -30.0)
+        logits[:, :, : images.shape[2] // 2] = 30.0
+        return logits
+
+
+def test_varied_views_come_from_all_sides_where_there_is_no_up_and_down():
+    """A model that sees the upper half of four quarter turns: half of the votes everywhere."""
+    seen = predict(Upper(), images(1, 128), CPU, views=VARIED["any"])
     assert np.allclose(seen, 0.5)
+
+
+def test_upright_images_are_never_turned():
+    """The upper half stays the upper half, but for the seam of the larger views."""
+    (seen,) = predict(Upper(), images(1, 128), CPU, views=VARIED["upright"])[0]
+    assert (seen[:62] > 0.99).all() and (seen[66:] < 0.01).all()
+
+
+@pytest.mark.parametrize(("px", "larger"), [(64, 64), (96, 128), (128, 160), (224, 288)])
+def test_larger_views_have_sides_that_the_network_takes(px, larger):
+    """The multiple of 32 next to a quarter more; at 64 px that is 64 again."""
+    model = Upper()
+    predict(model, images(1, px), CPU, views=VARIED["any"])
+    assert model.sides == [px, px, larger, larger]
+
+
+@pytest.mark.parametrize(
+    "view", [View(turns, mirrored) for turns in range(4) for mirrored in (0, 1)]
+)
+def test_what_a_view_shows_comes_back_to_its_place(view):
+    """Turned and mirrored there, mirrored and turned back."""
+    some = torch.rand(2, 3, 32, 32)
+    assert torch.equal(view.back(view.of(some), 32), some)

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowmine.client.pseudo_labels import (
-    PRIOR,
     Opinions,
     calibrate,
     dice_of,
+    expected_dice,
     features_of,
     fuse,
     gate,
@@ -17,6 +17,7 @@ from knowmine.client.pseudo_labels import (
     select,
     share_to_keep,
     sharpen,
+    slopes,
 )
 from knowmine.shared.protocol import FEATURES, FUSE_WEIGHTS, Calibration
 from knowmine.shared.settings import MiningSettings
@@ -134,9 +135,20 @@ def test_features_are_shares(drawn):
 
 
 def test_features_by_hand():
-    """Four rows and two: Dice 2 * 16 / 48, area ratio one half; 2 * .9 / (.9 + 1) certain."""
+    """Four rows and two: Dice 2 * 16 / 48, area ratio one half. The mix is .95 in two rows, which are
+    cut in, and .45 in two: 2 * 15.2 / (15.2 + 7.2 + 16).
+    """
     (features,) = features_of(opinions([half(0.9)], [half(1.0, top=2)]))
-    assert features == pytest.approx([1, 2 / 3, 0.9, 0.8, 0.5, 1.8 / 1.9])
+    assert features == pytest.approx([1, 2 / 3, 0.9, 0.8, 0.5, 30.4 / 38.4])
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [(half(1.0), 1.0), (half(0.6), 1.2 / 1.6), (half(0.4), 0.0), (NOTHING, 0.0)],
+)
+def test_a_mask_expects_a_dice_of_itself(mask, expected):
+    """2 * 16 * .6 / (16 * .6 + 16); 1 when sure, 0 when nothing is cut in."""
+    assert expected_dice(mask[None]) == pytest.approx([expected])
 
 
 @pytest.mark.parametrize(
@@ -268,9 +280,8 @@ ALIKE = opinions([half(0.9)], [half(1.0)])
 
 
 def test_without_a_probe_the_prior_judges():
-    """Agreement, certainty, SAM's word and its stability, as PRIOR weighs them."""
-    expected = float(features_of(ALIKE)[0] @ PRIOR)
-    assert judge(ALIKE, Calibration(), 0.5) == pytest.approx([expected])
+    """By the Dice that the mixed mask, .95 in four rows, expects of itself."""
+    assert judge(ALIKE, Calibration(), 0.5) == pytest.approx([1.9 / 1.95])
 
 
 def test_the_prior_trusts_agreement():
@@ -293,6 +304,25 @@ def test_the_judge_knows_the_mask_of_each_weight():
     sums = calibrate(many, np.stack([half(1, top=2)] * 200) > 0)
     judged = [judge(many, sums, weight)[0] for weight in (0.0, 1.0)]
     assert judged == pytest.approx([1.0, 2 / 3], abs=0.01)
+
+
+def test_what_never_changes_learns_no_slope():
+    """SAM's word and its stability are the same for all probe images: they keep the prior's slope."""
+    unet = [half(0.6 + 0.04 * i) for i in range(8)]
+    sums = calibrate(opinions(unet, unet), np.stack([half()] * 8) > 0)
+    learnt = dict(zip(FEATURES, slopes(sums, 0.5), strict=True))
+    assert learnt["sam_iou"] == pytest.approx(0, abs=1e-9)
+    assert learnt["sam_stability"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_judge_learns_which_sign_tells():
+    """Masks are as good as SAM says, whatever they expect of themselves: its word gets the slope."""
+    rng = np.random.default_rng(0)
+    truth, worth = np.stack([half()] * 200) > 0, rng.uniform(0.2, 1, 200)
+    masks = [half(0.9, top=1 + int(3 * w)) for w in worth]
+    told = dice_of(np.stack(masks) > 0.5, truth).astype(np.float32)
+    seen = Opinions(np.stack(masks), np.stack(masks), np.ones(200, bool), told, told * 0 + 0.5)
+    assert judge(seen, calibrate(seen, truth), 0.5) == pytest.approx(told, abs=0.03)
 
 
 def test_few_probe_images_move_the_judge_a_little():
