@@ -28,6 +28,7 @@ from knowmine.client.scoring import Scorer
 from knowmine.shared.errors import Refused, WeightsError
 from knowmine.shared.images import read_image
 from knowmine.shared.log import Progress, Silent
+from knowmine.shared.mask_decoder import prefixed, without_prefix
 from knowmine.shared.protocol import PROTOCOL, Hello
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import (
@@ -143,6 +144,7 @@ class Site:
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
         self._tuned: set[int] = set()
+        self._lent: tuple[int, Weights] = (0, {})
 
     @property
     def left_out(self) -> list[str]:
@@ -293,18 +295,34 @@ class Site:
         """Whether there is a decoder that was tuned in `round_` or before, without reading it."""
         return any(n <= round_ for n in self._decoder_rounds())
 
+    def take_decoder(self, decoder: Weights, round_: int) -> None:
+        """The federation's decoder after `round_`: it stands for this site's own of then or before.
+
+        Empty where there is none, or the site needs it no longer.
+        """
+        self._lent = (round_, decoder)
+
+    @property
+    def has_lent_decoder(self) -> bool:
+        """Whether the federation's decoder is here."""
+        return bool(self._lent[1])
+
     def tuned_sam(self, round_: int) -> Tunable | None:
-        """SAM as it was tuned last, in `round_` or before; None if it never was."""
-        on_disk = [n for n in self._decoder_rounds() if n <= round_]
-        if not on_disk:
+        """SAM as it was tuned last, in `round_` or before, here or by the federation; None if never."""
+        own = max((n for n in self._decoder_rounds() if n <= round_), default=0)
+        after, lent = self._lent
+        if lent and own <= after:
+            state: Weights = without_prefix(lent)
+        elif own:
+            state = self._read_decoder(self._decoder_file(own))
+        else:
             return None
-        state = self._read_decoder(self._decoder_file(max(on_disk)))
         decoder = copy.deepcopy(self.sam.mask_decoder)
         put_weights(decoder, state)
         return self.sam.with_decoder(decoder)
 
     def keep_decoder(self, decoder: nn.Module, round_: int) -> None:
-        """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed; it never leaves."""
+        """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed."""
         file, content = self._decoder_file(round_), weights_to_bytes(weights_of(decoder))
         write_atomically(
             file, self.seal.seal("decoder", file.name, content) if self.seal else content
@@ -314,6 +332,12 @@ class Site:
             if self.seal:
                 self.seal.destroy("decoder", old.name)
             old.unlink(missing_ok=True)
+
+    def decoder_to_share(self, round_: int) -> Weights:
+        """SAM's decoder as it was tuned here in this very round; empty if it was not."""
+        if not self.has_tuned(round_):
+            return {}
+        return prefixed(self._read_decoder(self._decoder_file(round_)))
 
     def _read_decoder(self, file: Path) -> Weights:
         """Sealed, or plain as earlier versions and `at_rest.encrypt: false` write it."""
