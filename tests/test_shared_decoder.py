@@ -74,9 +74,9 @@ class Federated:
         self.home, self.plan = home, plan
 
     def run(self, stop=0):
+        by_node = dict(enumerate(self.sites.values(), start=2))
         apps = {
-            node: client_app(lambda _, site=site: SiteWorker(site))
-            for node, site in enumerate(self.sites.values(), start=2)
+            n: client_app(lambda context: SiteWorker(by_node[context.node_id])) for n in by_node
         }
         folder = self.home / "run"
         first = self.sites["porto"].unlabelled.images
