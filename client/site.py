@@ -5,6 +5,7 @@ their turn go; see `Site.rest`.
 """
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +49,8 @@ from knowmine.shared.weights import (
     write_atomically,
 )
 
+ANOTHER_SAM = 0.5
+"""Tuning moves a decoder by a few hundredths of its length; those of two networks are one apart."""
 WITH_TRUTH = ("labelled", "probe")
 """Kinds whose masks are this site's to see."""
 
@@ -308,17 +311,24 @@ class Site:
         return bool(self._lent[1])
 
     def tuned_sam(self, round_: int) -> Tunable | None:
-        """SAM as it was tuned last, in `round_` or before, here or by the federation; None if never."""
+        """SAM as it was tuned last, in `round_` or before, here or by the federation; None if never.
+
+        Raises `Refused` where the federation tuned another SAM than this site's.
+        """
         own = max((n for n in self._decoder_rounds() if n <= round_), default=0)
         after, lent = self._lent
-        if lent and own <= after:
-            state: Weights = without_prefix(lent)
-        elif own:
-            state = self._read_decoder(self._decoder_file(own))
-        else:
+        borrows = bool(lent) and own <= after
+        if not borrows and not own:
             return None
+        state = without_prefix(lent) if borrows else self._read_decoder(self._decoder_file(own))
         decoder = copy.deepcopy(self.sam.mask_decoder)
         put_weights(decoder, state)
+        if borrows and (far := _distance(decoder, self.sam.mask_decoder)) > ANOTHER_SAM:
+            raise Refused(
+                f"the federation's decoder is {far:.2f} of its length away from that of SAM "
+                f"{self.sam.name}; expected at most {ANOTHER_SAM}: it was tuned from another SAM, so "
+                "give all sites the same sam.weights, or set mining.share_decoder to false"
+            )
         return self.sam.with_decoder(decoder)
 
     def keep_decoder(self, decoder: nn.Module, round_: int) -> None:
@@ -387,3 +397,10 @@ class Site:
             truth = torch.from_numpy(loaded.masks)[:, None] == values
         sizes = tuple((int(height), int(width)) for height, width in loaded.sizes)
         return Kind(loaded.cases, images, truth, loaded.digests, sizes)
+
+
+def _distance(module: nn.Module, other: nn.Module) -> float:
+    """How far one module's weights are from another's, as a share of the other's length."""
+    pairs = list(zip(module.parameters(), other.parameters(), strict=True))
+    moved = sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs)
+    return math.sqrt(moved / sum(float(b.detach().square().sum()) for _, b in pairs))

@@ -190,8 +190,8 @@ class MiningSettings(Settings):
         False,
         description="Sites send SAM's mask decoder beside the model when they have tuned it: 16 MB, "
         "always whole, whatever transport.update says. The server averages it by labelled images and "
-        "sends it back, so that a site without labels asks a tuned SAM too. Without tuning it does "
-        "nothing.",
+        "sends it back, so that a site without labels asks a tuned SAM too. All sites need the same "
+        "sam.weights. Without tuning it does nothing.",
     )
     distil_steps: int = Field(
         0,
