@@ -5,7 +5,8 @@ comes next, how many bytes it has and what they mean; a message can only fill th
 refused. Checked on arrival, at either end:
 
  1. a message holds what airlock.proto lists, each once, and nothing besides
- 2. a task or an answer comes first, then the installed model's tensors in its order, all of them
+ 2. a task or an answer comes first, then the installed model's tensors in its order, all of them,
+    and all of SAM's mask decoder where it says so and the plan shares it
  3. each chunk is full, or its tensor's last; none is left over
  4. floats are finite, counters not negative, nothing is absurdly large
  5. each word is of its list, each number in its range, each list of numbers as long as it must be
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 from knowmine.client import airlock_pb2 as pb
 from knowmine.shared.checks import Door
 from knowmine.shared.errors import Refused
+from knowmine.shared.mask_decoder import DECODER, parted
 from knowmine.shared.protocol import (
     FEATURES,
     FUSE_WEIGHTS,
@@ -32,6 +34,7 @@ from knowmine.shared.protocol import (
     Scores,
     TrainTask,
     Update,
+    tensors_of,
 )
 from knowmine.shared.settings import ModelSettings, Plan
 from knowmine.shared.weights import Array, Manifest, Weights, digest_of_manifest
@@ -104,9 +107,11 @@ def pack_task(task: TrainTask | EvaluateTask, manifest: Manifest) -> Iterator[Ta
     calibration = task.calibration if isinstance(task, TrainTask) else Calibration()
     values = {**dict(task.plan), "round": task.round, "rounds": task.rounds}
     del values["model"], values["transport"]  # the one is installed, the other is the courier's
-    _fits(task.weights, manifest, TO_VAULT)
-    heading = _filled(pb.Task, {**values, "calibration": calibration}, TO_VAULT)
-    return _parts(pb.TaskPart(task=heading), task.weights, manifest)
+    values |= {"calibration": calibration, "decoder": bool(task.decoder)}
+    tensors, listed = tensors_of(task), _listed(manifest, task.decoder)
+    _fits(tensors, listed, TO_VAULT)
+    heading = _filled(pb.Task, values, TO_VAULT)
+    return _parts(pb.TaskPart(task=heading), tensors, listed)
 
 
 def unpack_train_task(
@@ -114,9 +119,9 @@ def unpack_train_task(
 ) -> TrainTask:
     """The task to improve; raise `Refused` for anything else."""
     parts = iter(parts)
-    round_, rounds, plan, sums = _unpack_heading(parts, model)
-    weights = _gather(parts, manifest, TO_VAULT)
-    return TrainTask(round_, rounds, plan, weights, sums)
+    round_, rounds, plan, sums, follows = _unpack_heading(parts, model)
+    weights, decoder = parted(_gather(parts, _listed(manifest, follows), TO_VAULT))
+    return TrainTask(round_, rounds, plan, weights, sums, decoder)
 
 
 def unpack_evaluate_task(
@@ -124,27 +129,33 @@ def unpack_evaluate_task(
 ) -> EvaluateTask:
     """The task to score; raise `Refused` for anything else."""
     parts = iter(parts)
-    round_, rounds, plan, _ = _unpack_heading(parts, model)
-    return EvaluateTask(round_, rounds, plan, _gather(parts, manifest, TO_VAULT))
+    round_, rounds, plan, _, follows = _unpack_heading(parts, model)
+    weights, decoder = parted(_gather(parts, _listed(manifest, follows), TO_VAULT))
+    return EvaluateTask(round_, rounds, plan, weights, decoder)
 
 
 def pack_update(update: Update, manifest: Manifest) -> Iterator[UpdatePart]:
     """The parts of an update."""
-    _fits(update.weights, manifest, FROM_VAULT)
-    heading = _filled(pb.Update, vars(update), FROM_VAULT)
-    return _parts(pb.UpdatePart(update=heading), update.weights, manifest)
+    tensors, listed = tensors_of(update), _listed(manifest, update.decoder)
+    _fits(tensors, listed, FROM_VAULT)
+    values = {**vars(update), "decoder": bool(update.decoder)}
+    heading = _filled(pb.Update, values, FROM_VAULT)
+    return _parts(pb.UpdatePart(update=heading), tensors, listed)
 
 
 def unpack_update(parts: Iterable[UpdatePart], manifest: Manifest) -> Update:
-    """The update; raise `Refused` for anything else. `egress` looks at its numbers again."""
+    """The update; raise `Refused` for anything else.
+
+    `egress` looks at its numbers again, and keeps a decoder here that nobody asked for.
+    """
     parts = iter(parts)
     first = next(parts, None)
     if not isinstance(first, pb.UpdatePart) or first.WhichOneof("part") != "update":  # 2
         raise Refused("the vault sent no update first; expected its counts, then its tensors")
     values = _values(first.update, FROM_VAULT)
-    mined = Mined(**values.pop("mined"))
-    weights = _gather(parts, manifest, FROM_VAULT)
-    return Update(weights=weights, mined=mined, **values)
+    mined, follows = Mined(**values.pop("mined")), values.pop("decoder")
+    weights, decoder = parted(_gather(parts, _listed(manifest, follows), FROM_VAULT))
+    return Update(weights=weights, mined=mined, decoder=decoder, **values)
 
 
 def pack_scores(scores: Scores) -> pb.Scores:
@@ -218,12 +229,12 @@ def _varint(number: int) -> bytes:
 
 def _unpack_heading(
     parts: Iterator[TaskPart], model: ModelSettings
-) -> tuple[int, int, Plan, Calibration]:
+) -> tuple[int, int, Plan, Calibration, bool]:
     first = next(parts, None)
     if not isinstance(first, pb.TaskPart) or first.WhichOneof("part") != "task":  # 2
         raise Refused("the vault was sent no task first; expected the task, then its tensors")
     values = _values(first.task, TO_VAULT)
-    sums = _calibration(values.pop("calibration"), TO_VAULT)
+    sums, decoder = _calibration(values.pop("calibration"), TO_VAULT), values.pop("decoder")
     rounds = TO_VAULT.count("rounds", values.pop("rounds"), low=1, high=MAX_ROUNDS)  # 6
     round_ = TO_VAULT.count("round", values.pop("round"), low=1, high=rounds)
     TO_VAULT.count("training.steps", values["training"]["steps"], low=1, high=MAX_STEPS)
@@ -233,7 +244,9 @@ def _unpack_heading(
         first_error = error.errors()[0]
         key = ".".join(map(str, first_error["loc"]))
         raise Refused(f"the vault was sent a round's `{key}`: {first_error['msg']}") from None
-    return round_, rounds, plan, sums
+    if decoder and not plan.shares_decoder:  # 2
+        raise Refused("the vault was sent SAM's decoder by a plan that shares none")
+    return round_, rounds, plan, sums, decoder
 
 
 def _calibration(values: dict[str, Any], door: Door) -> Calibration:
@@ -253,6 +266,11 @@ def _calibration(values: dict[str, Any], door: Door) -> Calibration:
         elif values[key]:
             raise Refused(f"{door.who} calibration.{key} of no images; expected no numbers")
     return Calibration(**values)
+
+
+def _listed(manifest: Manifest, decoder: object) -> Manifest:
+    """The tensors that come: the installed model's, and SAM's mask decoder's if there is one."""
+    return {**manifest, **DECODER} if decoder else manifest
 
 
 def _fits(weights: Weights, manifest: Manifest, door: Door) -> None:

@@ -114,7 +114,7 @@ class TaskPart(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., weights: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("round", "rounds", "method", "seed", "training", "mining", "calibration")
+    __slots__ = ("round", "rounds", "method", "seed", "training", "mining", "calibration", "decoder")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class Task(_message.Message):
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     MINING_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    DECODER_FIELD_NUMBER: _ClassVar[int]
     round: int
     rounds: int
     method: Method
@@ -129,7 +130,8 @@ class Task(_message.Message):
     training: Training
     mining: Mining
     calibration: Calibration
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., method: _Optional[_Union[Method, str]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., mining: _Optional[_Union[Mining, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
+    decoder: bool
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., method: _Optional[_Union[Method, str]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., mining: _Optional[_Union[Mining, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., decoder: bool = ...) -> None: ...
 
 class Training(_message.Message):
     __slots__ = ("steps", "batch", "learning_rate", "weight_decay", "fedprox", "batch_norm", "orientation", "decay")
@@ -152,7 +154,7 @@ class Training(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ..., decay: _Optional[_Union[Decay, str]] = ...) -> None: ...
 
 class Mining(_message.Message):
-    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts", "varied_views")
+    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts", "share_decoder", "varied_views")
     WARMUP_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +180,7 @@ class Mining(_message.Message):
     DISTIL_STEPS_FIELD_NUMBER: _ClassVar[int]
     SAM_FIELD_NUMBER: _ClassVar[int]
     DENSE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_DECODER_FIELD_NUMBER: _ClassVar[int]
     VARIED_VIEWS_FIELD_NUMBER: _ClassVar[int]
     warmup_rounds: int
     images: int
@@ -204,8 +207,9 @@ class Mining(_message.Message):
     distil_steps: int
     sam: AskSam
     dense_prompts: bool
+    share_decoder: bool
     varied_views: bool
-    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ..., varied_views: bool = ...) -> None: ...
+    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ..., share_decoder: bool = ..., varied_views: bool = ...) -> None: ...
 
 class Introduction(_message.Message):
     __slots__ = ("protocol", "model_fingerprint", "labelled", "unlabelled", "probe", "test", "isolation")
@@ -244,20 +248,22 @@ class UpdatePart(_message.Message):
     def __init__(self, update: _Optional[_Union[Update, _Mapping]] = ..., weights: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("round", "labelled", "pseudo_labelled", "loss", "seconds", "mined")
+    __slots__ = ("round", "labelled", "pseudo_labelled", "loss", "seconds", "mined", "decoder")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     LABELLED_FIELD_NUMBER: _ClassVar[int]
     PSEUDO_LABELLED_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     MINED_FIELD_NUMBER: _ClassVar[int]
+    DECODER_FIELD_NUMBER: _ClassVar[int]
     round: int
     labelled: int
     pseudo_labelled: int
     loss: float
     seconds: float
     mined: Mined
-    def __init__(self, round: _Optional[int] = ..., labelled: _Optional[int] = ..., pseudo_labelled: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., mined: _Optional[_Union[Mined, _Mapping]] = ...) -> None: ...
+    decoder: bool
+    def __init__(self, round: _Optional[int] = ..., labelled: _Optional[int] = ..., pseudo_labelled: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., mined: _Optional[_Union[Mined, _Mapping]] = ..., decoder: bool = ...) -> None: ...
 
 class Mined(_message.Message):
     __slots__ = ("kept", "dropped", "empty", "gate", "fuse_weight", "mean_agreement", "mean_quality")

@@ -76,8 +76,9 @@ def screen(summary: Mapping[str, Any]) -> str:
             f"In all {left['updates']} updates of {left['updates_allowed']} allowed, and "
             f"{left['bytes'] / 1e6:.2f} MB of {left['bytes_allowed'] / 1e6:.0f} MB."
         ),
-        "An update is the model's tensors, counts and means; scores and introductions are counts,",
-        "sums and the site's name. Nothing else passes this door.",
+        "An update is the model's tensors, SAM's tuned decoder where the run shares it, counts and",
+        "means; scores and introductions are counts, sums and the site's name. Nothing else passes",
+        "this door.",
         (
             f"Refused at the door: {refused or 'nothing'}. Policy {policy['digest'][:16]}, approval "
             f"{policy['approval']}."

@@ -1,12 +1,15 @@
 """Let nothing leave a site but the model's weights and a few counts and means.
 
+Where the run's plan shares it, SAM's tuned mask decoder is weights too, under the same checks.
+
 `release` is the one door, in a simulation, under `flwr run` and in a hospital's courier: every
 reply passes it, and what fails a check stays here. The reply that leaves is built anew from the
 fields named below, so nothing rides along.
 
 What it may be:
  1. it is an `Update`, `Scores` or `Hello`, and no subclass of them
- 2. its tensors are exactly the installed model's, by name, in the model's order
+ 2. its tensors are exactly the installed model's, by name, in the model's order; beside them SAM's
+    mask decoder's or none, and none where the run's plan shares none
  3. each has the model's shape
  4. each has the model's dtype
  5. floats are finite
@@ -23,7 +26,8 @@ What the site's policy says of it (client/policy.py; its defaults are the looses
 13. the time of day is one in which something may leave
 14. the installed model is one that may be trained here
 15. trained weights moved no farther from those that were sent than `max_update_norm` together
-    and `max_change` each, and counters by no more than a round can count
+    and `max_change` each, and counters by no more than a round can count; SAM's decoder likewise
+    from the federation's, once there is one
 16. numbers about fewer than `min_cases` cases are left out
 17. the question was not answered before, unless by this very answer
 18. rounds and bytes are within their budgets
@@ -56,6 +60,7 @@ from knowmine.client.questions import (
 )
 from knowmine.shared.checks import Door, shown
 from knowmine.shared.errors import EgressRefused
+from knowmine.shared.mask_decoder import DECODER
 from knowmine.shared.protocol import (
     FUSE_WEIGHTS,
     GATES,
@@ -88,10 +93,10 @@ def release(
     """Give `reply` back as it may leave; raise `EgressRefused` where it may not.
 
     manifest: of the model that is installed here, never one that came with a task.
-    asked: without it the checks 11, 12, 15 and 17 have nothing to go by; whoever has a network
-    has a question.
+    asked: without it the checks 11, 12, 15 and 17 have nothing to go by, and no decoder leaves;
+    whoever has a network has a question.
     """
-    plain = _plain(reply, manifest)
+    plain = _plain(reply, manifest, shares_decoder=asked is not None and asked.shares_decoder)
     check_question(asked, manifest, policy=policy, past=past, now=now)  # 12, 13, 14
     if asked:
         check_answer(plain, asked)  # 11
@@ -103,9 +108,9 @@ def release(
 # ------------------------------------------------------------ 1 to 10: what it may be
 
 
-def _plain(reply: R, manifest: Manifest) -> R:
+def _plain(reply: R, manifest: Manifest, shares_decoder: bool) -> R:
     if type(reply) is Update:  # 1
-        return _update(reply, manifest)
+        return _update(reply, manifest, shares_decoder)
     if type(reply) is Scores:
         return _scores(reply)
     if type(reply) is Hello:
@@ -115,7 +120,8 @@ def _plain(reply: R, manifest: Manifest) -> R:
     )
 
 
-def _update(update: Update, manifest: Manifest) -> Update:
+def _update(update: Update, manifest: Manifest, shares_decoder: bool) -> Update:
+    decoder = _DOOR.decoder(update.decoder, asked=shares_decoder)  # 2
     return Update(
         round=_DOOR.count("round", update.round),
         weights=_weights(update.weights, manifest),
@@ -124,6 +130,7 @@ def _update(update: Update, manifest: Manifest) -> Update:
         loss=_number("loss", update.loss),  # 9
         seconds=_number("seconds", update.seconds),
         mined=_mined(update.mined),
+        decoder=_weights(update.decoder, decoder),
     )
 
 
@@ -235,8 +242,12 @@ def _limited_update(
             "the weights that it was made from beside them",
             "say what was asked: release(..., asked=...)",
         )
-    check_sent(Door("the server sent", EgressRefused), asked.weights, manifest)
+    server = Door("the server sent", EgressRefused)
+    check_sent(server, asked.weights, manifest)
     norm, change = policy.max_update_norm, policy.max_change
     check_move(_DOOR, update.weights, asked.weights, max_norm=norm, max_change=change)
+    if asked.decoder and update.decoder:
+        check_sent(server, asked.decoder, DECODER)
+        check_move(_DOOR, update.decoder, asked.decoder, max_norm=norm, max_change=change)
     sent = {name: asked.weights[name] for name in manifest}
     return suppress_update(update, policy.min_cases, sent)

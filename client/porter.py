@@ -23,6 +23,7 @@ from knowmine.client.policy import LOOSEST, Policy
 from knowmine.client.questions import (
     NOTHING,
     Asked,
+    Kind,
     Past,
     check_question,
     size_of,
@@ -30,7 +31,7 @@ from knowmine.client.questions import (
 from knowmine.client.receipts import Receipt
 from knowmine.shared.countersign import Confirmation, Head, digest_of_reply
 from knowmine.shared.errors import EgressRefused, Refused, reason_of
-from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
+from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update, tensors_of
 from knowmine.shared.weights import Manifest, bytes_of, digest_of, digest_of_manifest
 
 R = TypeVar("R", Update, Scores, Hello)
@@ -61,8 +62,9 @@ class Porter:
         """
         asked = asked_by(task, run)
         kind = _QUESTION[asked.answer]
-        digest = digest_of(asked.weights) if asked.weights and self.chain else ""
-        size = bytes_of(asked.weights) if asked.weights else 0
+        came = {} if task is None else tensors_of(task)
+        digest = digest_of(came) if came and self.chain else ""
+        size = bytes_of(came)
         self._note(kind, "in", asked, manifest, digest=digest, size=size)
         try:
             check_question(asked, manifest, policy=self.policy, past=self._past())
@@ -182,9 +184,9 @@ def asked_by(task: TrainTask | EvaluateTask | None, run: str) -> Asked:
     """A task as the question that it asks."""
     if task is None:
         return Asked("hello", run)
-    if isinstance(task, TrainTask):
-        return Asked("update", run, task.round, task.rounds, task.weights)
-    return Asked("scores", run, task.round, task.rounds, task.weights)
+    kind: Kind = "update" if isinstance(task, TrainTask) else "scores"
+    shares = task.plan.shares_decoder
+    return Asked(kind, run, task.round, task.rounds, task.weights, shares, task.decoder)
 
 
 def facts_of(
@@ -192,10 +194,12 @@ def facts_of(
 ) -> dict[str, str]:
     """What would leave, in words and numbers, for a person who decides."""
     move = move_of(update.weights, asked.weights or {})
-    mined = update.mined
+    mined, decoder = update.mined, update.decoder
+    beside = f"{len(decoder)} tensors, {bytes_of(decoder):,} bytes" if decoder else ""
     return {
         "run and round": f"run {asked.run}, round {asked.round} of {asked.rounds}",
         "weights": f"{len(update.weights)} tensors, {bytes_of(update.weights):,} bytes",
+        **({"SAM's tuned decoder": beside} if beside else {}),
         "how far they moved": f"norm {move.norm:.4g} (allowed {policy.max_update_norm:g}); at most "
         f"{move.largest:.4g} in one weight (allowed {policy.max_change:g}), in {move.where or '-'}",
         "images trained on": f"{update.labelled} labelled, {update.pseudo_labelled} pseudo-labelled",

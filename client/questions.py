@@ -13,7 +13,7 @@ from knowmine.client.policy import LOOSEST, Policy
 from knowmine.shared.checks import Door
 from knowmine.shared.countersign import Answer, digest_of_reply, numbers_of
 from knowmine.shared.errors import EgressRefused
-from knowmine.shared.protocol import Hello, Scores, Update
+from knowmine.shared.protocol import Hello, Scores, Update, tensors_of
 from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest
 
 Kind = Literal["hello", "update", "scores"]
@@ -27,7 +27,8 @@ class Asked:
     """The question that a reply answers.
 
     answer: what kind of reply it asks for. run: names the run for this site. weights: those that
-    came with the question, without which an update cannot be held against them.
+    came with the question, without which an update cannot be held against them. shares_decoder:
+    whether SAM's decoder may leave beside an update. decoder: the one that came, if any.
     """
 
     answer: Kind
@@ -35,6 +36,8 @@ class Asked:
     round: int = 0
     rounds: int = 0
     weights: Weights | None = None
+    shares_decoder: bool = False
+    decoder: Weights = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def check_question(
 
 def size_of(reply: Answer) -> int:
     """Bytes of a reply: its tensors, 8 for each number, and its texts."""
-    return (bytes_of(reply.weights) if isinstance(reply, Update) else 0) + _size(numbers_of(reply))
+    tensors = bytes_of(tensors_of(reply)) if isinstance(reply, Update) else 0
+    return tensors + _size(numbers_of(reply))
 
 
 def check_answer(reply: Answer, asked: Asked) -> None:

@@ -16,6 +16,7 @@ from knowmine.client.worker import Remembering, SiteWorker, Worker
 from knowmine.shared.certificates import warning_of_expiry
 from knowmine.shared.lock import FolderLock
 from knowmine.shared.log import RunLog, Telling, open_log
+from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.weights import bytes_of_manifest
 
 
@@ -85,13 +86,16 @@ class Resident:
 
     @cached_property
     def _bytes_to_expect(self) -> int:
-        """Of weights, by what is installed here: the site is not opened for it."""
+        """Of weights, by what is installed here, and of a SAM decoder, which a plan may share.
+
+        The site is not opened for it.
+        """
         if self._weights_bytes is not None:
             return self._weights_bytes
         # Imported late: it brings torch, which a process does without whose model is another.
         from knowmine.client.asking import installed_manifest
 
-        return bytes_of_manifest(installed_manifest(self._settings.model))
+        return bytes_of_manifest(installed_manifest(self._settings.model)) + DECODER_BYTES
 
     @cached_property
     def _worker(self) -> Worker:

@@ -74,7 +74,12 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     site.to_mine, site.reviewed = after_review(site.unlabelled, site.folder)
     labelled = labels_of(site, plan, task.round, task.rounds)
     mining = mines(plan, task.round, task.rounds)
+    site.take_decoder(task.decoder, task.round - 1)
+    if plan.shares_decoder and not site.was_tuned(task.round - 1):
+        # Before any site mines, so that those without labels have a tuned SAM by then.
+        tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
     pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
+    site.take_decoder({}, 0)
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
     seed = draw(plan.seed, "train", site.name, task.round)
@@ -95,6 +100,7 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
         loss=loss,
         seconds=time.monotonic() - started,
         mined=mined,
+        decoder=site.decoder_to_share(task.round) if plan.shares_decoder else {},
     )
 
 
@@ -183,6 +189,9 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
 
     # Only what the model has not been trained on can judge it, and only mining rounds ask.
     judged = probe_apart(plan, task.round, task.rounds)
+    site.take_decoder(task.decoder, task.round)
+    calibration = probe(site, plan, task.round) if judged else Calibration()
+    site.take_decoder({}, 0)
 
     def total(key: str) -> float:
         return float(sum(score[key] for score in scores.values()))
@@ -193,7 +202,7 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
         dice=total("dice"),
         iou=total("iou"),
         hd95=total("hd95"),
-        calibration=probe(site, plan, task.round) if judged else Calibration(),
+        calibration=calibration,
     )
 
 
@@ -221,9 +230,8 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        verdict = verdict_on_sam(
-            plan, task.calibration, tuned=site.was_tuned(task.round), own=len(site.probe)
-        )
+        tuned = site.was_tuned(task.round) or site.has_lent_decoder
+        verdict = verdict_on_sam(plan, task.calibration, tuned=tuned, own=len(site.probe))
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
             labels = sharpen(labels)
@@ -251,8 +259,8 @@ def verdict_on_sam(plan: Plan, sums: Calibration, *, tuned: bool, own: int) -> V
     """Step 7: the gate's word on SAM, or what the plan says in its place.
 
     own: this site's probe images; where they are too few to judge, `sums` are the federation's,
-    and the word is "borrowed". A site without labels has a frozen SAM, and borrows sums that others
-    made with tuned ones: they say nothing of it.
+    and the word is "borrowed". A site without labels has a frozen SAM, unless the federation shares
+    its decoder, and would borrow sums that others made with tuned ones: they say nothing of it.
     """
     if plan.mining.sam == "always":
         return Verdict("unused", 0.5)
@@ -316,7 +324,8 @@ def probe(site: Site, plan: Plan, round_: int) -> Calibration:
     """How good pseudo-labels made with the loaded model are where this site knows the truth."""
     if not len(site.probe):
         return Calibration()
-    tune_sam(site, plan, round_, [site.labelled])
+    if not site.has_lent_decoder:  # that one is judged, and it has learnt from all sites' labels
+        tune_sam(site, plan, round_, [site.labelled])
     return calibrate(consult(site, site.probe, plan, round_), site.probe.truth.numpy())
 
 

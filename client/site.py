@@ -5,6 +5,7 @@ their turn go; see `Site.rest`.
 """
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from knowmine.client.scoring import Scorer
 from knowmine.shared.errors import Refused, WeightsError
 from knowmine.shared.images import read_image
 from knowmine.shared.log import Progress, Silent
+from knowmine.shared.mask_decoder import prefixed, without_prefix
 from knowmine.shared.protocol import PROTOCOL, Hello
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import (
@@ -47,6 +49,8 @@ from knowmine.shared.weights import (
     write_atomically,
 )
 
+ANOTHER_SAM = 0.5
+"""Tuning moves a decoder by a few hundredths of its length; those of two networks are one apart."""
 WITH_TRUTH = ("labelled", "probe")
 """Kinds whose masks are this site's to see."""
 
@@ -143,6 +147,7 @@ class Site:
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
         self._tuned: set[int] = set()
+        self._lent: tuple[int, Weights] = (0, {})
 
     @property
     def left_out(self) -> list[str]:
@@ -293,18 +298,41 @@ class Site:
         """Whether there is a decoder that was tuned in `round_` or before, without reading it."""
         return any(n <= round_ for n in self._decoder_rounds())
 
+    def take_decoder(self, decoder: Weights, round_: int) -> None:
+        """The federation's decoder after `round_`: it stands for this site's own of then or before.
+
+        Empty where there is none, or the site needs it no longer.
+        """
+        self._lent = (round_, decoder)
+
+    @property
+    def has_lent_decoder(self) -> bool:
+        """Whether the federation's decoder is here."""
+        return bool(self._lent[1])
+
     def tuned_sam(self, round_: int) -> Tunable | None:
-        """SAM as it was tuned last, in `round_` or before; None if it never was."""
-        on_disk = [n for n in self._decoder_rounds() if n <= round_]
-        if not on_disk:
+        """SAM as it was tuned last, in `round_` or before, here or by the federation; None if never.
+
+        Raises `Refused` where the federation tuned another SAM than this site's.
+        """
+        own = max((n for n in self._decoder_rounds() if n <= round_), default=0)
+        after, lent = self._lent
+        borrows = bool(lent) and own <= after
+        if not borrows and not own:
             return None
-        state = self._read_decoder(self._decoder_file(max(on_disk)))
+        state = without_prefix(lent) if borrows else self._read_decoder(self._decoder_file(own))
         decoder = copy.deepcopy(self.sam.mask_decoder)
         put_weights(decoder, state)
+        if borrows and (far := _distance(decoder, self.sam.mask_decoder)) > ANOTHER_SAM:
+            raise Refused(
+                f"the federation's decoder is {far:.2f} of its length away from that of SAM "
+                f"{self.sam.name}; expected at most {ANOTHER_SAM}: it was tuned from another SAM, so "
+                "give all sites the same sam.weights, or set mining.share_decoder to false"
+            )
         return self.sam.with_decoder(decoder)
 
     def keep_decoder(self, decoder: nn.Module, round_: int) -> None:
-        """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed; it never leaves."""
+        """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed."""
         file, content = self._decoder_file(round_), weights_to_bytes(weights_of(decoder))
         write_atomically(
             file, self.seal.seal("decoder", file.name, content) if self.seal else content
@@ -314,6 +342,12 @@ class Site:
             if self.seal:
                 self.seal.destroy("decoder", old.name)
             old.unlink(missing_ok=True)
+
+    def decoder_to_share(self, round_: int) -> Weights:
+        """SAM's decoder as it was tuned here in this very round; empty if it was not."""
+        if not self.has_tuned(round_):
+            return {}
+        return prefixed(self._read_decoder(self._decoder_file(round_)))
 
     def _read_decoder(self, file: Path) -> Weights:
         """Sealed, or plain as earlier versions and `at_rest.encrypt: false` write it."""
@@ -363,3 +397,10 @@ class Site:
             truth = torch.from_numpy(loaded.masks)[:, None] == values
         sizes = tuple((int(height), int(width)) for height, width in loaded.sizes)
         return Kind(loaded.cases, images, truth, loaded.digests, sizes)
+
+
+def _distance(module: nn.Module, other: nn.Module) -> float:
+    """How far one module's weights are from another's, as a share of the other's length."""
+    pairs = list(zip(module.parameters(), other.parameters(), strict=True))
+    moved = sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs)
+    return math.sqrt(moved / sum(float(b.detach().square().sum()) for _, b in pairs))

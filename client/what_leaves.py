@@ -32,6 +32,7 @@ from knowmine.shared.changes import Form, pack_change
 from knowmine.shared.countersign import Head
 from knowmine.shared.errors import KnowmineError, RunFailed
 from knowmine.shared.log import Progress, Silent
+from knowmine.shared.mask_decoder import DECODER, DECODER_BYTES
 from knowmine.shared.protocol import EvaluateTask, TrainTask
 from knowmine.shared.settings import Plan, TrainingSettings
 from knowmine.shared.unetplusplus import build_model, put_weights, weights_of
@@ -90,6 +91,7 @@ def _looked_at(
         packed = pack_change(update.weights, before, form, {}, seed=0)
         held = contents(beside_head(wire.pack_reply(update, packed.data)))
         yield _listed_change(form, held)
+    yield _listed_decoder()
     yield _listed("scores", contents(beside_head(wire.pack_reply(scores))))
     yield _membership(site, before, update.weights)
     yield _inversion(site, settings, before, steps, progress)
@@ -148,6 +150,21 @@ def _listed_change(form: str, held: dict[str, Any]) -> Finding:
         f"and the same {len(held['numbers'])} numbers"
     )
     return Finding("leaves", "note", what, facts={"kind": "update", "form": form, **held})
+
+
+def _listed_decoder() -> Finding:
+    """What goes beside an update, where the run's plan shares it; this pretend round tunes none."""
+    tensors = [
+        {"name": name, "shape": list(spec.shape), "dtype": spec.dtype}
+        for name, spec in DECODER.items()
+    ]
+    what = (
+        "beside the update of a round that tuned SAM, where the plan says mining.share_decoder: "
+        f"{len(tensors)} tensors of its mask decoder ({DECODER_BYTES} bytes), on which no attack "
+        "is tried here"
+    )
+    facts = {"kind": "decoder", "tensors": tensors, "bytes": DECODER_BYTES}
+    return Finding("leaves", "note", what, facts=facts)
 
 
 def _membership(site: Site, before: Weights, after: Weights) -> Finding:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from knowmine.shared.errors import WeightsError
+from knowmine.shared.mask_decoder import parted
 from knowmine.shared.protocol import (
     Calibration,
     EvaluateTask,
@@ -17,6 +18,7 @@ from knowmine.shared.protocol import (
     TrainTask,
     Update,
     calibration_of,
+    tensors_of,
 )
 from knowmine.shared.weights import (
     Manifest,
@@ -99,16 +101,17 @@ class Remembering:
         """The update that was made for this very task, or a new one."""
         path = self._folder / f"update-{_digest(task)}.safetensors"
         try:
-            weights, notes = load_weights(path), json.loads(load_notes(path)["update"])
+            weights, decoder = parted(load_weights(path))
+            notes = json.loads(load_notes(path)["update"])
             mined = Mined(**notes.pop("mined"))
-            return Update(weights=weights, mined=mined, **notes)
+            return Update(weights=weights, mined=mined, decoder=decoder, **notes)
         except (WeightsError, KeyError, TypeError, ValueError):
             pass  # not there, or not whole: work it out
         update = self._worker.improve(task)
         fields = {**update.__dict__, "mined": asdict(update.mined)}
-        del fields["weights"]
+        del fields["weights"], fields["decoder"]
         with suppress(OSError):  # a full disk: the answer is worth more than its copy
-            save_weights(path, update.weights, {"update": json.dumps(fields)})
+            save_weights(path, tensors_of(update), {"update": json.dumps(fields)})
             self._forget("update-*", path)
         return update
 
@@ -142,6 +145,6 @@ def _digest(task: TrainTask | EvaluateTask) -> str:
         str(task.rounds),
         task.plan.model_dump_json(),
         json.dumps(asdict(sums)),
-        digest_of(task.weights),
+        digest_of(tensors_of(task)),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

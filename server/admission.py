@@ -5,7 +5,8 @@ site, what it sent and what was expected; the round goes on with the other sites
 
 An update (`admit`):
  1. it is an update of this round
- 2. its tensors are exactly the model's, by name
+ 2. its tensors are exactly the model's, by name; beside them SAM's mask decoder's or none, and
+    none where the plan shares none
  3. each has the model's shape
  4. each has the model's dtype
  5. floats are finite
@@ -39,7 +40,7 @@ from knowmine.shared.protocol import (
     Scores,
     Update,
 )
-from knowmine.shared.weights import Manifest
+from knowmine.shared.weights import Array, Manifest
 
 MAX_LOSS = 1e6
 MAX_SECONDS = 1e7
@@ -51,31 +52,32 @@ SITE_NAME = r"[a-z0-9-]{1,40}"
 
 
 def admit(
-    update: Update, *, site: str, round: int, manifest: Manifest, max_images: int = MAX_IMAGES
+    update: Update,
+    *,
+    site: str,
+    round: int,
+    manifest: Manifest,
+    max_images: int = MAX_IMAGES,
+    shares_decoder: bool = False,
 ) -> Update:
     """Give `update` back, its numbers plain, if it can be averaged; else raise `UpdateRefused`.
 
-    manifest: of the global model that the site was sent.
+    manifest: of the global model that the site was sent. shares_decoder: whether the plan lets SAM's
+    decoder come beside it.
     """
     door = Door(f"site {site!r} sent", UpdateRefused)
     door.kind(update, Update)
     _same_round(door, update.round, round)  # 1
-    door.names(update.weights, manifest)  # 2
-    for name, spec in manifest.items():
-        array = update.weights[name]
-        door.shape(name, array, spec)  # 3
-        door.dtype(name, array, spec)  # 4
-        door.finite(name, array)  # 5
-        door.counters(name, array)  # 6
-        door.bounded(name, array)  # 7
+    decoder = door.decoder(update.decoder, asked=shares_decoder)  # 2
     return Update(
         round=round,
-        weights={name: update.weights[name] for name in manifest},
+        weights=_tensors(door, update.weights, manifest),
         labelled=door.count("labelled", update.labelled, high=max_images),  # 8
         pseudo_labelled=door.count("pseudo_labelled", update.pseudo_labelled, high=max_images),
         loss=door.number("loss", update.loss, low=0, high=MAX_LOSS),  # 9
         seconds=door.number("seconds", update.seconds, low=0, high=MAX_SECONDS),
         mined=_mined(door, update.mined, max_images),  # 10
+        decoder=_tensors(door, update.decoder, decoder),
     )
 
 
@@ -126,6 +128,18 @@ def _same_round(door: Door, seen: Any, expected: int) -> None:
     if door.count("round", seen) != expected:
         repair = "it answers late or twice; it can take part in the next round"
         raise door.refuse("round", shown(seen), f"round {expected}", repair)
+
+
+def _tensors(door: Door, tensors: Any, manifest: Manifest) -> dict[str, Array]:
+    door.names(tensors, manifest)  # 2
+    for name, spec in manifest.items():
+        array = tensors[name]
+        door.shape(name, array, spec)  # 3
+        door.dtype(name, array, spec)  # 4
+        door.finite(name, array)  # 5
+        door.counters(name, array)  # 6
+        door.bounded(name, array)  # 7
+    return {name: tensors[name] for name in manifest}
 
 
 def _mined(door: Door, mined: Mined, max_images: int) -> Mined:

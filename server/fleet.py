@@ -35,7 +35,7 @@ from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.flower_objects import SMALL_BYTES, read_message
 from knowmine.shared.log import RunLog
 from knowmine.shared.protocol import PROTOCOL
-from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME
+from knowmine.shared.wire import CERTIFICATE_PATH, CHECK_PATH, RUN_NAME, room_for_decoder
 
 # flower_objects has told Flower to phone nobody; only now may Flower be imported.
 from flwr.app import Error, Message, Metadata, RecordDict  # isort: skip
@@ -397,7 +397,7 @@ class FleetGrid(HttpGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put messages into the sites' mailboxes and wake them."""
         messages = list(messages)
-        held = [_size(message.content) for message in messages if message.has_content()]
+        held = [_room_for(message.content) for message in messages if message.has_content()]
         self._fleet.uploads.room = max(held, default=0) + SMALL_BYTES
         pushed = super().push_messages(messages)
         self._fleet.ring()
@@ -462,8 +462,10 @@ class FleetGrid(HttpGrid):
             self._fleet.news.clear()
 
 
-def _size(content: RecordDict) -> int:
-    return sum(record.count_bytes() for record in content.values())
+def _room_for(content: RecordDict) -> int:
+    """What the answer to this question may bring: as much as it, and SAM's decoder if it asks for it."""
+    asked = sum(record.count_bytes() for record in content.values())
+    return asked + room_for_decoder(content)
 
 
 def _unreadable(question: str, reason: str) -> Message:

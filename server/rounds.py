@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from knowmine.server.admission import admit, admit_hello, admit_scores
 from knowmine.server.aggregation import update_weight
+from knowmine.server.decoder import SharedDecoder
 from knowmine.server.journal import Journal
 from knowmine.server.optimiser import ServerOptimiser
 from knowmine.server.robust import aggregate_by
@@ -118,6 +119,7 @@ def run_rounds(
     optimiser.restore(state.optimiser_state)
     manifest = manifest_of(weights)
     calibrations, round_ = _calibrations_in(state.record), state.round + 1
+    decoder = SharedDecoder.of_record(state.decoder and sites.hold(state.decoder), state.record)
     del state  # its weights are held in another form now
     known, attempt = Known(), 0
 
@@ -135,23 +137,25 @@ def run_rounds(
 
         # ── ask, admit, aggregate ──────────────────────────────────────────────────────────────
         tasks = {
-            name: TrainTask(round_, settings.rounds, plan, weights, lent)
+            name: TrainTask(round_, settings.rounds, plan, weights, lent, decoder.weights)
             for name, lent in borrow(calibrations, roster, plan).items()
         }
         mean = aggregate_by(settings.aggregation, weights, journal.folder)
+        decoder.begin(settings.aggregation, journal.folder)
         record = RoundRecord(round_)
         for name, reply in sites.train(tasks):
             try:
                 if isinstance(reply, KnowmineError):
                     raise reply
-                update = _admitted(reply, roster[name], round_, manifest)
+                update = _admitted(reply, roster[name], round_, manifest, plan)
             except KnowmineError as refusal:
                 record.refused[name] = str(refusal)
                 log.event("refused", level="warning", round=round_, site=name, reason=str(refusal))
                 continue
             mean.add(update.weights, update_weight(update, plan.mining.count_weight))
+            decoder.add(name, update)
             record.take(name, update)
-            record.bytes_up += sent_bytes_of(reply.weights)
+            record.bytes_up += sent_bytes_of(reply.weights) + bytes_of(update.decoder)
             log.event("update", round=round_, site=name, **record.updates[name])
             del reply, update  # one update in memory at a time, whatever the number of sites
         if lack := _lacking(record, roster, settings.quorum, attendance.minimum):
@@ -163,12 +167,19 @@ def run_rounds(
         attempt = 0
         # Every site gets the weights twice: to improve them, and to score what became of them.
         record.bytes_down = bytes_of(weights) * (len(tasks) + len(roster))
+        record.bytes_down += bytes_of(decoder.weights) * len(tasks)
         if mean.sites:
             weights = sites.hold(optimiser.step(weights, mean.result()))
+        decoder.settle(sites.hold)
         del tasks, mean  # they hold the weights before, and these twice
 
         # ── evaluate ───────────────────────────────────────────────────────────────────────────
-        questions = {name: EvaluateTask(round_, settings.rounds, plan, weights) for name in roster}
+        # Sites ask SAM when they score in probe rounds alone.
+        judged = decoder.weights if round_ <= plan.mining.probe_rounds else {}
+        questions = {
+            name: EvaluateTask(round_, settings.rounds, plan, weights, judged) for name in roster
+        }
+        record.bytes_down += bytes_of(judged) * len(roster)
         for name, answer in sites.evaluate(questions):
             try:
                 scores = _believed(answer, name, round_)
@@ -183,8 +194,8 @@ def run_rounds(
         # ── record ─────────────────────────────────────────────────────────────────────────────
         record.seconds = time.monotonic() - started
         record.heads = {name: head for name, head in sites.heads().items() if name in roster}
-        written = record.as_json(calibrations)
-        journal.commit_round(written, weights, optimiser.state())
+        written = record.as_json(calibrations) | decoder.as_json()
+        journal.commit_round(written, weights, optimiser.state(), decoder.weights)
         log.event("round", **{k: v for k, v in written.items() if k != "calibration"})
         watch.round_done(written)
         round_ += 1
@@ -329,6 +340,7 @@ class _State:
     round: int
     weights: Weights
     optimiser_state: Weights
+    decoder: Weights
     record: Mapping[str, Any]
 
 
@@ -338,17 +350,23 @@ def _begin(journal: Journal, initial: Callable[[], Weights]) -> _State:
     if last is None:
         weights = initial()
         journal.commit_initial(weights)
-        return _State(0, weights, {}, {})
-    return _State(
-        last.round, last.weights, last.optimiser_state, last.records[-1] if last.records else {}
-    )
+        return _State(0, weights, {}, {}, {})
+    record = last.records[-1] if last.records else {}
+    return _State(last.round, last.weights, last.optimiser_state, last.decoder, record)
 
 
-def _admitted(reply: Update, site: Hello, round_: int, manifest: Manifest) -> Update:
+def _admitted(reply: Update, site: Hello, round_: int, manifest: Manifest, plan: Plan) -> Update:
     """The update, if it can be averaged and claims no more images than the site said it has."""
     # A review at the site turns unlabelled images into labelled ones while the run goes on.
     most = site.labelled + site.unlabelled
-    return admit(reply, site=site.site, round=round_, manifest=manifest, max_images=most)
+    return admit(
+        reply,
+        site=site.site,
+        round=round_,
+        manifest=manifest,
+        max_images=most,
+        shares_decoder=plan.shares_decoder,
+    )
 
 
 def _believed(answer: Scores | KnowmineError, site: str, round_: int) -> Scores:

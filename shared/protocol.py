@@ -93,13 +93,18 @@ class Hello:
 
 @dataclass(frozen=True)
 class TrainTask:
-    """Improve `weights` on the site's images; this is round `round` of `rounds`, counted from 1."""
+    """Improve `weights` on the site's images; this is round `round` of `rounds`, counted from 1.
+
+    decoder: SAM's mask decoder as the federation tuned it (`shared/mask_decoder.py`); empty where
+        the plan shares none, and as long as there is none.
+    """
 
     round: int
     rounds: int
     plan: Plan
     weights: Weights
     calibration: Calibration = field(default_factory=Calibration)
+    decoder: Weights = field(default_factory=dict)
 
 
 GATES = ("unused", "on", "off", "unjudged", "borrowed")
@@ -131,6 +136,8 @@ class Update:
 
     labelled, pseudo_labelled: images that it trained on. A site that had nothing to train on
     answers with both 0 and the weights that it was sent.
+    decoder: SAM's mask decoder as the site tuned it in this round; empty where it tuned none, or
+        the plan shares none.
     """
 
     round: int
@@ -140,18 +147,22 @@ class Update:
     loss: float
     seconds: float
     mined: Mined = field(default_factory=Mined)
+    decoder: Weights = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
     """Score `weights`, the global model after round `round` of `rounds`, on the site's test set,
     and pseudo-labels on its probe set.
+
+    decoder: the federation's after that round, to make those pseudo-labels with; see `TrainTask`.
     """
 
     round: int
     rounds: int
     plan: Plan
     weights: Weights
+    decoder: Weights = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,3 +182,8 @@ class Scores:
 
 Task: TypeAlias = TrainTask | EvaluateTask
 Reply: TypeAlias = Update | Scores
+
+
+def tensors_of(message: Task | Update) -> Weights:
+    """All tensors that a message holds, the model's and SAM's decoder's, in one mapping."""
+    return {**message.weights, **message.decoder} if message.decoder else message.weights

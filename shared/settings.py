@@ -192,6 +192,13 @@ class MiningSettings(Settings):
     tune_again: int = Field(
         0, ge=0, description="Steps that each later mining round adds to the tuned decoder."
     )
+    share_decoder: bool = Field(
+        False,
+        description="Sites send SAM's mask decoder beside the model when they have tuned it: 16 MB, "
+        "always whole, whatever transport.update says. The server averages it by labelled images and "
+        "sends it back, so that a site without labels asks a tuned SAM too. All sites need the same "
+        "sam.weights. Without tuning it does nothing.",
+    )
     distil_steps: int = Field(
         0,
         ge=0,
@@ -304,6 +311,12 @@ class Plan(Settings):
     def asks_sam(self) -> bool:
         """Whether sites need SAM at all."""
         return self.method == "paper" or (self.method == "knowmine" and self.mining.sam != "never")
+
+    @property
+    def shares_decoder(self) -> bool:
+        """Whether SAM's decoder, as sites tune it, travels beside the model."""
+        tunes = self.method == "knowmine" and self.asks_sam and self.mining.tune_steps > 0
+        return tunes and self.mining.share_decoder
 
 
 def read_settings(kind: type[S], file: Path | None, flags: Mapping[str, Any]) -> S:

@@ -15,6 +15,7 @@ from knowmine.shared.changes import unpack_change
 from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
 from knowmine.shared.flower_objects import as_record
+from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.protocol import (
     GATES,
     PROTOCOL,
@@ -44,6 +45,8 @@ INSTANCE_HEADER, REPLACES_HEADER = "knowmine-instance", "knowmine-replaces"
 VERSION_HEADER = "knowmine-version"
 CHANGE = "knowmine-change"
 """The same for a change of the weights that were sent, in the form that the plan names."""
+DECODER = "decoder"
+"""Beside weights: SAM's mask decoder, where the plan shares it and there is one."""
 HEAD, CONFIRMATION = "record", "confirmation"
 """Beside an answer: where the site's record stands. Beside a question: what the server has signed."""
 MAX_TEXT = 400
@@ -78,23 +81,28 @@ class PackedWeights(Mapping[str, NDArray[Any]]):
 def pack_tasks(
     tasks: Mapping[str, Task], confirmations: Mapping[str, Confirmation] | None = None
 ) -> dict[str, RecordDict]:
-    """Tasks as Flower records; weights that several sites get are packed once.
+    """Tasks as Flower records; tensors that several sites get are packed once.
 
     confirmations: by the same names, of what those sites answered before.
     """
     packed: dict[int, ArrayRecord] = {}
-    for task in tasks.values():
-        if isinstance(task.weights, PackedWeights):
-            packed[id(task.weights)] = task.weights.record
-        elif id(task.weights) not in packed:
-            packed[id(task.weights)] = _pack_weights(task.weights)
+
+    def once(tensors: Weights) -> ArrayRecord:
+        if isinstance(tensors, PackedWeights):
+            return tensors.record
+        if id(tensors) not in packed:
+            packed[id(tensors)] = _pack_weights(tensors)
+        return packed[id(tensors)]
+
     return {
-        name: _pack_task(task, packed[id(task.weights)], (confirmations or {}).get(name))
+        name: _pack_task(task, once, (confirmations or {}).get(name))
         for name, task in tasks.items()
     }
 
 
-def _pack_task(task: Task, weights: ArrayRecord, confirmation: Confirmation | None) -> RecordDict:
+def _pack_task(
+    task: Task, pack: Callable[[Weights], ArrayRecord], confirmation: Confirmation | None
+) -> RecordDict:
     config = ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -103,9 +111,11 @@ def _pack_task(task: Task, weights: ArrayRecord, confirmation: Confirmation | No
             "plan": task.plan.model_dump_json(),
         }
     )
-    records: dict[str, Any] = {"task": config, "weights": weights}
+    records: dict[str, Any] = {"task": config, "weights": pack(task.weights)}
     if isinstance(task, TrainTask):
         records["calibration"] = _pack_calibration(task.calibration)
+    if task.decoder:
+        records[DECODER] = pack(task.decoder)
     return RecordDict(records | _pack_confirmation(confirmation))
 
 
@@ -115,7 +125,7 @@ def unpack_train_task(records: RecordDict) -> TrainTask:
     def unpack() -> TrainTask:
         round_, rounds, plan = _unpack_heading(records)
         weights, sums = _unpack_weights(records), _unpack_calibration(records)
-        return TrainTask(round_, rounds, plan, weights, sums)
+        return TrainTask(round_, rounds, plan, weights, sums, _unpack_decoder(records))
 
     return _checked(unpack, "task")
 
@@ -125,9 +135,19 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
 
     def unpack() -> EvaluateTask:
         round_, rounds, plan = _unpack_heading(records)
-        return EvaluateTask(round_, rounds, plan, _unpack_weights(records))
+        weights = _unpack_weights(records)
+        return EvaluateTask(round_, rounds, plan, weights, _unpack_decoder(records))
 
     return _checked(unpack, "task")
+
+
+def room_for_decoder(records: RecordDict) -> int:
+    """Bytes by which the answer to a question may be larger than it: SAM's decoder, first tuned."""
+    task: Any = records.config_records.get("task", {})
+    plan = task.get("plan")
+    if plan is None or DECODER in records or not Plan.model_validate_json(plan).shares_decoder:
+        return 0
+    return DECODER_BYTES
 
 
 def pack_head(head: Head) -> ConfigRecord:
@@ -176,7 +196,8 @@ def unpack_confirmation(records: RecordDict) -> Confirmation | None:
 def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
     """A reply as Flower records: tensors and numbers.
 
-    change: the packed change that an update's weights are, to be sent in their place.
+    change: the packed change that an update's weights are, to be sent in their place. SAM's decoder
+    is always sent whole.
     """
     if isinstance(reply, Hello):
         return RecordDict(
@@ -195,15 +216,14 @@ def pack_reply(reply: Reply | Hello, change: bytes | None = None) -> RecordDict:
     }
     mined = {f.name: getattr(reply.mined, f.name) for f in fields(Mined)}
     mined["gate"] = GATES.index(reply.mined.gate)
-    return RecordDict(
-        {
-            "update": MetricRecord(numbers),
-            "mined": MetricRecord(mined),
-            "weights": _pack_weights(reply.weights)
-            if change is None
-            else as_record(change, CHANGE),
-        }
-    )
+    records: dict[str, Any] = {
+        "update": MetricRecord(numbers),
+        "mined": MetricRecord(mined),
+        "weights": _pack_weights(reply.weights) if change is None else as_record(change, CHANGE),
+    }
+    if reply.decoder:
+        records[DECODER] = _pack_weights(reply.decoder)
+    return RecordDict(records)
 
 
 def unpack_hello(records: RecordDict) -> Hello:
@@ -229,7 +249,8 @@ def unpack_update(records: RecordDict, task: TrainTask | None = None) -> Update:
         mined["gate"] = dict(enumerate(GATES))[mined["gate"]]
         numbers: dict[str, Any] = dict(records.metric_records["update"])
         weights = _unpack_answer(records, task)
-        return Update(weights=weights, mined=Mined(**mined), **numbers)
+        decoder = _unpack_decoder(records)
+        return Update(weights=weights, mined=Mined(**mined), decoder=decoder, **numbers)
 
     return _checked(unpack, "update")
 
@@ -304,6 +325,10 @@ def _unpack_answer(records: RecordDict, task: TrainTask | None) -> Weights:
 
 def _unpack_weights(records: RecordDict) -> Weights:
     return _views_of(records.array_records["weights"])
+
+
+def _unpack_decoder(records: RecordDict) -> Weights:
+    return _views_of(records.array_records[DECODER]) if DECODER in records else {}
 
 
 def _views_of(record: ArrayRecord) -> dict[str, NDArray[Any]]:

@@ -49,10 +49,19 @@ def never():
 
 
 def small_site(
-    folder, home, *, sam=None, model=MODEL, max_bad_share=0.1, seal=None, network=None, **split
+    folder,
+    home,
+    *,
+    name="lyon",
+    sam=None,
+    model=MODEL,
+    max_bad_share=0.1,
+    seal=None,
+    network=None,
+    **split,
 ):
     """The site of a data folder, at home in another; without `sam` it must not be needed."""
-    data, hidden = open_site("lyon", folder, max_bad_share=max_bad_share, **split)
+    data, hidden = open_site(name, folder, max_bad_share=max_bad_share, **split)
     (home / "site").mkdir(parents=True, exist_ok=True)
     return Site(
         data,
@@ -108,6 +117,6 @@ def plan(method="knowmine", *, seed=0, training=None, **mining):
     )
 
 
-def task(weights, plan, round_=2, rounds=4, calibration=SAM_HELPS):
+def task(weights, plan, round_=2, rounds=4, calibration=SAM_HELPS, decoder=None):
     """What a server would ask."""
-    return TrainTask(round_, rounds, plan, weights, calibration)
+    return TrainTask(round_, rounds, plan, weights, calibration, decoder or {})

@@ -29,6 +29,7 @@ from knowmine.shared.protocol import (
 )
 from knowmine.shared.settings import MiningSettings, ModelSettings, Plan, TrainingSettings
 from knowmine.shared.weights import digest_of, manifest_of
+from tests.drawn_decoder import drawn_decoder
 
 ROOT = Path(__file__).parents[2]
 MODEL = ModelSettings()
@@ -82,7 +83,11 @@ def test_no_text_and_one_kind_of_bytes_can_cross():
     [
         (pb.Training, set(TrainingSettings.model_fields)),
         (pb.Mining, set(MiningSettings.model_fields)),
-        (pb.Task, {*Plan.model_fields, "round", "rounds", "calibration"} - {"model", "transport"}),
+        (
+            pb.Task,
+            {*Plan.model_fields, "round", "rounds", "calibration", "decoder"}
+            - {"model", "transport"},
+        ),
         (pb.Calibration, {field.name for field in fields(Calibration)}),
         (pb.Mined, {field.name for field in fields(Mined)}),
         (pb.Update, {field.name for field in fields(Update)} - {"weights"}),
@@ -147,6 +152,45 @@ def test_an_update_arrives_as_it_was_sent():
     arrived = airlock.unpack_update(airlock.pack_update(UPDATE, MANIFEST), MANIFEST)
     assert replace(arrived, weights={}) == replace(UPDATE, weights={})
     assert digest_of(arrived.weights) == digest_of(WEIGHTS)
+
+
+SHARING = Plan(mining=MiningSettings(share_decoder=True))
+
+
+def test_sams_decoder_crosses_both_ways_behind_the_models_tensors():
+    """Into the vault with either task and out with an update, every bit, and told apart again."""
+    mine, theirs = drawn_decoder(1), drawn_decoder(2)
+    task = replace(TASK, plan=SHARING, decoder=theirs)
+    question = EvaluateTask(3, 5, SHARING, WEIGHTS, theirs)
+    asked = airlock.unpack_evaluate_task(airlock.pack_task(question, MANIFEST), MODEL, MANIFEST)
+    update = replace(UPDATE, decoder=mine)
+    answered = airlock.unpack_update(airlock.pack_update(update, MANIFEST), MANIFEST)
+    for seen, sent in ((arrive(parts_of(task)), theirs), (asked, theirs), (answered, mine)):
+        assert digest_of(seen.decoder) == digest_of(sent)
+        assert digest_of(seen.weights) == digest_of(WEIGHTS)
+
+
+def test_a_decoder_that_the_plan_does_not_share_stays_outside_the_vault():
+    """Its heading is refused, before a tensor is read."""
+    with pytest.raises(Refused, match="SAM's decoder by a plan that shares none"):
+        arrive(parts_of(replace(TASK, decoder=drawn_decoder())))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: {**d, "sam.mask_decoder.more": np.zeros(1, np.float32)}, "with unknown"),
+        (lambda d: dict(list(d.items())[1:]), "without sam.mask_decoder.transformer"),
+        (
+            lambda d: {**d, "sam.mask_decoder.iou_token.weight": np.zeros(3, np.float32)},
+            r"iou_token.weight as \(3,\); expected shape \(1, 256\)",
+        ),
+    ],
+)
+def test_another_decoder_than_sams_is_not_packed(spoil, words):
+    """The list of its tensors is a constant."""
+    with pytest.raises(Refused, match=words):
+        airlock.pack_update(replace(UPDATE, decoder=spoil(drawn_decoder())), MANIFEST)
 
 
 @pytest.mark.parametrize("sums", [SUMS, Calibration()])

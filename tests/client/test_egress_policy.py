@@ -15,8 +15,10 @@ from knowmine.client.policy import Policy
 from knowmine.client.questions import Asked, Past, size_of
 from knowmine.shared.countersign import digest_of_reply
 from knowmine.shared.errors import EgressRefused
+from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.weights import TensorSpec, digest_of_manifest
+from tests.drawn_decoder import drawn_decoder
 
 MANIFEST = {
     "a.weight": TensorSpec((2, 2), "float32"),
@@ -183,6 +185,28 @@ def test_a_move_is_measured_over_all_trained_weights():
     assert (move.norm, move.largest, move.where) == (1.0, 0.5, "a.weight")
 
 
+SHARING = dataclasses.replace(ASKED, shares_decoder=True, decoder=drawn_decoder(0.5))
+
+
+def test_a_decoder_that_moved_too_far_stays():
+    """From the federation's; the first one has nothing to be held against."""
+    update = dataclasses.replace(UPDATE, decoder=drawn_decoder(1.5))
+    with pytest.raises(
+        EgressRefused, match=r"sam\.mask_decoder.* as a change of 1; expected at most"
+    ):
+        out(update, SHARING, max_change=0.9)
+    assert out(update, SHARING, max_change=1.0).decoder
+    assert out(update, dataclasses.replace(SHARING, decoder={}), max_change=0.9).decoder
+
+
+def test_another_decoder_from_the_server_holds_nothing():
+    """SAM's is what counts, not what came."""
+    update = dataclasses.replace(UPDATE, decoder=drawn_decoder())
+    asked = dataclasses.replace(SHARING, decoder={"a.weight": SENT["a.weight"]})
+    with pytest.raises(EgressRefused, match="the server sent weights without sam"):
+        out(update, asked)
+
+
 def test_a_policy_needs_the_question():
     """Where nothing was asked there is nothing to hold an update against."""
     with pytest.raises(EgressRefused, match="the weights that it was made from"):
@@ -197,6 +221,13 @@ def test_an_update_from_few_cases_leaves_as_nothing():
     seen = out(min_cases=13)
     assert all(seen.weights[name] is SENT[name] for name in MANIFEST)
     assert (seen.labelled, seen.pseudo_labelled, seen.loss, seen.mined) == (0, 0, 0.0, Mined())
+
+
+@pytest.mark.parametrize(("fewest", "leaves"), [(8, True), (9, False), (13, False)])
+def test_a_decoder_tuned_on_few_labels_stays(fewest, leaves):
+    """It learns from the eight labelled images alone, whatever was pseudo-labelled beside them."""
+    update = dataclasses.replace(UPDATE, decoder=drawn_decoder())
+    assert bool(out(update, SHARING, min_cases=fewest).decoder) == leaves
 
 
 def test_small_counts_become_nought():
@@ -269,6 +300,14 @@ def test_the_last_update_of_the_budget_may_be_sent_again():
 def test_scores_need_no_round_of_the_budget():
     """After the last update the model is still scored."""
     assert out(SCORES, SCORED, past=Past(rounds=2), rounds=2)
+
+
+def test_a_decoder_counts_in_digest_and_bytes():
+    """What leaves beside the weights is no free ride; nor is it the weights'."""
+    update = dataclasses.replace(UPDATE, decoder=drawn_decoder())
+    other = dataclasses.replace(UPDATE, decoder=drawn_decoder(1.0))
+    assert size_of(update) == size_of(UPDATE) + DECODER_BYTES
+    assert len({digest_of_reply(each) for each in (UPDATE, update, other)}) == 3
 
 
 def test_the_bytes_budget_ends():

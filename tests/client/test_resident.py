@@ -9,6 +9,7 @@ from knowmine.client import resident
 from knowmine.client.asking import installed_manifest
 from knowmine.client.resident import Resident
 from knowmine.client.settings import SITE_LOG, ClientSettings
+from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.settings import read_settings
 from knowmine.shared.weights import bytes_of_manifest
 from tests.provisioned import Federation
@@ -50,9 +51,10 @@ def settings(tmp_path, monkeypatch):
 
 
 def test_how_many_bytes_to_expect_is_known_without_the_images(settings):
-    """By the installed model; the site is opened by the thread that answers, which can be left."""
+    """By the installed model and SAM's decoder; the thread that answers opens the site, not this."""
     Resident(settings, unopened).run(threading.Event())
-    assert NoLink.expected == [bytes_of_manifest(installed_manifest(settings.model))]
+    installed = bytes_of_manifest(installed_manifest(settings.model))
+    assert NoLink.expected == [installed + DECODER_BYTES]
 
 
 def test_what_is_left_in_old_places_is_said(settings):

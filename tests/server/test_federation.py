@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from knowmine.server.settings import ServerSettings
 from knowmine.shared.certificates import expires, load_certificate
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import read_settings
-from knowmine.shared.weights import load_notes, load_weights
+from knowmine.shared.weights import digest_of, load_notes, load_weights
+from tests.drawn_decoder import drawn_decoder
 from tests.faults.tiny import TinyWorker, initial
 from tests.provisioned import NOW, Federation
 
@@ -43,12 +45,21 @@ def settings_of(federation, **more):
     return read_settings(ServerSettings, federation.folder / "server.yaml", flags)
 
 
-def take_part(federation, site, port, stop):
+class Tuner(TinyWorker):
+    """Sends SAM's decoder in the first round, and says what it gets."""
+
+    def improve(self, task):
+        self._note(f"decoder of {len(task.decoder)} tensors")
+        update = super().improve(task)
+        return replace(update, decoder={} if task.decoder else drawn_decoder(0.5))
+
+
+def take_part(federation, site, port, stop, kind):
     home = federation.home(site)
     flags = {"network.server": f"127.0.0.1:{port}"}
     settings = read_settings(ClientSettings, home / "client.yaml", flags)
     settings.state.mkdir()
-    worker = TinyWorker(site, 1000, 0, "", settings.state / "diary")
+    worker = kind(site, 1000, 0, "", settings.state / "diary")
     thread = threading.Thread(target=Resident(settings, lambda: worker).run, args=(stop,))
     thread.start()
     return thread
@@ -65,7 +76,7 @@ def port_of(run: Path):
 def running(federation):
     """The federation's whole run with one site, whose certificate is as old as asked."""
 
-    def run(age: timedelta, **more):
+    def run(age: timedelta, worker=TinyWorker, **more):
         admit_request(federation.enrol("lyon", now=NOW - age), federation.folder, NOW - age)
         settings, stop = settings_of(federation, **more), threading.Event()
         settings.out.mkdir()
@@ -75,7 +86,7 @@ def running(federation):
             while not (settings.out / "run.log.jsonl").exists() or not port_of(settings.out):
                 if stop.wait(0.02):
                     return
-            site.append(take_part(federation, "lyon", port_of(settings.out), stop))
+            site.append(take_part(federation, "lyon", port_of(settings.out), stop, worker))
 
         starter = threading.Thread(target=start_site)
         starter.start()
@@ -105,6 +116,21 @@ def test_a_run_ends_alike_with_small_updates(running):
     model = load_weights(settings.out / "model.safetensors")
     assert np.allclose(model["layer0.weight"], 2)
     assert 4 * summary["per_round"][1]["bytes_up"] < summary["per_round"][0]["bytes_down"] / 2
+
+
+@pytest.mark.parametrize("form", ["none", "int8"])
+def test_sams_decoder_goes_to_the_server_and_back(running, federation, form):
+    """The first answer is larger than its question by it, and is taken all the same."""
+    sharing = {"plan.mining.share_decoder": True, "plan.transport.update": form}
+    settings, summary = running(timedelta(0), Tuner, **sharing)
+    assert summary["status"] == "done" and not summary["per_round"][0]["refused"]
+    kept = load_weights(settings.out / "checkpoints" / "0002.decoder.safetensors")
+    assert digest_of(kept) == digest_of(drawn_decoder(0.5))
+    diary = (federation.home("lyon") / "state" / "diary").read_text().splitlines()
+    assert [line for line in diary if "decoder" in line] == [
+        "decoder of 0 tensors",
+        "decoder of 120 tensors",
+    ]
 
 
 def test_a_site_renews_its_certificate_by_itself(running, federation):

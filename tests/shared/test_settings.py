@@ -173,3 +173,19 @@ def test_a_plan_survives_its_json():
     """A task carries the plan as JSON, and the site reads the same plan."""
     plan = Plan(seed=5, method="paper")
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({}, True),
+        ({"method": "paper"}, False),
+        ({"mining": {"share_decoder": False}}, False),
+        ({"mining": {"share_decoder": True, "tune_steps": 0}}, False),
+        ({"mining": {"share_decoder": True, "sam": "never"}}, False),
+    ],
+)
+def test_a_decoder_is_shared_where_one_is_tuned(changes, shares):
+    """A plan of another method may leave the switch on: the harness compares methods so."""
+    plan = Plan.model_validate({"mining": {"share_decoder": True}, **changes})
+    assert plan.shares_decoder == shares

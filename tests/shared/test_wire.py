@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from knowmine.shared import packing, wire
+from knowmine.shared.changes import pack_change
 from knowmine.shared.countersign import Confirmation, Head
 from knowmine.shared.errors import Refused
 from knowmine.shared.flower_objects import through_the_wire
+from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.protocol import (
     GATES,
     Calibration,
@@ -48,6 +50,8 @@ WEIGHTS = {
 PROBED = Calibration(4, (1.0, 2.0, 3.0, 3.5, 4.0), (4.0, 2.1, 2.1, 3.0), (3.0, 0.1), 2, 1, 1)
 PLAN = Plan.model_validate({"method": "paper", "seed": 7, "model": {"classes": 3}})
 UPDATE = Update(3, WEIGHTS, 12, 5, 0.25, 3.5, Mined(5, 3, 1, "on", 0.25, 0.9, 0.8))
+DECODER = {"sam.mask_decoder.iou_token.weight": np.full((1, 256), 0.1, np.float32)}
+SHARING = Plan.model_validate({"mining": {"share_decoder": True}})
 UNPACKERS: list[Any] = [
     wire.unpack_hello,
     wire.unpack_update,
@@ -91,7 +95,67 @@ MESSAGES: dict[str, Any] = {
     "train": (TrainTask(3, 5, PLAN, WEIGHTS, PROBED), task, wire.unpack_train_task),
     "first train": (TrainTask(1, 5, Plan(), WEIGHTS), task, wire.unpack_train_task),
     "evaluate": (EvaluateTask(3, 9, PLAN, WEIGHTS), task, wire.unpack_evaluate_task),
+    "update with SAM's decoder": (
+        replace(UPDATE, decoder=DECODER),
+        wire.pack_reply,
+        wire.unpack_update,
+    ),
+    "train with SAM's decoder": (
+        TrainTask(3, 5, PLAN, WEIGHTS, PROBED, DECODER),
+        task,
+        wire.unpack_train_task,
+    ),
+    "evaluate with SAM's decoder": (
+        EvaluateTask(3, 9, PLAN, WEIGHTS, DECODER),
+        task,
+        wire.unpack_evaluate_task,
+    ),
 }
+
+
+def test_without_a_decoder_nothing_stands_for_it():
+    """A message is what it was before there were any."""
+    assert set(wire.pack_reply(UPDATE)) == {"update", "mined", "weights"}
+    assert set(task(TrainTask(3, 5, PLAN, WEIGHTS))) == {"task", "weights", "calibration"}
+    assert set(task(EvaluateTask(3, 5, PLAN, WEIGHTS))) == {"task", "weights"}
+
+
+def test_a_decoder_that_several_sites_get_is_packed_once():
+    """As the model is."""
+    tasks = {name: TrainTask(3, 5, PLAN, WEIGHTS, PROBED, DECODER) for name in ("lyon", "oslo")}
+    lyon, oslo = (records["decoder"] for records in wire.pack_tasks(tasks).values())
+    assert lyon is oslo
+
+
+@pytest.mark.parametrize(
+    ("plan", "decoder", "room"),
+    [
+        (SHARING, {}, DECODER_BYTES),
+        (SHARING, DECODER, 0),  # the question is as much larger itself
+        (Plan(), {}, 0),
+    ],
+)
+def test_an_answer_may_be_larger_by_a_decoder_that_is_asked_for(plan, decoder, room):
+    """Nobody has one to send along before the first was tuned."""
+    assert wire.room_for_decoder(task(TrainTask(1, 5, plan, WEIGHTS, PROBED, decoder))) == room
+    assert wire.room_for_decoder(RecordDict()) == 0
+
+
+def test_a_change_of_the_weights_travels_with_a_whole_decoder():
+    """It is neither rounded nor packed."""
+    its = Plan.model_validate({"transport": {"update": "int8"}})
+    change = pack_change(WEIGHTS, WEIGHTS, "int8", {}, 0)
+    records = wire.pack_reply(replace(UPDATE, decoder=DECODER), change.data)
+    seen = wire.unpack_update(sent(records), TrainTask(3, 5, its, WEIGHTS))
+    assert same(seen.decoder, DECODER)
+
+
+def test_numbers_under_the_decoders_name_are_no_decoder():
+    """What is not tensors is refused."""
+    records = wire.pack_reply(UPDATE)
+    records["decoder"] = ConfigRecord({"patient": "7"})
+    with pytest.raises(Refused, match="not a knowmine update"):
+        wire.unpack_update(records)
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
