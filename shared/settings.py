@@ -116,7 +116,7 @@ class MiningSettings(Settings):
         "0 takes all.",
     )
     share: float = Field(
-        0.5,
+        0.75,
         gt=0,
         lt=1,
         description="Part of each batch that is pseudo-labelled; less where pseudo-labels are a "
@@ -126,7 +126,7 @@ class MiningSettings(Settings):
         1.0, ge=0, le=10, description="Weight of the pseudo-labelled loss beside the labelled."
     )
     ramp_rounds: int = Field(
-        2,
+        1,
         ge=1,
         description="Mining rounds until that weight is reached, in even steps.",
     )
@@ -184,7 +184,7 @@ class MiningSettings(Settings):
         description="Ask SAM about near components as one object too; the better answer stays.",
     )
     tune_steps: int = Field(
-        48,
+        96,
         ge=0,
         description="Steps of two labelled images in which SAM's mask decoder is tuned the first "
         "time; 0 leaves SAM frozen.",

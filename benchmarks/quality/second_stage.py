@@ -93,7 +93,30 @@ RECIPES = {
 
 def main() -> None:
     """Run the recipes that have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    options = options_of(__doc__)
+    settle()
+    plan = plan_of(options)
+    name = f"{options.name}-{options.seed}"
+    split = draw(options)
+    home = options.runs / name
+    site = open_site("second-stage", split, {"data": options.data}, plan, "knowmine", home)
+    base, calibration, opinions = begin(site, plan, home)
+    note_opinions(site, opinions, RESULTS / f"{name}-opinions.json")
+    for recipe in options.recipes:
+        file = RESULTS / f"{name}-{recipe}.json"
+        if not file.exists():
+            found = second_stage(site, plan, RECIPES[recipe], base, calibration, opinions, options)
+            save_weights(home / f"{recipe}.safetensors", weights_of(site.model))
+            found = {"name": options.name, "recipe": recipe, "seed": options.seed, **found}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            dice = np.mean(list(found["validation_dice"].values()))
+            print(f"{recipe}: {dice:.4f}, {found['seconds']} s, {found['mined']}", flush=True)
+
+
+def options_of(told: str | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=told)
     parser.add_argument("name", help="under which the results are kept")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train-list", default="splits/train.txt")
@@ -112,9 +135,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--runs", type=Path, default=Path("runs/second-stage"))
-    options = parser.parse_args()
-    settle()
-    plan = Plan.model_validate(
+    return parser.parse_args()
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The first stage's plan."""
+    return Plan.model_validate(
         {
             "seed": options.seed,
             "model": {"image_px": options.image_px, "pretrained": not options.random},
@@ -122,22 +148,6 @@ def main() -> None:
             "mining": {"images": 0, "ramp_rounds": 1, "tune_steps": 70},
         }
     )
-    name = f"{options.name}-{options.seed}"
-    split = draw(options)
-    home = options.runs / name
-    site = open_site("second-stage", split, {"data": options.data}, plan, "knowmine", home)
-    base, calibration, opinions = begin(site, plan, home)
-    note_opinions(site, opinions, RESULTS / f"{name}-opinions.json")
-    for recipe in options.recipes:
-        file = RESULTS / f"{name}-{recipe}.json"
-        if not file.exists():
-            found = second_stage(site, plan, RECIPES[recipe], base, calibration, opinions, options)
-            save_weights(home / f"{recipe}.safetensors", weights_of(site.model))
-            found = {"name": options.name, "recipe": recipe, "seed": options.seed, **found}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
-            dice = np.mean(list(found["validation_dice"].values()))
-            print(f"{recipe}: {dice:.4f}, {found['seconds']} s, {found['mined']}", flush=True)
 
 
 def draw(options: argparse.Namespace) -> dict[str, Any]:

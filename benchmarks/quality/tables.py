@@ -24,11 +24,11 @@ ORDER = (
     *("supervised-all", "oracle"),
 )
 BORROWED = {
-    "kvasir-10": {"kvasir-75": {"supervised-all": "supervised-all"}},
+    "kvasir-10-small": {"kvasir-75": {"supervised-all": "supervised-all"}},
     "kvasir-25": {"kvasir-75": {"supervised-all": "supervised-all"}},
     "covid-05": {"covid-50": {"supervised-all": "supervised-all"}},
     "ablation-10": {
-        "kvasir-10": {name: name for name in ("supervised", "self-training", "knowmine")}
+        "kvasir-10-small": {name: name for name in ("supervised", "self-training", "knowmine")}
     },
     "federated-10": {
         "alone-10": {"supervised": "supervised, alone", "knowmine": "knowmine, alone"}
@@ -47,7 +47,15 @@ BORROWED = {
 """Rows that an experiment shows of another on the same test images, and what they are called."""
 DRAWS = 10_000
 EXPERIMENTS = (
-    *("kvasir-10", "kvasir-10-long", "kvasir-25", "kvasir-75", "kvasir-75-random", "covid-05"),
+    *(
+        "kvasir-10",
+        "kvasir-10-small",
+        "kvasir-10-long",
+        "kvasir-25",
+        "kvasir-75",
+        "kvasir-75-random",
+        "covid-05",
+    ),
     *("covid-50", "covid-infection-25", "federated-10", "federated-10-unlabelled", "ablation-10"),
     *("kvasir-three-sites", "covid-05-short"),
     *("validation-10", "validation-10-long", "validation-10-brief"),
