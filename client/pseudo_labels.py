@@ -96,7 +96,7 @@ def features_of(opinions: Opinions) -> NDArray[np.float64]:
             opinions.sam_iou.astype(np.float64),
             opinions.sam_stability.astype(np.float64),
             areas[0] / np.maximum(areas[1], 1),
-            expected_dice((opinions.unet + opinions.sam) / 2),
+            expected_dice(fuse(opinions, 0.5)),
         ],
         axis=1,
     )

@@ -122,7 +122,7 @@ def test_larger_views_have_sides_that_the_network_takes(px, larger):
 
 
 @pytest.mark.parametrize(
-    "view", [View(turns, mirrored) for turns in range(4) for mirrored in (0, 1)]
+    "view", [View(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
 )
 def test_what_a_view_shows_comes_back_to_its_place(view):
     """Turned and mirrored there, mirrored and turned back."""
