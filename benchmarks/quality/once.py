@@ -62,12 +62,14 @@ class Once:
 
     def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
         steps = task.plan.mining.tune_steps
-        if not task.plan.asks_sam or site.was_tuned(task.round - 1):
+        plan = task.plan
+        if not plan.asks_sam or plan.shares_decoder or site.was_tuned(task.round - 1):
             return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
         frame = task.plan.model.model_dump(mode="json")
         dense = task.plan.mining.dense_prompts
-        told = [site.name, task.round, task.plan.seed, frame, steps, dense]
+        precision = str(site.sam.compute)
+        told = [site.name, task.round, task.plan.seed, frame, steps, dense, precision]
         file = self._file("tuned", told, [site.labelled]).with_suffix(".safetensors")
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)
@@ -95,6 +97,6 @@ def _round_of(site: Site, task: TrainTask | EvaluateTask) -> list[Any]:
 def _alike(task: TrainTask | EvaluateTask) -> bool:
     """Whether the method and its mining settings leave no trace in this round."""
     plan = task.plan
-    if plan.training.batch_norm == "local" or plan.mining.distil_steps:
+    if plan.training.batch_norm == "local" or plan.mining.distil_steps or plan.shares_decoder:
         return False
     return task.round <= plan.mining.warm_up(task.rounds)

@@ -28,6 +28,7 @@ from benchmarks.quality.experiment import (
 from benchmarks.quality.once import Once
 from knowmine.client.compute import pick_compute, settle
 from knowmine.client.egress import release
+from knowmine.client.porter import asked_by
 from knowmine.client.round import Miner, todays
 from knowmine.client.sam import load_sam
 from knowmine.client.sam_weights import default_cache, find_weights
@@ -238,7 +239,8 @@ class Direct:
         """One site after the other; an error ends the experiment rather than the site."""
         for name, task in tasks.items():
             site = self._sites[name]
-            yield name, release(self._once.improve(site, task, self._miner), manifest=site.manifest)
+            update = self._once.improve(site, task, self._miner)
+            yield name, release(update, manifest=site.manifest, asked=asked_by(task, "quality"))
 
     def evaluate(
         self, tasks: Mapping[str, EvaluateTask]
@@ -246,7 +248,8 @@ class Direct:
         """One site after the other."""
         for name, task in tasks.items():
             site = self._sites[name]
-            yield name, release(self._once.evaluate(site, task), manifest=site.manifest)
+            scores = self._once.evaluate(site, task)
+            yield name, release(scores, manifest=site.manifest, asked=asked_by(task, "quality"))
 
 
 class Prints:

@@ -153,6 +153,15 @@ def test_pooled_sites_keep_what_is_for_what(split):
     assert one["test"] == sorted(stem for site in split.values() for stem in site["test"])
 
 
+def test_an_experiment_may_share_sams_decoder(phantoms, split, tmp_path):
+    """What one site has tuned passes egress and the server, and is in the checkpoint."""
+    poor = split["site-2"]
+    unlabelled = [*poor["unlabelled"], *poor["labelled"], *poor["probe"]]
+    sites = {**split, "site-2": {**poor, "labelled": [], "probe": [], "unlabelled": unlabelled}}
+    run(sites, phantoms, tmp_path, "knowmine", share_decoder=True)
+    assert list(tmp_path.glob("checkpoints/*decoder*"))
+
+
 def test_other_data_than_the_splits_is_refused(split, tmp_path):
     """The split's images must be there."""
     make_folder(tmp_path, 1)
