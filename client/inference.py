@@ -23,10 +23,14 @@ class View(NamedTuple):
     mirrored: bool = False
     scale: float = 1.0
 
+    def side(self, px: int) -> int:
+        """The side at which it shows an image of side `px`: of those a U-Net++ takes, the nearest."""
+        return px if self.scale == 1 else max(1, round(self.scale * px / STRIDE)) * STRIDE
+
     def of(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) as this view shows them, at the nearest side that a U-Net++ takes."""
-        side = max(1, round(self.scale * images.shape[-1] / STRIDE)) * STRIDE
-        if self.scale != 1 and side != images.shape[-1]:
+        """Images (N, 3, S, S) as this view shows them, (N, 3, s, s)."""
+        side = self.side(images.shape[-1])
+        if side != images.shape[-1]:
             images = F.interpolate(images, size=(side, side), mode="bilinear")
         images = images.rot90(self.turns, (2, 3))
         return images.flip(3) if self.mirrored else images
@@ -48,8 +52,8 @@ VARIED = {
     "any": (View(), View(turns=2), View(turns=1, scale=1.25), View(turns=3, scale=1.25)),
 }
 """The views that pseudo-labels are made from, by `training.orientation`: two as they are and two
-larger. Views that differ more err less alike: the mean of these is .02 Dice better on unlabelled
-polyps than that of four mirrored ones (docs/results.md)."""
+larger, at the multiple of 32 nearest to a quarter more (64 px stay 64, 96 become 128, 224 become 288).
+Views that differ more err less alike (docs/results.md)."""
 
 
 @torch.inference_mode()
@@ -63,10 +67,11 @@ def predict(
 ) -> NDArray[np.float32]:
     """Probabilities (N, C, S, S) float32 in [0, 1] of images (N, 3, S, S) uint8, model frame.
 
-    The mean over `views`. `advance` hears of each finished batch. No images give (0, 0, S, S).
+    The mean over `views`, those that show the same counted once. `advance` hears of each finished batch. No images give (0, 0, S, S).
     """
     model.to(compute.device).eval()
     px = images.shape[-1]
+    differ = {(view.turns, view.mirrored, view.side(px)): view for view in views}.values()
 
     def see(rows: slice) -> NDArray[np.float32]:
         x = images[rows].to(compute.device) / 255
@@ -76,8 +81,8 @@ def predict(
                 logits = model(view.of(x).contiguous(memory_format=torch.channels_last))
             return view.back(logits.float().sigmoid(), px)
 
-        seen = torch.stack([through(view) for view in views])
-        mean: NDArray[np.float32] = (seen.sum(0) / len(views)).cpu().numpy()
+        seen = torch.stack([through(view) for view in differ])
+        mean: NDArray[np.float32] = (seen.sum(0) / len(differ)).cpu().numpy()
         return mean
 
     parts = []

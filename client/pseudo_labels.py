@@ -14,12 +14,13 @@ from knowmine.shared.settings import MiningSettings
 
 Floats = NDArray[np.float32]
 
-PRIOR = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
-"""The judge before it has seen a probe image: the Dice that the mixed mask expects of itself, the
-strongest single sign (its correlation with the true Dice is .86 and .74 on two sets of polyps,
-agreement's .25 and .54; docs/results.md)."""
+PRIOR = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
+"""Slopes of the judge before it has seen a probe image: the Dice that a mask expects of itself, the
+strongest single sign (docs/results.md)."""
 PRIOR_STRENGTH = 16.0
 """Probe images that outweigh the prior's slopes; its level counts as one image."""
+NOISE = 0.1
+"""Probabilities below this say nothing of a mask's quality."""
 SPREAD = 1e-3
 """Variance that each feature has at least, so that one that never changes learns no slope."""
 
@@ -106,12 +107,14 @@ def expected_dice(masks: Floats) -> NDArray[np.float64]:
     """(N,): the Dice that soft masks (N, C, S, S) expect of themselves, cut at one half.
 
     If each pixel is foreground with the probability that the mask says, the cut mask M has an
-    expected Dice of about 2 sum_M y / (sum y + |M|); 1 where all are 0 or 1, 0 where none is cut in.
+    expected Dice of about 2 sum_M y / (sum y + |M|): 1 where all are 0 or 1. Probabilities below
+    NOISE do not count, for an image has many such pixels; one pixel smooths it, as in the loss, so
+    that a class of which nothing is seen expects 1. Mean over classes, as the Dice that it foretells.
     """
     cut = masks > 0.5
-    inside = (masks * cut).sum((1, 2, 3), dtype=np.float64)
-    size = masks.sum((1, 2, 3), dtype=np.float64) + cut.sum((1, 2, 3))
-    expected: NDArray[np.float64] = 2 * inside / np.maximum(size, 1e-6)
+    inside = (masks * cut).sum((2, 3), dtype=np.float64)
+    size = (masks * (masks > NOISE)).sum((2, 3), dtype=np.float64) + cut.sum((2, 3))
+    expected: NDArray[np.float64] = ((2 * inside + 1) / (size + 1)).mean(1)
     return expected
 
 
@@ -164,7 +167,11 @@ def judge(opinions: Opinions, sums: Calibration, weight: float) -> NDArray[np.fl
     Linear in the features, as the probe images' sums say it; an image in which the U-Net++ saw
     nothing is as good as "nothing" has been right there.
     """
-    quality = features_of(opinions) @ slopes(sums, weight)
+    learnt = slopes(sums, weight)
+    if learnt is None:
+        quality = expected_dice(fuse(opinions, weight))
+    else:
+        quality = features_of(opinions) @ learnt
     # Beta-binomial mean: two pseudo-counts at the share of images without a lesion.
     share = (sums.empty + 0.2) / (sums.images + 1)
     nothing = (sums.empty_right + 2 * share) / (sums.empty_predicted + 2)
@@ -172,24 +179,27 @@ def judge(opinions: Opinions, sums: Calibration, weight: float) -> NDArray[np.fl
     return judged
 
 
-def slopes(sums: Calibration, weight: float) -> NDArray[np.float64]:
+def slopes(sums: Calibration, weight: float) -> NDArray[np.float64] | None:
     """The judge's linear model (len(FEATURES),), a ridge regression towards PRIOR.
 
     Features are centred and scaled by what the probe images say, from their sums alone: what a
     slope costs must not hang on how little a feature varies. The level, that is the mean quality,
-    is the probe images' own, beside one imagined image of the prior's.
+    is the probe images' own, beside one imagined image of the prior's. None without a prompted
+    probe image.
     """
-    if not sums.gram or not sums.gram[0]:
-        return PRIOR
-    gram = np.array(sums.gram).reshape(len(FEATURES), -1)
-    target = np.array(sums.target).reshape(len(FUSE_WEIGHTS), -1)[FUSE_WEIGHTS.index(weight)]
-    count, means, level = gram[0, 0], gram[0, 1:] / gram[0, 0], target[0] / gram[0, 0]
-    covariance = gram[1:, 1:] / count - np.outer(means, means)
-    penalty = PRIOR_STRENGTH / count * np.diag(covariance.diagonal().clip(0) + SPREAD)
-    unexplained = target[1:] / count - level * means - covariance @ PRIOR[1:]
-    slope = PRIOR[1:] + np.linalg.lstsq(covariance + penalty, unexplained)[0]
-    level = (count * level + gram[0] / count @ PRIOR) / (count + 1)
-    return np.concatenate([[level - slope @ means], slope])
+    count = sums.gram[0] if sums.gram else 0.0
+    if count < 1:
+        return None
+    gram = np.array(sums.gram).reshape(len(FEATURES), -1) / count
+    target = np.array(sums.target).reshape(len(FUSE_WEIGHTS), -1) / count
+    means, products = gram[0, 1:], target[FUSE_WEIGHTS.index(weight)]
+    covariance = gram[1:, 1:] - np.outer(means, means)
+    spread = covariance.diagonal().clip(0) + SPREAD
+    unexplained = products[1:] - products[0] * means - covariance @ PRIOR
+    penalty = np.diag(PRIOR_STRENGTH / count * spread)
+    slope = PRIOR + np.linalg.lstsq(covariance + penalty, unexplained)[0]
+    level = (count * products[0] + means @ PRIOR) / (count + 1)
+    return np.concatenate([[level - means @ slope], slope])
 
 
 def select(quality: NDArray[np.float64], share: float, floor: float) -> Selection:

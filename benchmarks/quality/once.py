@@ -90,8 +90,9 @@ def _round_of(site: Site, task: TrainTask | EvaluateTask) -> list[Any]:
     """What a round on labels alone follows from, but for its images."""
     plan = task.plan.model_dump(mode="json", exclude={"method", "mining"})
     # The learning rate may stay up while the warm-up lasts.
-    warm_up = task.plan.mining.warm_up(task.rounds)
-    return [site.name, task.round, plan, warm_up, digest_of(task.weights)]
+    mining = task.plan.mining
+    falls = [mining.warm_up(task.rounds), mining.restart]
+    return [site.name, task.round, plan, falls, str(site.compute), digest_of(task.weights)]
 
 
 def _alike(task: TrainTask | EvaluateTask) -> bool:

@@ -61,13 +61,16 @@ def main() -> None:
     }
     tune_sam(site, plan, 2, teaching(site, plan, 2, 2))
     opinions = consult(site, kind, plan, 2)
-    mixed = dice_of(fuse(opinions, 0.5) > 0.5, truth)
-    signs = features_of(opinions)
+    # What the U-Net++ sees nothing in has no signs: SAM is not asked about it.
+    asked = opinions.prompted
+    mixed = dice_of(fuse(opinions, 0.5) > 0.5, truth)[asked]
+    signs = features_of(opinions)[asked]
     found = {
         "name": options.name,
         "scored": len(kind),
         "image_px": options.image_px,
         "dice_by_views": dice,
+        "prompted": int(asked.sum()),
         "mixed": round(float(mixed.mean()), 4),
         "correlation": {
             sign: round(float(np.corrcoef(signs[:, column], mixed)[0, 1]), 3)
@@ -76,7 +79,7 @@ def main() -> None:
         },
         "best_70_percent": {
             sign: round(
-                float(mixed[np.argsort(-signs[:, column])][: len(kind) * 7 // 10].mean()), 4
+                float(mixed[np.argsort(-signs[:, column])][: len(mixed) * 7 // 10].mean()), 4
             )
             for column, sign in enumerate(FEATURES)
             if column
