@@ -390,8 +390,8 @@ def probe_apart(plan: Plan, round_: int, rounds: int) -> bool:
     """Whether round `round_` of `rounds` leaves the probe images out of training.
 
     Labels are few: once the probe set has judged, and at the latest in the last round, it is
-    worth more as labels. What it says early holds later, as far as it is about what agreement is
-    worth; it is pessimistic about the U-Net++, which goes on learning.
+    worth more as labels. What it says early holds later, as far as it is about what the signs
+    of a good mask are worth; it is pessimistic about the U-Net++, which goes on learning.
     """
     return plan.method == "knowmine" and round_ <= plan.mining.probe_rounds and round_ < rounds
 

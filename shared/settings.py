@@ -170,8 +170,8 @@ class MiningSettings(Settings):
     varied_views: bool = Field(
         True,
         description="Mine with the mean over views that differ much, turned by quarters where "
-        "`training.orientation` allows it and a quarter larger; false: the image and its mirror "
-        "image.",
+        "`training.orientation` allows it, two of the four a quarter larger as far as steps of 32 px "
+        "come near it; false: the image and its mirror image.",
     )
     dense_prompts: bool = Field(
         True, description="Show SAM the U-Net++'s probabilities too, beside a box and points."

@@ -15,6 +15,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 from benchmarks.quality.experiment import read_experiment
+from knowmine.shared.settings import TrainingSettings
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
@@ -28,11 +29,15 @@ BORROWED = {
     "kvasir-25": {"kvasir-75": {"supervised-all": "supervised-all"}},
     "covid-05": {"covid-50": {"supervised-all": "supervised-all"}},
     "ablation-10": {
+        "kvasir-10": {name: name for name in ("supervised", "self-training", "knowmine")}
+    },
+    "ablation-10-small": {
         "kvasir-10-small": {name: name for name in ("supervised", "self-training", "knowmine")}
     },
     "federated-10": {
         "alone-10": {"supervised": "supervised, alone", "knowmine": "knowmine, alone"}
     },
+    "federated-10-small": {"alone-10-small": {"supervised": "supervised, alone"}},
     "validation-10": {
         f"validation-10-{warm_up}": {
             name: f"{name}, warm-up {warm_up}" for name in ("self-training", "knowmine", "oracle")
@@ -47,17 +52,11 @@ BORROWED = {
 """Rows that an experiment shows of another on the same test images, and what they are called."""
 DRAWS = 10_000
 EXPERIMENTS = (
-    *(
-        "kvasir-10",
-        "kvasir-10-small",
-        "kvasir-10-long",
-        "kvasir-25",
-        "kvasir-75",
-        "kvasir-75-random",
-        "covid-05",
-    ),
-    *("covid-50", "covid-infection-25", "federated-10", "federated-10-unlabelled", "ablation-10"),
-    *("kvasir-three-sites", "covid-05-short"),
+    *("kvasir-10", "ablation-10", "kvasir-25", "kvasir-75", "kvasir-75-random", "covid-05"),
+    *("covid-50", "covid-infection-25", "federated-10", "federated-10-unlabelled"),
+    "kvasir-three-sites",
+    *("kvasir-10-small", "kvasir-10-long", "ablation-10-small", "federated-10-small"),
+    *("federated-10-unlabelled-small", "covid-05-short"),
     *("validation-10", "validation-10-long", "validation-10-brief"),
 )
 """As the page tells them."""
@@ -70,6 +69,9 @@ BASES = ("supervised, alone", "supervised", "self-training")
 COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
 """Rounds are the first seed's, Dice is each seed's in turn, what follows is the mean over seeds."""
 
+ALIKE = ("share", "weight", "images", "warmup_rounds", "ramp_rounds")
+"""Mining settings that all methods of an experiment must have run with, but for its own variants."""
+
 Result: TypeAlias = Mapping[str, Any]
 Scores: TypeAlias = Mapping[tuple[int, str], float]
 
@@ -80,6 +82,8 @@ def main() -> None:
     experiments: dict[str, list[Result]] = {}
     for result in results:
         experiments.setdefault(result["experiment"], []).append(result)
+    for name, of in experiments.items():
+        refuse_unlike(name, of)
     for name, sources in BORROWED.items():
         seeds = {result["seed"] for result in experiments.get(name, [])}
         for source, methods in sources.items():
@@ -97,9 +101,25 @@ def main() -> None:
     put("summary", summary(experiments))
     put("quality", "\n".join(table(name, of, data_of(name)) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
+    put("views", views(HERE / "results" / "views"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
     plot(experiments)
+
+
+def refuse_unlike(name: str, results: Iterable[Result]) -> None:
+    """End where an experiment's methods were not run alike: a table of those compares nothing."""
+    variants = read_experiment(name).variants
+    seen: dict[str, str] = {}
+    for result in results:
+        if result["method"] in variants:
+            continue
+        plan = result["plan"]
+        mining = {key: plan["mining"].get(key) for key in ALIKE}
+        training = TrainingSettings.model_validate(plan["training"]).model_dump()
+        seen.setdefault(json.dumps([plan["model"], training, mining]), result["method"])
+    if len(seen) > 1:
+        raise SystemExit(f"{name}: {', '.join(seen.values())} were run with other settings: {seen}")
 
 
 def put(name: str, text: str) -> None:
@@ -202,6 +222,24 @@ def worths(folder: Path) -> str:
     for dice, names in alike.items():
         lines.append(f"| {', '.join(names)} | tuned 70 steps | {dice} | - | - | - | - |")
     return "\n".join(lines) + "\n"
+
+
+def views(folder: Path) -> str:
+    """What sets of views are worth, and which signs go with the Dice of the mixed mask."""
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    lines = []
+    for title, key, form in (
+        ("Dice of the U-Net++ through", "dice_by_views", "{:.3f}"),
+        ("correlation with the Dice of the mix", "correlation", "{:.2f}"),
+        ("Dice of the best 70 % by", "best_70_percent", "{:.3f}"),
+    ):
+        names = [of["name"] for of in found]
+        lines += [f"| {title} | {' | '.join(names)} |", "|---" * (len(found) + 1) + "|"]
+        for row in dict.fromkeys(row for of in found for row in of[key]):
+            cells = [form.format(of[key][row]) if row in of[key] else "-" for of in found]
+            lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def distilled(folder: Path) -> str:

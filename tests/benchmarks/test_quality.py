@@ -12,7 +12,7 @@ from benchmarks.quality import once
 from benchmarks.quality.experiment import Experiment, pooled, site_data
 from benchmarks.quality.make_splits import draw
 from benchmarks.quality.run import folders_of, oracle, run_method
-from benchmarks.quality.tables import interval, table
+from benchmarks.quality.tables import interval, refuse_unlike, table
 from knowmine.client.round import improve, todays
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import DataError, UsageError
@@ -217,6 +217,15 @@ def test_an_experiment_of_unknown_methods_is_refused():
         Experiment.model_validate({**fields, "methods": ["knowmime"]})
     with pytest.raises(ValidationError, match="tuning"):
         Experiment.model_validate({**fields, "variants": {"no-tuning": {"tuning": 0}}})
+
+
+def test_a_table_of_unlike_runs_is_refused(phantoms, split, tmp_path):
+    """Two methods of one experiment, one of which took other images to mine."""
+    one = run(split, phantoms, tmp_path / "one")
+    other = run(split, phantoms, tmp_path / "other", "self-training", images=3)
+    refuse_unlike("ablation-10", [one, one])
+    with pytest.raises(SystemExit, match="run with other settings"):
+        refuse_unlike("ablation-10", [one, other])
 
 
 def test_a_table_shows_the_worst_site(phantoms, split, tmp_path):
