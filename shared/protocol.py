@@ -74,7 +74,7 @@ FUSE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of U-Net++ in the fused mask that a probe set compares; 1 leaves SAM out."""
 
 
-FEATURES = ("one", "agreement", "sam_iou", "sam_stability", "area_ratio", "unet_certainty")
+FEATURES = ("one", "agreement", "sam_iou", "sam_stability", "area_ratio", "expected_dice")
 """What the quality judge knows of a pseudo-label; each in [0, 1]."""
 
 
