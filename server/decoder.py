@@ -49,7 +49,9 @@ class SharedDecoder:
         """
         if self._mean is None or not self._sent:
             return
-        self._mean.add(self.weights, sum(n for s, n in self.images.items() if s not in self._sent))
+        # A vote for each, not one for all: a median of one sender and one average is half the sender's.
+        for images in (n for site, n in self.images.items() if site not in self._sent):
+            self._mean.add(self.weights, images)
         self.images |= self._sent
         self.weights = hold(self._mean.result())
         self._mean = None
