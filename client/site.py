@@ -376,7 +376,7 @@ class Site:
 
     def _decoder_of(self, state: Weights) -> nn.Module:
         """A copy of SAM's decoder with these weights."""
-        decoder = copy.deepcopy(self.sam.mask_decoder)
+        decoder: nn.Module = copy.deepcopy(self.sam.mask_decoder)
         put_weights(decoder, state)
         return decoder
 
