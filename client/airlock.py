@@ -6,7 +6,7 @@ refused. Checked on arrival, at either end:
 
  1. a message holds what airlock.proto lists, each once, and nothing besides
  2. a task or an answer comes first, then the installed model's tensors in its order, all of them,
-    and all of SAM's mask decoder where it says so and the plan shares it
+    and all of SAM's mask decoder where it says so, which it may where the task's plan shares it
  3. each chunk is full, or its tensor's last; none is left over
  4. floats are finite, counters not negative, nothing is absurdly large
  5. each word is of its list, each number in its range, each list of numbers as long as it must be
@@ -143,10 +143,12 @@ def pack_update(update: Update, manifest: Manifest) -> Iterator[UpdatePart]:
     return _parts(pb.UpdatePart(update=heading), tensors, listed)
 
 
-def unpack_update(parts: Iterable[UpdatePart], manifest: Manifest) -> Update:
-    """The update; raise `Refused` for anything else.
+def unpack_update(
+    parts: Iterable[UpdatePart], manifest: Manifest, *, shares_decoder: bool = False
+) -> Update:
+    """The update; raise `Refused` for anything else. `egress` looks at its numbers again.
 
-    `egress` looks at its numbers again, and keeps a decoder here that nobody asked for.
+    shares_decoder: whether the plan of the task that it answers lets SAM's decoder follow.
     """
     parts = iter(parts)
     first = next(parts, None)
@@ -154,6 +156,8 @@ def unpack_update(parts: Iterable[UpdatePart], manifest: Manifest) -> Update:
         raise Refused("the vault sent no update first; expected its counts, then its tensors")
     values = _values(first.update, FROM_VAULT)
     mined, follows = Mined(**values.pop("mined")), values.pop("decoder")
+    if follows and not shares_decoder:  # 2
+        raise Refused("the vault sent SAM's decoder; the plan that it was sent shares none")
     weights, decoder = parted(_gather(parts, _listed(manifest, follows), FROM_VAULT))
     return Update(weights=weights, mined=mined, decoder=decoder, **values)
 

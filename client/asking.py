@@ -127,7 +127,9 @@ class AirlockWorker:
         def ask() -> Update:
             parts = airlock.pack_task(task, self.manifest)
             call: Iterator[airlock.UpdatePart] = self._improve(parts, timeout=self._settings.task_s)
-            return airlock.unpack_update(call, self.manifest)
+            return airlock.unpack_update(
+                call, self.manifest, shares_decoder=task.plan.shares_decoder
+            )
 
         return self._answered(task.round, ask)
 

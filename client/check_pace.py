@@ -1,4 +1,4 @@
-"""How long a round will take here, from a few real steps, one real look and one real question."""
+"""How long a round will take here, from a few real steps, real looks and one real question."""
 
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.findings import Finding
 from knowmine.client.frames import Frames
+from knowmine.client.inference import VARIED, predict
 from knowmine.client.opening import cache_of, sam_opener
 from knowmine.client.prompts import ask
 from knowmine.client.refine import joined
@@ -33,13 +34,15 @@ def check_pace(
 ) -> list[Finding]:
     """Seconds of a round on labels alone, of the first that mines, and of those after it.
 
-    With the plan's defaults, which the coordinator may change. The server is asked for nothing:
+    With the plan's defaults, which the coordinator may change; where the plan shares SAM's decoder, the
+    tuning is in the run's first round, which need not mine. The server is asked for nothing:
     upload_mbit_s is what the look at the network found, or None.
     """
     settle(settings.machine.threads)
     training, mining = TrainingSettings(), MiningSettings()
     model = build_model(settings.model.model_copy(update={"pretrained": False}), seed=0)
-    step_s = _step_seconds(settings, model, pick_compute(settings.machine.device))
+    compute = pick_compute(settings.machine.device)
+    step_s = _step_seconds(settings, model, compute)
     plain = training.steps * step_s
     facts: dict[str, Any] = {"step_seconds": round(step_s, 4)}
     what = (
@@ -58,18 +61,21 @@ def check_pace(
         what = f"how long SAM takes for {mined} images a round is not known before it is here"
         return [*found, Finding("pace", "note", what)]
     look_s, ask_s, tune_s = _sam_seconds(settings)
-    first = mined * (look_s + ask_s) + mining.tune_steps * tune_s
-    later = mined * ask_s
+    see_s = _seeing_seconds(settings, model, compute)
+    tuning, later = mining.tune_steps * tune_s, mined * (see_s + ask_s)
+    first = later + mined * look_s + tuning
     what = (
         f"the first round that mines takes about {_time(first)} more: SAM looks once at each of "
         f"{mined} images ({look_s:.1f} s) and is tuned ({mining.tune_steps} steps of {tune_s:.1f} "
-        f"s); later ones {_time(later)} more, and {_time(mined * look_s)} while there are new images"
+        f"s, in the run's first round where its decoder is shared); later ones {_time(later)} more, and {_time(mined * look_s)} while there are new images"
     )
     facts = {
         "images_a_round": mined,
+        "see_seconds": round(see_s, 3),
         "look_seconds": round(look_s, 3),
         "ask_seconds": round(ask_s, 3),
         "tune_step_seconds": round(tune_s, 3),
+        "tuning_seconds": round(tuning),
         "first_mining_seconds": round(first),
         "later_mining_seconds": round(later),
     }
@@ -101,6 +107,19 @@ def _step_seconds(settings: ClientSettings, model: torch.nn.Module, compute: Com
 
     steps()
     return _seconds(steps) / STEPS
+
+
+def _seeing_seconds(settings: ClientSettings, model: torch.nn.Module, compute: Compute) -> float:
+    """Of the U-Net++'s look at one image, in all the views that a pseudo-label is made from."""
+    px = settings.model.image_px
+    images = torch.zeros((ASKED, 3, px, px), dtype=torch.uint8)
+    views = VARIED[TrainingSettings().orientation]
+
+    def see() -> object:
+        return predict(model, images, compute, views=views)
+
+    see()
+    return _seconds(see) / ASKED
 
 
 def _sam_seconds(settings: ClientSettings) -> tuple[float, float, float]:

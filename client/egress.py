@@ -27,7 +27,8 @@ What the site's policy says of it (client/policy.py; its defaults are the looses
 14. the installed model is one that may be trained here
 15. trained weights moved no farther from those that were sent than `max_update_norm` together
     and `max_change` each, and counters by no more than a round can count; SAM's decoder likewise
-    from the federation's, once there is one
+    from the federation's. It stays here, and the rest leaves, where `sam_decoder` is false, and where
+    one of the two limits is tighter than its default and no decoder came to hold it against
 16. numbers about fewer than `min_cases` cases are left out
 17. the question was not answered before, unless by this very answer
 18. rounds and bytes are within their budgets
@@ -39,6 +40,7 @@ that lies they are no more than that. What honest weights may reveal is for clip
 secure aggregation to bound.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -244,6 +246,8 @@ def _limited_update(
         )
     server = Door("the server sent", EgressRefused)
     check_sent(server, asked.weights, manifest)
+    if not _may_bring_decoder(policy, came=bool(asked.decoder)):
+        update = replace(update, decoder={})
     norm, change = policy.max_update_norm, policy.max_change
     check_move(_DOOR, update.weights, asked.weights, max_norm=norm, max_change=change)
     if asked.decoder and update.decoder:
@@ -251,3 +255,10 @@ def _limited_update(
         check_move(_DOOR, update.decoder, asked.decoder, max_norm=norm, max_change=change)
     sent = {name: asked.weights[name] for name in manifest}
     return suppress_update(update, policy.min_cases, sent)
+
+
+def _may_bring_decoder(policy: Policy, *, came: bool) -> bool:
+    """Whether SAM's decoder may leave; came: whether the question brought one to measure it from."""
+    loosest = (LOOSEST.max_update_norm, LOOSEST.max_change)
+    bounded = (policy.max_update_norm, policy.max_change) != loosest
+    return policy.sam_decoder and (came or not bounded)

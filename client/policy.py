@@ -104,6 +104,11 @@ class Policy(Settings):
         le=100,
         description="How far any one trained weight may be from the one that was sent.",
     )
+    sam_decoder: bool = Field(
+        True,
+        description="SAM's tuned decoder may leave beside the model where the run's plan shares it; "
+        "false: it stays, whatever the plan says.",
+    )
     approval: Literal["auto", "manual"] = Field(
         "auto",
         description="manual: each update waits for `knowmine-client approve`; auto: it leaves "

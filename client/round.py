@@ -100,7 +100,9 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
         loss=loss,
         seconds=time.monotonic() - started,
         mined=mined,
-        decoder=site.decoder_to_share(task.round) if plan.shares_decoder else {},
+        decoder=site.decoder_to_share(task.round, lent=bool(task.decoder))
+        if plan.shares_decoder
+        else {},
     )
 
 

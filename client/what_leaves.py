@@ -161,7 +161,7 @@ def _listed_decoder() -> Finding:
     what = (
         "beside the update of a round that tuned SAM, where the plan says mining.share_decoder: "
         f"{len(tensors)} tensors of its mask decoder ({DECODER_BYTES} bytes), on which no attack "
-        "is tried here"
+        "is tried here; sam_decoder: false in policy.yaml keeps them"
     )
     facts = {"kind": "decoder", "tensors": tensors, "bytes": DECODER_BYTES}
     return Finding("leaves", "note", what, facts=facts)

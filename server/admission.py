@@ -19,7 +19,8 @@ An update (`admit`):
 Scores (`admit_scores`):
 11. they are scores of this round
 12. Dice and IoU sums lie between 0 and the number of test images; distances are not negative
-13. probe sums lie between 0 and the number of probe images, and have their lengths
+13. probe sums lie between 0 and the number of probe images, and have their lengths; those of the
+    judge's features are sums of products over a whole number of these images: X^T X of some X
 
 An introduction (`admit_hello`):
 14. its name is short and plain
@@ -28,6 +29,8 @@ An introduction (`admit_hello`):
 """
 
 from typing import Any
+
+import numpy as np
 
 from knowmine.shared.checks import MAX_IMAGES, Door, shown
 from knowmine.shared.errors import UpdateRefused
@@ -48,6 +51,8 @@ MAX_SECONDS = 1e7
 MAX_DISTANCE_PX = 1e6
 MAX_FEATURE = 10.0
 """The quality judge's features are shares and ratios, about 1 at most."""
+ROUNDING = 1e-4
+"""Sums are rounded to 6 decimals before they leave, so products of features may be this far from such."""
 SITE_NAME = r"[a-z0-9-]{1,40}"
 
 
@@ -161,14 +166,15 @@ def _calibration(door: Door, sums: Calibration, features: int, max_images: int) 
     if not images:
         # Nothing was probed: whatever the sums say, they are sums of nothing.
         return Calibration()
-    cross, most = images * MAX_FEATURE**2, images * MAX_FEATURE
+    gram = _gram(door, sums.gram, features, images)
+    most = gram[0] * MAX_FEATURE
     empty = door.count("calibration.empty", sums.empty, high=images)
     predicted = door.count("calibration.empty_predicted", sums.empty_predicted, high=images)
     both = min(empty, predicted)
     return Calibration(
         images=images,
         fused=door.numbers("calibration.fused", sums.fused, len(FUSE_WEIGHTS), low=0, high=images),
-        gram=door.numbers("calibration.gram", sums.gram, features**2, low=-cross, high=cross),
+        gram=gram,
         target=door.numbers(
             "calibration.target", sums.target, features * len(FUSE_WEIGHTS), low=-most, high=most
         ),
@@ -176,3 +182,28 @@ def _calibration(door: Door, sums: Calibration, features: int, max_images: int) 
         empty_predicted=predicted,
         empty_right=door.count("calibration.empty_right", sums.empty_right, high=both),
     )
+
+
+def _gram(door: Door, sums: Any, features: int, images: int) -> tuple[float, ...]:
+    """The judge's X^T X (features, features), row by row, over the images in which there was a prompt.
+
+    The first feature is always 1, so the first sum is their number. What is no X^T X of anything would
+    make the judge of every site that borrows it divide by next to nothing, or reward what is wrong.
+    """
+    most = images * MAX_FEATURE**2
+    gram = door.numbers("calibration.gram", sums, features**2, low=-most, high=most)
+    repair = "send what was summed, by the same version of knowmine"
+    if not (0 <= gram[0] <= images and gram[0].is_integer()):
+        expected = f"a whole number from 0 to {images}, its probe images"
+        raise door.refuse("calibration.gram[0]", shown(gram[0]), expected, repair)
+    if max(map(abs, gram)) > gram[0] * MAX_FEATURE**2:
+        expected = f"at most {MAX_FEATURE**2:g} for each of {gram[0]:g} images"
+        raise door.refuse("calibration.gram", f"{max(map(abs, gram)):g} in it", expected, repair)
+    square = np.array(gram).reshape(features, features)
+    if np.abs(square - square.T).max() > ROUNDING:
+        raise door.refuse("calibration.gram", "sums that differ by order", "symmetric sums", repair)
+    if square.diagonal().min() < 0 or np.linalg.eigvalsh(square)[0] < -ROUNDING:
+        raise door.refuse(
+            "calibration.gram", "negative squares", "sums of squares, 0 or more", repair
+        )
+    return gram

@@ -3,7 +3,9 @@
 It is averaged as the model is, by the same rule and one site at a time; a site counts as many images
 as it has labels, for its decoder learns from nothing else. A site tunes in some rounds and not in
 others: one that sends none stands by the average that it was last part of. Otherwise one site that
-comes late, with few labels, would put its own decoder in the place of all others'.
+comes late, with few labels, would put its own decoder in the place of all others'. It stands with a
+vote of its own: under a rule that guards against wild sites, one that alone sends in a round moves the
+decoder no more than if all had sent. Where two are all there are, no rule can tell who is wild.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +51,9 @@ class SharedDecoder:
         """
         if self._mean is None or not self._sent:
             return
-        self._mean.add(self.weights, sum(n for s, n in self.images.items() if s not in self._sent))
+        # A vote for each, not one for all: a median of one sender and one average is half the sender's.
+        for images in (n for site, n in self.images.items() if site not in self._sent):
+            self._mean.add(self.weights, images)
         self.images |= self._sent
         self.weights = hold(self._mean.result())
         self._mean = None

@@ -125,7 +125,7 @@ def unpack_train_task(records: RecordDict) -> TrainTask:
     def unpack() -> TrainTask:
         round_, rounds, plan = _unpack_heading(records)
         weights, sums = _unpack_weights(records), _unpack_calibration(records)
-        return TrainTask(round_, rounds, plan, weights, sums, _unpack_decoder(records))
+        return TrainTask(round_, rounds, plan, weights, sums, _unpack_shared(records, plan))
 
     return _checked(unpack, "task")
 
@@ -136,7 +136,7 @@ def unpack_evaluate_task(records: RecordDict) -> EvaluateTask:
     def unpack() -> EvaluateTask:
         round_, rounds, plan = _unpack_heading(records)
         weights = _unpack_weights(records)
-        return EvaluateTask(round_, rounds, plan, weights, _unpack_decoder(records))
+        return EvaluateTask(round_, rounds, plan, weights, _unpack_shared(records, plan))
 
     return _checked(unpack, "task")
 
@@ -327,7 +327,15 @@ def _unpack_weights(records: RecordDict) -> Weights:
     return _views_of(records.array_records["weights"])
 
 
+def _unpack_shared(records: RecordDict, plan: Plan) -> Weights:
+    """A task's decoder, which only a plan that shares one may bring."""
+    if DECODER in records and not plan.shares_decoder:
+        raise Refused("SAM's decoder came by a plan that shares none: see mining.share_decoder")
+    return _unpack_decoder(records)
+
+
 def _unpack_decoder(records: RecordDict) -> Weights:
+    """Of an update too: there `client/egress.py` and `server/admission.py` ask the plan."""
     return _views_of(records.array_records[DECODER]) if DECODER in records else {}
 
 

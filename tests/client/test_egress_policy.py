@@ -189,14 +189,40 @@ SHARING = dataclasses.replace(ASKED, shares_decoder=True, decoder=drawn_decoder(
 
 
 def test_a_decoder_that_moved_too_far_stays():
-    """From the federation's; the first one has nothing to be held against."""
+    """From the federation's, which came with the question."""
     update = dataclasses.replace(UPDATE, decoder=drawn_decoder(1.5))
     with pytest.raises(
         EgressRefused, match=r"sam\.mask_decoder.* as a change of 1; expected at most"
     ):
         out(update, SHARING, max_change=0.9)
     assert out(update, SHARING, max_change=1.0).decoder
-    assert out(update, dataclasses.replace(SHARING, decoder={}), max_change=0.9).decoder
+
+
+FIRST = dataclasses.replace(SHARING, decoder={})
+
+
+@pytest.mark.parametrize(
+    ("policy", "leaves"),
+    [({}, True), ({"max_change": 99.0}, False), ({"max_update_norm": 9999.0}, False)],
+)
+def test_a_decoder_that_no_limit_can_be_held_to_stays(policy, leaves):
+    """Nothing came to measure the first one from; the model leaves all the same."""
+    seen = out(dataclasses.replace(UPDATE, decoder=drawn_decoder(1.5)), FIRST, **policy)
+    assert bool(seen.decoder) == leaves
+    assert all(seen.weights[name] is MOVED[name] for name in MANIFEST)
+
+
+@pytest.mark.parametrize("asked", [FIRST, SHARING])
+def test_a_site_may_keep_its_decoder(asked):
+    """Whatever the plan says; the model leaves, and the bytes are the model's alone."""
+    seen = out(dataclasses.replace(UPDATE, decoder=drawn_decoder(0.5)), asked, sam_decoder=False)
+    assert (seen.decoder, size_of(seen)) == ({}, size_of(UPDATE))
+
+
+def test_a_policy_cannot_share_a_decoder_that_the_plan_does_not():
+    """Yes is the loosest value, and opens nothing."""
+    with pytest.raises(EgressRefused, match="the run's plan shares none"):
+        out(dataclasses.replace(UPDATE, decoder=drawn_decoder()), ASKED, sam_decoder=True)
 
 
 def test_another_decoder_from_the_server_holds_nothing():

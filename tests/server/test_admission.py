@@ -289,6 +289,40 @@ BAD_SCORES = {
         replace(SCORES, calibration=replace(PROBED, target=(float("nan"),) * 10)),
         r"sent calibration.target\[0\] as nan",
     ),
+    "13 features of more images than there are": (
+        replace(SCORES, calibration=replace(PROBED, gram=(5.0, 2.0, 2.0, 3.0))),
+        r"sent calibration.gram\[0\] as 5.0; expected a whole number from 0 to 4",
+    ),
+    "13 features of next to no image": (
+        replace(SCORES, calibration=replace(PROBED, gram=(1e-6, 2.0, 2.0, 3.0))),
+        r"sent calibration.gram\[0\] as 1e-06; expected a whole number",
+    ),
+    "13 features of fewer than none": (
+        replace(SCORES, calibration=replace(PROBED, gram=(-4.0, 2.0, 2.0, 3.0))),
+        r"sent calibration.gram\[0\] as -4.0; expected a whole number",
+    ),
+    "13 features of one image that are large": (
+        replace(SCORES, calibration=replace(PROBED, gram=(1.0, 2.0, 2.0, 101.0))),
+        "sent calibration.gram as 101 in it; expected at most 100 for each of 1 images",
+    ),
+    "13 a Dice of one image that is large": (
+        replace(
+            SCORES, calibration=replace(PROBED, gram=(1.0, 1.0, 1.0, 1.0), target=(11.0,) * 10)
+        ),
+        r"sent calibration.target\[0\] as 11.0; expected a number from -10 to 10",
+    ),
+    "13 products that differ by order": (
+        replace(SCORES, calibration=replace(PROBED, gram=(4.0, 2.0, 2.1, 3.0))),
+        "sent calibration.gram as sums that differ by order",
+    ),
+    "13 a negative square": (
+        replace(SCORES, calibration=replace(PROBED, gram=(4.0, 0.0, 0.0, -1.0))),
+        "sent calibration.gram as negative squares",
+    ),
+    "13 products of nothing real": (
+        replace(SCORES, calibration=replace(PROBED, gram=(4.0, 4.0, 4.0, 1.0))),
+        "sent calibration.gram as negative squares",
+    ),
     "13 right more often than asked": (
         replace(SCORES, calibration=replace(PROBED, empty_right=3)),
         "sent calibration.empty_right as 3; expected a whole number from 0 to 2",
@@ -302,6 +336,19 @@ def test_scores_that_cannot_be_pooled_are_refused(case):
     scores, words = BAD_SCORES[case]
     with pytest.raises(UpdateRefused, match=words):
         scored(scores)
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), min_size=1, max_size=60)
+)
+def test_no_honest_sums_of_features_are_refused(rows):
+    """Whatever the features of an image are, and in 6 decimals, as they leave a site."""
+    x = np.array(rows)
+    x[:, 0] = 1
+    gram = tuple(round(float(value), 6) for value in (x.T @ x).ravel())
+    sums = Calibration(len(x), (0.0,) * 5, gram, (0.0,) * 30)
+    scores = replace(SCORES, calibration=sums)
+    assert admit_scores(scores, site="lyon", round=2, features=6).calibration.gram == gram
 
 
 def test_sums_over_no_probe_image_are_empty():

@@ -73,6 +73,29 @@ def test_robust_rules_hold_for_the_first_one_too(decoder, tmp_path, rule):
     assert a_round(decoder, tmp_path, rule, **updates) == [1, 1]
 
 
+@pytest.mark.parametrize("rule", ["clipped", "trimmed", "median"])
+def test_a_wild_site_that_alone_sends_later_moves_nothing(decoder, tmp_path, rule):
+    """The two others stand by the average with a vote each, however often it tries."""
+    a_round(decoder, tmp_path, rule, lyon=sent(1, 3), oslo=sent(1, 3), porto=sent(1, 3))
+    for _ in range(2):
+        assert a_round(decoder, tmp_path, rule, porto=sent(1000, 3)) == [1, 1]
+
+
+def test_under_the_mean_it_moves_it_by_its_labels(decoder, tmp_path):
+    """Which is what the mean is: (2 * 3 * 1 + 3 * 1000) / 9."""
+    a_round(decoder, tmp_path, lyon=sent(1, 3), oslo=sent(1, 3), porto=sent(1, 3))
+    assert a_round(decoder, tmp_path, porto=sent(1000, 3)) == pytest.approx([334, 334])
+
+
+@pytest.mark.parametrize("rule", ["mean", "clipped", "trimmed", "median"])
+def test_most_that_send_again_move_it(decoder, tmp_path, rule):
+    """Two of three agree on 3; the one that stands by 1 does not hold them back for good."""
+    a_round(decoder, tmp_path, rule, lyon=sent(1, 3), oslo=sent(1, 3), porto=sent(1, 3))
+    seen = a_round(decoder, tmp_path, rule, lyon=sent(3, 3), oslo=sent(3, 3))
+    middle = 3 if rule in ("trimmed", "median") else 7 / 3
+    assert seen == pytest.approx([middle, middle])
+
+
 def test_a_resumed_run_goes_on_from_its_record():
     """With the weights of the checkpoint."""
     weights = {"w": np.ones(2, np.float32)}

@@ -101,12 +101,12 @@ MESSAGES: dict[str, Any] = {
         wire.unpack_update,
     ),
     "train with SAM's decoder": (
-        TrainTask(3, 5, PLAN, WEIGHTS, PROBED, DECODER),
+        TrainTask(3, 5, SHARING, WEIGHTS, PROBED, DECODER),
         task,
         wire.unpack_train_task,
     ),
     "evaluate with SAM's decoder": (
-        EvaluateTask(3, 9, PLAN, WEIGHTS, DECODER),
+        EvaluateTask(3, 9, SHARING, WEIGHTS, DECODER),
         task,
         wire.unpack_evaluate_task,
     ),
@@ -148,6 +148,19 @@ def test_a_change_of_the_weights_travels_with_a_whole_decoder():
     records = wire.pack_reply(replace(UPDATE, decoder=DECODER), change.data)
     seen = wire.unpack_update(sent(records), TrainTask(3, 5, its, WEIGHTS))
     assert same(seen.decoder, DECODER)
+
+
+@pytest.mark.parametrize(
+    ("question", "unpack"),
+    [
+        (TrainTask(3, 5, PLAN, WEIGHTS, PROBED, DECODER), wire.unpack_train_task),
+        (EvaluateTask(3, 5, Plan(), WEIGHTS, DECODER), wire.unpack_evaluate_task),
+    ],
+)
+def test_a_decoder_by_a_plan_that_shares_none_is_refused(question, unpack):
+    """A site that did not agree to one is lent none."""
+    with pytest.raises(Refused, match="by a plan that shares none"):
+        unpack(sent(task(question)))
 
 
 def test_numbers_under_the_decoders_name_are_no_decoder():
