@@ -138,10 +138,14 @@ class MiningSettings(Settings):
         "averaged.",
     )
     keep_first: float = Field(
-        0.6, gt=0, le=1, description="Share of the mined images kept in the first mining round."
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the mined images kept in the first mining round, the best-judged; what is "
+        "kept counts by its quality.",
     )
     keep_last: float = Field(
-        0.8, gt=0, le=1, description="Share kept in the last round; between, it grows evenly."
+        1.0, gt=0, le=1, description="Share kept in the last round; between, it grows evenly."
     )
     min_quality: float = Field(
         0.5,
