@@ -48,6 +48,7 @@ PROBED = 0.2
 DISTORTED = {"strong": 1.0, "cut_mix": 0.5}
 PLAIN = {"strong": 0.0, "cut_mix": 0.0, "share": 0.5}
 TRUSTED = {"keep_first": 0.7, "keep_last": 0.7}
+ALL = {"keep_first": 1.0, "keep_last": 1.0}
 RESTART = {"restart": True, "share": 0.5, **TRUSTED, **DISTORTED}
 ANEW = {"restart": True, **TRUSTED, **PLAIN}
 
@@ -73,6 +74,11 @@ RECIPES = {
     "knowmine-quarter-plain": Recipe("knowmine", {**TRUSTED, **PLAIN, "share": 0.25}),
     "knowmine-half-plain": Recipe("knowmine", {**TRUSTED, **PLAIN}),
     "oracle-half-plain": Recipe("oracle", PLAIN),
+    "self-training-most": Recipe("self-training", {**PLAIN, "share": 0.75}),
+    "knowmine-most": Recipe("knowmine", {**TRUSTED, **PLAIN, "share": 0.75}),
+    "knowmine-most-all": Recipe("knowmine", {**ALL, **PLAIN, "share": 0.75}),
+    "knowmine-most-all-soft": Recipe("knowmine", {**ALL, **PLAIN, "share": 0.75, "sharpen": False}),
+    "oracle-most": Recipe("oracle", {**PLAIN, "share": 0.75}),
     "self-training-restart": Recipe("self-training", RESTART),
     "knowmine-restart": Recipe("knowmine", RESTART),
     "oracle-restart": Recipe("oracle", RESTART),

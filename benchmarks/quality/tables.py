@@ -37,7 +37,6 @@ BORROWED = {
     "federated-10": {
         "alone-10": {"supervised": "supervised, alone", "knowmine": "knowmine, alone"}
     },
-    "federated-10-small": {"alone-10-small": {"supervised": "supervised, alone"}},
     "validation-10": {
         f"validation-10-{warm_up}": {
             name: f"{name}, warm-up {warm_up}" for name in ("self-training", "knowmine", "oracle")
@@ -53,10 +52,16 @@ BORROWED = {
 DRAWS = 10_000
 EXPERIMENTS = (
     *("kvasir-10", "ablation-10", "kvasir-25", "kvasir-75", "kvasir-75-random", "covid-05"),
-    *("covid-50", "covid-infection-25", "federated-10", "federated-10-unlabelled"),
+    *(
+        "covid-50",
+        "covid-infection-25",
+        "federated-10",
+        "federated-10-large",
+        "federated-10-unlabelled",
+    ),
     "kvasir-three-sites",
-    *("kvasir-10-small", "kvasir-10-long", "ablation-10-small", "federated-10-small"),
-    *("federated-10-unlabelled-small", "covid-05-short"),
+    *("kvasir-10-small", "kvasir-10-long", "ablation-10-small"),
+    "covid-05-short",
     *("validation-10", "validation-10-long", "validation-10-brief"),
 )
 """As the page tells them."""
