@@ -110,6 +110,7 @@ def main() -> None:
     put("quality", "\n".join(table(name, of, data_of(name)) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
     put("views", views(HERE / "results" / "views"))
+    put("keeping", keeping(HERE / "results" / "keeping"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
     plot(experiments)
@@ -248,6 +249,36 @@ def views(folder: Path) -> str:
             lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def keeping(folder: Path) -> str:
+    """Second stages on the same pseudo-labels, by how many of them are kept."""
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    head = [f"{of['name']}, labels alone {_mean_of(of, 'labels'):.3f}" for of in found]
+    lines = [f"| kept | {' | '.join(head)} |", "|---" * (len(found) + 1) + "|"]
+    for recipe in found[0]["recipes"] if found else ():
+        if recipe != "labels":
+            gains = [
+                interval(
+                    *({(0, k): v for k, v in of["recipes"][r].items()} for r in (recipe, "labels"))
+                )
+                for of in found
+            ]
+            cells = [
+                f"{_mean_of(of, recipe):.3f}, {g[0]:+.3f} ({g[1]:+.3f} to {g[2]:+.3f})"
+                for of, g in zip(found, gains, strict=True)
+            ]
+            lines.append(f"| {recipe} | {' | '.join(cells)} |")
+    for row in ("dice_of_pseudo_labels", "dice_of_the_best_70_percent"):
+        cells = [f"{of[row]:.3f}" for of in found]
+        lines.append(
+            f"| *{row.replace('_', ' ').replace(' percent', ' %')}* | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _mean_of(of: Result, recipe: str) -> float:
+    return float(np.mean(list(of["recipes"][recipe].values())))
 
 
 def distilled(folder: Path) -> str:

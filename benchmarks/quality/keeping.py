@@ -1,0 +1,159 @@
+"""How many of the mined images to keep: second stages of one model on the same pseudo-labels.
+
+    python -m benchmarks.quality.keeping kvasir-128 --data KVASIR --image-px 128 --unlabelled 592 ...
+
+Starts from the first stage of `benchmarks.quality.second_stage NAME` with the same options. The
+U-Net++ looks at the unlabelled images through eight turned and mirrored views, as they are and a
+quarter larger; SAM, tuned for 200 steps on the labels, is asked with their mean; the pseudo-label is
+the even mix. Each recipe goes on from there for `--second` steps, three quarters of each batch
+pseudo-labelled, and is scored on validation images. Results go to results/keeping/.
+"""
+
+import json
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.quality.experiment import HERE
+from benchmarks.quality.run import open_site
+from benchmarks.quality.second_stage import draw, options_of, plan_of, validate
+from benchmarks.quality.worth import truth_of
+from knowmine.client.compute import settle
+from knowmine.client.inference import View, predict
+from knowmine.client.prompts import ask
+from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, select, sharpen
+from knowmine.client.refine import refine
+from knowmine.client.round import SAM_BATCH, labels_of, learn, teaching
+from knowmine.client.round import draw as seed_of
+from knowmine.client.site import Site
+from knowmine.client.training import Examples
+from knowmine.client.tuning import Lessons, tune
+from knowmine.shared.log import Silent
+from knowmine.shared.protocol import TrainTask
+from knowmine.shared.settings import Plan
+from knowmine.shared.weights import load_weights, write_atomically
+
+VIEWS = tuple(
+    View(turns, mirrored, scale)
+    for scale in (1.0, 1.25)
+    for turns in range(4)
+    for mirrored in (False, True)
+)
+TUNE_STEPS = 200
+
+
+class Recipe(NamedTuple):
+    """Which pseudo-labels are kept, whether they are sharpened, and whether they are the truth."""
+
+    keep: float
+    sharpen: bool = True
+    true: bool = False
+
+
+RECIPES = {
+    "labels": Recipe(0.0),
+    "best 70 %": Recipe(0.7),
+    "all": Recipe(1.0),
+    "all, not sharpened": Recipe(1.0, sharpen=False),
+    "true masks": Recipe(1.0, sharpen=False, true=True),
+}
+
+
+def main() -> None:
+    """Make the pseudo-labels once, then run the recipes that have no result yet."""
+    options = options_of(__doc__)
+    settle()
+    plan = plan_of(options)
+    its = plan.model_copy(
+        update={
+            "training": plan.training.model_copy(update={"steps": options.second}),
+            "mining": plan.mining.model_copy(update={"share": 0.75}),
+        }
+    )
+    home = options.runs / f"{options.name}-{options.seed}"
+    site = open_site("second-stage", draw(options), {"data": options.data}, plan, "knowmine", home)
+    base = load_weights(home / "base.safetensors")
+    site.load_model(base, plan.model, 1, False)
+    mixed = pseudo_labels(site, plan)
+    truth = truth_of(site, site.unlabelled)
+    file = HERE / "results" / "keeping" / f"{options.name}-{options.seed}.json"
+    found = json.loads(file.read_text()) if file.exists() else {"recipes": {}}
+    dice = dice_of(mixed > 0.5, truth)
+    best = select(expected_dice(mixed), 0.7, 0.0).kept
+    found |= {
+        "name": options.name,
+        "steps": [options.first, options.second],
+        "unlabelled": len(mixed),
+        "dice_of_pseudo_labels": round(float(dice.mean()), 4),
+        "dice_of_the_best_70_percent": round(float(dice[best].mean()), 4),
+    }
+    for name, recipe in RECIPES.items():
+        if name not in found["recipes"]:
+            started = time.monotonic()
+            site.load_model(base, its.model, 2, False)
+            labelled = labels_of(site, its, 2, 2)
+            examples = kept_by(site, recipe, truth.astype(np.float32) if recipe.true else mixed)
+            torch.manual_seed(0)
+            seed = seed_of(options.seed, "train", site.name, 2)
+            learn(site, TrainTask(2, 2, its, base), labelled, examples, seed)
+            stems = [case.stem for case in site.test.cases]
+            scores = dict(zip(stems, np.round(validate(site), 5).tolist(), strict=True))
+            found["recipes"][name] = scores
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            mean = np.mean(list(scores.values()))
+            print(f"{name}: {mean:.4f}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def pseudo_labels(site: Site, plan: Plan) -> Floats:
+    """The even mix (N, C, S, S) of the U-Net++ and a SAM that was tuned on the site's labels."""
+    kinds = teaching(site, plan, 2, 2)
+    pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
+    lessons = Lessons(
+        site.embeddings(pairs),
+        torch.cat([kind.truth for kind in kinds]),
+        [site.frames(kind, row) for kind, row in pairs],
+    )
+    generator = torch.Generator().manual_seed(1)
+    decoder = tune(site.sam, lessons, steps=TUNE_STEPS, generator=generator, progress=Silent())
+    sam, kind = site.sam.with_decoder(decoder), site.unlabelled
+    seen = predict(site.model, kind.images, site.compute, views=VIEWS)
+    mixed = seen.copy()
+    frames = [site.frames(kind, row) for row in range(len(kind))]
+    asked = [ask(seen[row], frames[row]) for row in range(len(kind))]
+    rows = [row for row in range(len(kind)) if asked[row].prompts is not None]
+    for start in range(0, len(rows), SAM_BATCH):
+        batch = rows[start : start + SAM_BATCH]
+        answers = refine(
+            sam,
+            site.embeddings((kind, row) for row in batch),
+            [asked[row] for row in batch],
+            [frames[row] for row in batch],
+            classes=plan.model.classes,
+            by_agreement=True,
+            refinements=0,
+        )
+        for row, answer in zip(batch, answers, strict=True):
+            silent = asked[row].left_open(seen[row], answer.heard.numpy())
+            mixed[row] = np.where(silent, seen[row], (seen[row] + answer.masks.numpy()) / 2)
+    return mixed
+
+
+def kept_by(site: Site, recipe: Recipe, masks: NDArray[np.float32]) -> Examples:
+    """What the recipe has of the unlabelled images, weighed by the Dice that a mask expects."""
+    chosen = select(expected_dice(masks), recipe.keep, 0.0)
+    weights = np.ones_like(chosen.weights) if recipe.true else chosen.weights
+    targets = sharpen(masks) if recipe.sharpen else masks
+    rows = torch.from_numpy(np.flatnonzero(chosen.kept))
+    return Examples(
+        site.unlabelled.images[rows],
+        torch.from_numpy((targets[chosen.kept] * 255 + 0.5).astype(np.uint8)),
+        torch.from_numpy(weights[chosen.kept]),
+    )
+
+
+if __name__ == "__main__":
+    main()
