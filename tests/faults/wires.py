@@ -75,7 +75,7 @@ class Forwarder:
             self._open |= {site, server}
         try:
             self._pump(site, server)
-        except OSError:
+        except (OSError, ValueError):  # cut: select says ValueError of a socket closed meanwhile
             pass
         finally:
             with self._lock:
