@@ -47,6 +47,7 @@ from knowmine.client.pseudo_labels import (
 )
 from knowmine.client.refine import refine
 from knowmine.client.reviewed import after_review
+from knowmine.client.sam import Tunable
 from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples, train
 from knowmine.client.tuning import BATCH, Lessons, tune
@@ -292,7 +293,14 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         ones = np.ones(len(kind), np.float32)
         seen: NDArray[np.bool_] = np.any(unet > 0.5, axis=(1, 2, 3))
         return Opinions(unet, unet, seen, ones, ones)
-    tuned = site.tuned_sam(round_) if ours and plan.mining.tune_steps else None
+    return ask_sam(
+        site, kind, unet, plan, site.tuned_sam(round_) if ours and plan.mining.tune_steps else None
+    )
+
+
+def ask_sam(site: Site, kind: Kind, unet: Floats, plan: Plan, tuned: Tunable | None) -> Opinions:
+    """Steps 2 and 3: SAM's opinion, tuned or this site's frozen one's, beside the U-Net++'s `unet`."""
+    ours = plan.method == "knowmine"
     dense, join = ours and plan.mining.dense_prompts, ours and plan.mining.join_parts
     frames = [site.frames(kind, row) for row in range(len(kind))]
     asked = [ask(unet[row], frames[row], dense=dense, join=join) for row in range(len(kind))]

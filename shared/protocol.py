@@ -75,7 +75,7 @@ FUSE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 FEATURES = ("one", "agreement", "sam_iou", "sam_stability", "area_ratio", "expected_dice")
-"""What the quality judge knows of a pseudo-label; each in [0, 1]."""
+"""What the quality judge knows of a pseudo-label; each in [0, 1]. The last is of an even mix."""
 
 
 @dataclass(frozen=True)

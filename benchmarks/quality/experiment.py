@@ -13,6 +13,7 @@ from knowmine.client.folder import Case, read_stems, scan
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import MiningSettings, Plan, Settings, read_settings
+from knowmine.shared.weights import write_atomically
 
 HERE = Path(__file__).parent
 KINDS = ("labelled", "probe", "unlabelled", "test")
@@ -143,6 +144,12 @@ def site_data(
     }
     data = SiteData(name, of("labelled"), of("probe"), of("unlabelled"), of("test"))
     return data, HiddenMasks(hidden)
+
+
+def keep_result(file: Path, found: Mapping[str, Any]) -> None:
+    """Write a result, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def training_split(

@@ -17,16 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality.experiment import HERE
+from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
 from benchmarks.quality.second_stage import draw, options_of, plan_of, validate
 from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import settle
 from knowmine.client.inference import View, predict
-from knowmine.client.prompts import ask
-from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, select, sharpen
-from knowmine.client.refine import refine
-from knowmine.client.round import SAM_BATCH, labels_of, learn, teaching
+from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, fuse, select, sharpen
+from knowmine.client.round import ask_sam, labels_of, learn, teaching
 from knowmine.client.round import draw as seed_of
 from knowmine.client.site import Site
 from knowmine.client.training import Examples
@@ -34,7 +32,7 @@ from knowmine.client.tuning import Lessons, tune
 from knowmine.shared.log import Silent
 from knowmine.shared.protocol import TrainTask
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import load_weights, write_atomically
+from knowmine.shared.weights import load_weights
 
 VIEWS = tuple(
     View(turns, mirrored, scale)
@@ -102,8 +100,7 @@ def main() -> None:
             stems = [case.stem for case in site.test.cases]
             scores = dict(zip(stems, np.round(validate(site), 5).tolist(), strict=True))
             found["recipes"][name] = scores
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            keep_result(file, found)
             mean = np.mean(list(scores.values()))
             print(f"{name}: {mean:.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
@@ -121,25 +118,7 @@ def pseudo_labels(site: Site, plan: Plan) -> Floats:
     decoder = tune(site.sam, lessons, steps=TUNE_STEPS, generator=generator, progress=Silent())
     sam, kind = site.sam.with_decoder(decoder), site.unlabelled
     seen = predict(site.model, kind.images, site.compute, views=VIEWS)
-    mixed = seen.copy()
-    frames = [site.frames(kind, row) for row in range(len(kind))]
-    asked = [ask(seen[row], frames[row]) for row in range(len(kind))]
-    rows = [row for row in range(len(kind)) if asked[row].prompts is not None]
-    for start in range(0, len(rows), SAM_BATCH):
-        batch = rows[start : start + SAM_BATCH]
-        answers = refine(
-            sam,
-            site.embeddings((kind, row) for row in batch),
-            [asked[row] for row in batch],
-            [frames[row] for row in batch],
-            classes=plan.model.classes,
-            by_agreement=True,
-            refinements=0,
-        )
-        for row, answer in zip(batch, answers, strict=True):
-            silent = asked[row].left_open(seen[row], answer.heard.numpy())
-            mixed[row] = np.where(silent, seen[row], (seen[row] + answer.masks.numpy()) / 2)
-    return mixed
+    return fuse(ask_sam(site, kind, seen, plan, sam), 0.5)
 
 
 def kept_by(site: Site, recipe: Recipe, masks: NDArray[np.float32]) -> Examples:

@@ -61,15 +61,13 @@ class Once:
         return Scores(**{**found["sums"], "calibration": Calibration()})
 
     def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
-        steps = task.plan.mining.tune_steps
-        plan = task.plan
+        plan, steps = task.plan, task.plan.mining.tune_steps
         if not plan.asks_sam or plan.shares_decoder or site.was_tuned(task.round - 1):
             return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
-        frame = task.plan.model.model_dump(mode="json")
-        dense = task.plan.mining.dense_prompts
+        frame, dense = plan.model.model_dump(mode="json"), plan.mining.dense_prompts
         precision = str(site.sam.compute)
-        told = [site.name, task.round, task.plan.seed, frame, steps, dense, precision]
+        told = [site.name, task.round, plan.seed, frame, steps, dense, precision]
         file = self._file("tuned", told, [site.labelled]).with_suffix(".safetensors")
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)

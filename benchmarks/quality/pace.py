@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality.experiment import HERE, training_split
+from benchmarks.quality.experiment import HERE, keep_result, training_split
 from benchmarks.quality.run import open_site
 from knowmine.client.compute import settle
 from knowmine.client.inference import VARIED, predict
 from knowmine.client.round import consult, tune_sam
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import load_weights, write_atomically
+from knowmine.shared.weights import load_weights
 
 LABELLED, STEPS = 24, 12
 
@@ -73,8 +73,7 @@ def main() -> None:
             "tune_s": round(step * Plan().mining.tune_steps, 1),
         }
     file = HERE / "results" / "pace" / f"{options.name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+    keep_result(file, found)
     print(json.dumps(found, indent=1))
 
 

@@ -19,6 +19,7 @@ import torch
 from benchmarks.quality.experiment import (
     HERE,
     Experiment,
+    keep_result,
     pooled,
     read_experiment,
     read_split,
@@ -44,7 +45,7 @@ from knowmine.shared.log import open_log
 from knowmine.shared.protocol import EvaluateTask, Hello, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, weights_of
-from knowmine.shared.weights import Weights, write_atomically
+from knowmine.shared.weights import Weights
 
 
 def main() -> None:
@@ -74,8 +75,7 @@ def main() -> None:
                     seed,
                     options.runs / f"{options.experiment}-{method}-{seed}",
                 )
-                result.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(result, (json.dumps(found, indent=1) + "\n").encode())
+                keep_result(result, found)
 
 
 def folders_of(given: Iterable[str]) -> dict[str, Path]:

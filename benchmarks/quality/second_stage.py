@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.experiment import HERE
+from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site, oracle
 from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import settle
@@ -114,8 +114,7 @@ def main() -> None:
             found = second_stage(site, plan, RECIPES[recipe], base, calibration, opinions, options)
             save_weights(home / f"{recipe}.safetensors", weights_of(site.model))
             found = {"name": options.name, "recipe": recipe, "seed": options.seed, **found}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+            keep_result(file, found)
             dice = np.mean(list(found["validation_dice"].values()))
             print(f"{recipe}: {dice:.4f}, {found['seconds']} s, {found['mined']}", flush=True)
 

@@ -13,7 +13,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.experiment import HERE
+from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
 from benchmarks.quality.second_stage import draw, options_of, plan_of
 from benchmarks.quality.worth import truth_of
@@ -22,7 +22,7 @@ from knowmine.client.inference import MIRRORED, VARIED, View, predict
 from knowmine.client.pseudo_labels import dice_of, features_of, fuse
 from knowmine.client.round import consult, teaching, tune_sam
 from knowmine.shared.protocol import FEATURES
-from knowmine.shared.weights import load_weights, write_atomically
+from knowmine.shared.weights import load_weights
 
 SCORED = 150
 TURNED = tuple(View(turns) for turns in range(4))
@@ -86,8 +86,7 @@ def main() -> None:
         },
     }
     file = HERE / "results" / "views" / f"{options.name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+    keep_result(file, found)
     print(json.dumps(found, indent=1))
 
 
