@@ -126,7 +126,12 @@ def ours(file: Path, method: str) -> dict[str, float]:
             "plan.method": method,
             "plan.model.image_px": given["px"],
             "plan.training": {"steps": given["steps"], "batch": given["batch"]},
-            "plan.mining": {"images": 0, "warmup_rounds": given["warmup"]},
+            "plan.mining": {
+                "images": 0,
+                "warmup_rounds": given["warmup"],
+                "tune_again": 0,
+                "false_alarms": 0,
+            },
             "run.rounds": given["rounds"],
             "split.probe": 0.25,
             "sites.folders": {f"site-{n}": home / f"site-{n}" for n in range(SITES)},

@@ -154,7 +154,7 @@ class Training(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ..., decay: _Optional[_Union[Decay, str]] = ...) -> None: ...
 
 class Mining(_message.Message):
-    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts", "share_decoder", "varied_views")
+    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts", "share_decoder", "varied_views", "false_alarms")
     WARMUP_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,7 @@ class Mining(_message.Message):
     DENSE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     SHARE_DECODER_FIELD_NUMBER: _ClassVar[int]
     VARIED_VIEWS_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARMS_FIELD_NUMBER: _ClassVar[int]
     warmup_rounds: int
     images: int
     share: float
@@ -209,7 +210,8 @@ class Mining(_message.Message):
     dense_prompts: bool
     share_decoder: bool
     varied_views: bool
-    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ..., share_decoder: bool = ..., varied_views: bool = ...) -> None: ...
+    false_alarms: float
+    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ..., share_decoder: bool = ..., varied_views: bool = ..., false_alarms: _Optional[float] = ...) -> None: ...
 
 class Introduction(_message.Message):
     __slots__ = ("protocol", "model_fingerprint", "labelled", "unlabelled", "probe", "test", "isolation")

@@ -22,7 +22,7 @@ CANARY_IMAGES = 8
 def check_site(settings: ClientSettings) -> Iterator[Finding]:
     """All findings, area by area, as they come; nothing is sent but a greeting to the server."""
     of_data = _guarded("data", lambda: check_data(settings))
-    unlabelled = int(_fact(of_data, "unlabelled") or 0)
+    labelled, unlabelled = (int(_fact(of_data, kind) or 0) for kind in ("labelled", "unlabelled"))
     yield from of_data
     yield from _guarded("weights", lambda: check_weights(settings))
     yield from _guarded("machine", lambda: check_machine(settings))
@@ -32,7 +32,7 @@ def check_site(settings: ClientSettings) -> Iterator[Finding]:
     of_network = _guarded("network", lambda: check_network(settings))
     yield from of_network
     upload_mbit_s = _fact(of_network, "upload_mbit_s")
-    yield from _guarded("pace", lambda: _pace(settings, unlabelled, upload_mbit_s))
+    yield from _guarded("pace", lambda: _pace(settings, labelled, unlabelled, upload_mbit_s))
 
 
 def canary(settings: ClientSettings) -> Iterator[Finding]:
@@ -91,10 +91,12 @@ def _guarded(area: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         return [stopped(area, error, "nothing more is known of this")]
 
 
-def _pace(settings: ClientSettings, unlabelled: int, upload_mbit_s: float | None) -> list[Finding]:
+def _pace(
+    settings: ClientSettings, labelled: int, unlabelled: int, upload_mbit_s: float | None
+) -> list[Finding]:
     from knowmine.client.check_pace import check_pace  # torch takes seconds: not before it is due
 
-    return check_pace(settings, unlabelled, upload_mbit_s)
+    return check_pace(settings, labelled, unlabelled, upload_mbit_s)
 
 
 def _fact(findings: list[Finding], key: str) -> float | None:

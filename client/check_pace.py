@@ -17,6 +17,7 @@ from knowmine.client.refine import joined
 from knowmine.client.sam_weights import KNOWN, find_weights
 from knowmine.client.settings import ClientSettings
 from knowmine.client.training import Examples, train
+from knowmine.client.tuning import BATCH as LESSONS
 from knowmine.client.tuning import Lessons, tune
 from knowmine.shared.errors import KnowmineError
 from knowmine.shared.log import Silent
@@ -30,13 +31,13 @@ HEIGHT, WIDTH = 480, 640
 
 
 def check_pace(
-    settings: ClientSettings, unlabelled: int, upload_mbit_s: float | None = None
+    settings: ClientSettings, labelled: int, unlabelled: int, upload_mbit_s: float | None = None
 ) -> list[Finding]:
-    """Seconds of a round on labels alone, of the first that mines, and of those after it.
+    """Seconds of a round on labels alone, of tuning SAM the first time, and of rounds that mine.
 
-    With the plan's defaults, which the coordinator may change; where the plan shares SAM's decoder, the
-    tuning is in the run's first round, which need not mine. The server is asked for nothing:
-    upload_mbit_s is what the look at the network found, or None.
+    With the plan's defaults, which the coordinator may change. SAM is first tuned when it is first
+    asked: to score the first round where there is a probe set. labelled and unlabelled: images.
+    The server is asked for nothing: upload_mbit_s is what the look at the network found, or None.
     """
     settle(settings.machine.threads)
     training, mining = TrainingSettings(), MiningSettings()
@@ -62,12 +63,15 @@ def check_pace(
         return [*found, Finding("pace", "note", what)]
     look_s, ask_s, tune_s = _sam_seconds(settings)
     see_s = _seeing_seconds(settings, model, compute)
-    tuning, later = mining.tune_steps * tune_s, mined * (see_s + ask_s)
-    first = later + mined * look_s + tuning
+    taught = min(labelled, LESSONS * max(mining.tune_steps, mining.tune_again))
+    tuning = taught * look_s + mining.tune_steps * tune_s
+    later = mined * (see_s + ask_s) + mining.tune_again * tune_s
+    first = later + mined * look_s
     what = (
-        f"the first round that mines takes about {_time(first)} more: SAM looks once at each of "
-        f"{mined} images ({look_s:.1f} s) and is tuned ({mining.tune_steps} steps of {tune_s:.1f} "
-        f"s, in the run's first round where its decoder is shared); later ones {_time(later)} more, and {_time(mined * look_s)} while there are new images"
+        f"SAM is tuned when it is first asked, which takes about {_time(tuning)}: it looks at "
+        f"{taught} labelled images ({look_s:.1f} s each) and learns for {mining.tune_steps} steps of "
+        f"{tune_s:.1f} s; a round that mines {mined} images takes about {_time(later)} more than one "
+        f"on labels alone, and {_time(mined * look_s)} while they are new to SAM"
     )
     facts = {
         "images_a_round": mined,
@@ -140,7 +144,14 @@ def _sam_seconds(settings: ClientSettings) -> tuple[float, float, float]:
 
     def tuned() -> object:
         generator = torch.Generator().manual_seed(0)
-        return tune(sam, lessons, steps=1, generator=generator, progress=Silent())
+        return tune(
+            sam,
+            lessons,
+            steps=1,
+            false_alarms=MiningSettings().false_alarms,
+            generator=generator,
+            progress=Silent(),
+        )
 
     sam.decode(seen, several)  # what only the first call costs
     return (

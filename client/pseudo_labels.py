@@ -148,7 +148,7 @@ def gate(sums: Calibration, min_images: int) -> Verdict:
     images say little, and the best of several weights looks better than it is; so SAM has to
     outweigh PRIOR_IMAGES imagined ones on which it does harm, by the square of its share: an even
     mix of two readers is seldom worse than one of them, SAM alone may well be. SAM never outweighs
-    the U-Net++, which has learnt since the sums were made, and SAM has not.
+    the U-Net++, which has learnt more since the sums were made than SAM has.
     """
     if sums.images < min_images:
         return Verdict("unjudged", 1.0)

@@ -350,9 +350,10 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
     if not pairs:
         return
-    # SAM's encoder is slow: it looks at no more images than the steps will meet.
-    shuffle = torch.Generator().manual_seed(draw(plan.seed, "lessons", site.name, round_))
-    rows = torch.randperm(len(pairs), generator=shuffle)[: steps * BATCH].sort().values
+    # SAM's encoder is slow: whatever the round, it looks at no more labelled images than these.
+    most = max(plan.mining.tune_steps, plan.mining.tune_again) * BATCH
+    drawn = [draw(plan.seed, "lessons", kind.cases[row].stem) for kind, row in pairs]
+    rows = torch.tensor(drawn).argsort()[:most].sort().values
     met = [pairs[row] for row in rows]
     lessons = Lessons(
         site.embeddings(met),
@@ -366,6 +367,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
         lessons,
         steps=steps,
         dense=plan.mining.dense_prompts,
+        false_alarms=plan.mining.false_alarms,
         generator=generator,
         progress=site.progress,
     )

@@ -4,7 +4,8 @@ SAM's decoder is small (some 4 million parameters) and its image embeddings are 
 costs under a second. It learns what a lesion's outline is at this site, which no prompt
 can say. What it is asked with are truths made worse, as a U-Net++ would see them: outlines that
 wander, leak and break up. The U-Net++'s own masks of these images would not do: it has been trained
-on them, so SAM would learn to repeat what it is shown.
+on them, so SAM would learn to repeat what it is shown. And it is asked about places without a lesion,
+for a U-Net++ will ask about such too, and SAM is to say no.
 """
 
 import copy
@@ -19,7 +20,7 @@ from scipy import ndimage
 from torch import Generator, Tensor, nn
 
 from knowmine.client.frames import Frames
-from knowmine.client.prompts import ask
+from knowmine.client.prompts import CLEAR, ask
 from knowmine.client.refine import joined
 from knowmine.client.sam import Prompts, Tunable, run_decoder
 from knowmine.shared.errors import RunFailed
@@ -54,12 +55,15 @@ def tune(
     *,
     steps: int,
     dense: bool = True,
+    false_alarms: float,
     generator: Generator,
     progress: Progress,
 ) -> nn.Module:
     """A copy of SAM's decoder that has learned from `BATCH` labelled images so many times more.
 
     dense: ask with mask prompts too, as SAM will be asked.
+    false_alarms: chance that an image's prompts ask about a place without a lesion too, to which the
+        right answer is an empty mask; see `false_alarm`.
 
     Its single answer (mask 0) is what is trained, with SAM's guess of that mask's IoU; the three
     others are for prompts that could mean several things, and ours do not.
@@ -74,7 +78,7 @@ def tune(
     for step, rows in enumerate(_batches(len(lessons), steps, generator)):
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * _rate(step, steps)
-        question = _question(lessons, rows.tolist(), rng, dense)
+        question = _question(lessons, rows.tolist(), rng, dense, false_alarms)
         if question is not None:
             loss = _loss(sam, decoder, *question)
             optimiser.zero_grad(set_to_none=True)
@@ -121,14 +125,41 @@ def degrade(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.fl
     return probabilities
 
 
+def false_alarm(
+    lesions: NDArray[np.bool_], shape: NDArray[np.bool_], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Probabilities (S, S) float32 as a U-Net++ might give them where there is no lesion.
+
+    It takes folds and reflections for lesions too, and a SAM that has only met questions about lesions
+    outlines those as well. `shape` (S, S) bool, another image's objects, is turned, moved and made
+    worse; a part that then overlaps `lesions` (S, S) bool, of whatever class, is no false alarm and
+    is left out.
+    """
+    turned = np.rot90(shape, int(rng.integers(4)))
+    moved = np.roll(turned, rng.integers(0, len(shape), 2), (0, 1))
+    probabilities = degrade(moved, rng)
+    parts, _ = ndimage.label(probabilities > CLEAR)
+    overlapping = np.unique(parts[lesions])
+    probabilities[np.isin(parts, overlapping[overlapping > 0])] = 0
+    return probabilities
+
+
 def _question(
-    lessons: Lessons, rows: list[int], rng: np.random.Generator, dense: bool
+    lessons: Lessons,
+    rows: list[int],
+    rng: np.random.Generator,
+    dense: bool,
+    false_alarms: float,
 ) -> tuple[Tensor, Prompts, Tensor] | None:
     """Embeddings, prompts and the masks (K, 1, 256, 256) wanted of them, for some images."""
     asked, wanted = [], []
     for row in rows:
         truth = lessons.truth[row].numpy()
         worse = np.stack([degrade(plane, rng) for plane in truth])
+        if false_alarms and rng.random() < false_alarms:
+            other = lessons.truth[int(rng.integers(len(lessons)))].numpy()
+            anywhere: NDArray[np.bool_] = np.any(truth, axis=0)
+            worse = np.maximum(worse, [false_alarm(anywhere, shape, rng) for shape in other])
         frames = lessons.frames[row]
         question = ask(worse, frames, dense=dense)
         asked.append(question)

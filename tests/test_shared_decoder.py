@@ -33,6 +33,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 MINING: dict[str, Any] = {"warmup_rounds": 1, "images": 1, "tune_steps": 1, "min_probe_images": 4}
 ON = plan(**MINING, share_decoder=True)
 OFF = plan(**MINING)
+AGAIN = plan(**MINING, tune_again=1, share_decoder=True)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,17 @@ def test_a_run_that_was_broken_off_ends_like_a_whole_one(shared, phantoms, sam, 
     again = Federated(phantoms, sam, tmp_path, ON).run()
     for name in ("0003", "0003.decoder"):
         assert digest_of(checkpoint(again, name)) == digest_of(checkpoint(shared, name))
+
+
+def test_sites_that_go_on_tuning_send_it_in_each_round_that_mines(shared, phantoms, sam, tmp_path):
+    """From the average on; and a run that was broken off ends like a whole one."""
+    whole = Federated(phantoms, sam, tmp_path / "whole", AGAIN).run()
+    size = sum(array.nbytes for array in checkpoint(whole).values())
+    assert record(whole, 2)["bytes_up"] - record(shared, 2)["bytes_up"] == 2 * size
+    assert record(whole, 3)["decoder"] == {"lyon": 4, "oslo": 4}  # labels, and the probe set by now
+    assert digest_of(checkpoint(whole)) != digest_of(checkpoint(shared))
+    with pytest.raises(KeyboardInterrupt):
+        Federated(phantoms, sam, tmp_path / "broken", AGAIN).run(3)
+    again = Federated(phantoms, sam, tmp_path / "broken", AGAIN).run()
+    for name in ("0003", "0003.decoder"):
+        assert digest_of(checkpoint(again, name)) == digest_of(checkpoint(whole, name))

@@ -115,7 +115,14 @@ def pseudo_labels(site: Site, plan: Plan) -> Floats:
         [site.frames(kind, row) for kind, row in pairs],
     )
     generator = torch.Generator().manual_seed(1)
-    decoder = tune(site.sam, lessons, steps=TUNE_STEPS, generator=generator, progress=Silent())
+    decoder = tune(
+        site.sam,
+        lessons,
+        steps=TUNE_STEPS,
+        false_alarms=0.0,
+        generator=generator,
+        progress=Silent(),
+    )
     sam, kind = site.sam.with_decoder(decoder), site.unlabelled
     seen = predict(site.model, kind.images, site.compute, views=VIEWS)
     return fuse(ask_sam(site, kind, seen, plan, sam), 0.5)

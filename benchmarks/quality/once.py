@@ -66,8 +66,8 @@ class Once:
             return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
         frame, dense = plan.model.model_dump(mode="json"), plan.mining.dense_prompts
-        precision = str(site.sam.compute)
-        told = [site.name, task.round, plan.seed, frame, steps, dense, precision]
+        alarms, precision = plan.mining.false_alarms, str(site.sam.compute)
+        told = [site.name, task.round, plan.seed, frame, steps, dense, alarms, precision]
         file = self._file("tuned", told, [site.labelled]).with_suffix(".safetensors")
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)

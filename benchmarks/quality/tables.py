@@ -77,6 +77,12 @@ COLUMNS = ("method", "Dice by round", "Dice", "worst site", "IoU", "HD95 px")
 ALIKE = ("share", "weight", "images", "warmup_rounds", "ramp_rounds")
 """Mining settings that all methods of an experiment must have run with, but for its own variants."""
 
+CONTROLS = ("supervised", "supervised-all", "self-training", "paper", "oracle")
+"""Methods that most mining settings are nothing to."""
+
+BEFORE = {"varied_views": False, "share_decoder": False, "false_alarms": 0.0}
+"""What settings that an older result does not name stood for."""
+
 UNLIKE = {"kvasir-three-sites"}
 """Older experiments whose methods differ in more than the method; the page says so."""
 
@@ -110,6 +116,7 @@ def main() -> None:
     put("quality", "\n".join(table(name, of, data_of(name)) for name, of in experiments.items()))
     put("worth", worths(HERE / "results"))
     put("views", views(HERE / "results" / "views"))
+    put("alarms", alarms(HERE / "results" / "alarms"))
     put("keeping", keeping(HERE / "results" / "keeping"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
@@ -117,7 +124,16 @@ def main() -> None:
 
 
 def refuse_unlike(name: str, results: Iterable[Result]) -> None:
-    """End where an experiment's methods were not run alike: a table of those compares nothing."""
+    """End where an experiment's methods, or a method's seeds, were not run alike."""
+    results = list(results)
+    for method in {result["method"] for result in results}:
+        plans = {
+            json.dumps({**BEFORE, **result["plan"]["mining"]}, sort_keys=True)
+            for result in results
+            if result["method"] == method and method not in CONTROLS
+        }
+        if len(plans) > 1:
+            raise SystemExit(f"{name}: seeds of {method} were run with other settings: {plans}")
     variants = read_experiment(name).variants
     seen: dict[str, str] = {}
     for result in results:
@@ -249,6 +265,35 @@ def views(folder: Path) -> str:
             lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def alarms(folder: Path) -> str:
+    """Pseudo-labels by how SAM's decoder was tuned, and what an even mix gains over the U-Net++."""
+    lines = [
+        "| data | tuning | false alarms | seeds | SAM alone | even mix | gain over the U-Net++ |"
+    ]
+    lines.append("|---" * 7 + "|")
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text())
+        unet = {(0, stem): dice for stem, dice in found["unet"].items()}
+        lines.append(f"| {found['name']} | *U-Net++ alone* | - | - | - | {mean(unet):.3f} | - |")
+        ways: dict[str, list[Mapping[str, dict[str, float]]]] = {}
+        for way, of in found["ways"].items():
+            ways.setdefault(way.rpartition(", ")[0], []).append(of["dice_by_unet_share"])
+        for way, runs in ways.items():
+            alone, mixed = (
+                {
+                    (0, stem): float(np.mean([run[share][stem] for run in runs]))
+                    for stem in found["unet"]
+                }
+                for share in ("0.0", "0.5")
+            )
+            gain, low, high = interval(mixed, unet)
+            steps, chance = way.split(", ")
+            cells = [found["name"], steps, chance, str(len(runs)), f"{mean(alone):.3f}"]
+            cells += [f"{mean(mixed):.3f}", f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def keeping(folder: Path) -> str:

@@ -53,7 +53,14 @@ def main() -> None:
         for steps in options.steps:
             begun = time.perf_counter()
             generator = torch.Generator().manual_seed(0)
-            decoder = tune(site.sam, lessons, steps=steps, generator=generator, progress=Silent())
+            decoder = tune(
+                site.sam,
+                lessons,
+                steps=steps,
+                false_alarms=0.0,
+                generator=generator,
+                progress=Silent(),
+            )
             seconds = time.perf_counter() - begun
             _, after = answers(site, site.sam.with_decoder(decoder))
             rows.append({"steps": steps, "seconds": round(seconds, 1), "dice": round(after, 4)})

@@ -81,7 +81,9 @@ def warm_up(site: Site, plan: Plan) -> None:
 def recipes(site: Site, plan: Plan, tune_steps: list[int]) -> Iterator[tuple[int, Opinions]]:
     """Both models' masks of the unlabelled images, for each length of tuning; 0 is frozen."""
     for count in tune_steps:
-        mining = plan.mining.model_copy(update={"tune_steps": count})
+        mining = plan.mining.model_copy(
+            update={"tune_steps": count, "tune_again": 0, "false_alarms": 0.0}
+        )
         its = plan.model_copy(update={"mining": mining})
         for file in site.folder.glob("sam-decoder-*"):
             file.unlink()

