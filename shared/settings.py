@@ -194,9 +194,10 @@ class MiningSettings(Settings):
         "time; 0 leaves SAM frozen.",
     )
     tune_again: int = Field(
-        48,
+        0,
         ge=0,
-        description="Steps that each later round adds in which SAM is asked, once its decoder has been tuned.",
+        description="Steps that each later round adds in which SAM is asked, once its decoder has "
+        "been tuned.",
     )
     false_alarms: float = Field(
         0.5,
@@ -208,9 +209,8 @@ class MiningSettings(Settings):
     share_decoder: bool = Field(
         False,
         description="Sites send SAM's mask decoder beside the model when they have tuned it: 16 MB, "
-        "always whole, whatever transport.update says, in each round that mines unless tune_again is "
-        "0. The server averages it by labelled images and "
-        "sends it back, so that a site without labels asks a tuned SAM too. All sites need the same "
+        "always whole, whatever transport.update says; in each round that mines unless tune_again is "
+        "0. The server averages it by labelled images and sends it back, so that a site without labels asks a tuned SAM too. All sites need the same "
         "sam.weights. Without tuning it does nothing.",
     )
     distil_steps: int = Field(

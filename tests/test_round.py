@@ -21,9 +21,7 @@ PLAN = Plan(
     seed=1,
     model=ModelSettings(decoder_channels=(16, 8, 8), image_px=64),
     training=TrainingSettings(steps=25, batch=4, learning_rate=3e-3),
-    mining=MiningSettings(
-        warmup_rounds=1, images=2, min_probe_images=2, tune_steps=1, tune_again=0
-    ),
+    mining=MiningSettings(warmup_rounds=1, images=2, min_probe_images=2, tune_steps=1),
 )
 ROUNDS = 3
 

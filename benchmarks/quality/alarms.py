@@ -51,8 +51,8 @@ WAYS = (
     ((300,), 0.5),
     ((96, 48, 48, 48), 0.5),
 )
-"""Steps of tuning, stage by stage, and the chance of a false alarm in each lesson. The last is what the
-defaults have come to in the last of three mining rounds."""
+"""Steps of tuning, stage by stage, and the chance of a false alarm in each lesson. The last is what
+`mining.tune_again: 48` has come to in the third round that mines."""
 SHARES = (0.0, 0.5, 0.75)
 """The U-Net++'s share in the mixes that are scored."""
 

@@ -15,7 +15,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 from benchmarks.quality.experiment import read_experiment
-from knowmine.shared.settings import TrainingSettings
+from knowmine.shared.settings import MiningSettings, TrainingSettings
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
@@ -80,8 +80,8 @@ ALIKE = ("share", "weight", "images", "warmup_rounds", "ramp_rounds")
 CONTROLS = ("supervised", "supervised-all", "self-training", "paper", "oracle")
 """Methods that most mining settings are nothing to."""
 
-BEFORE = {"varied_views": False, "share_decoder": False, "false_alarms": 0.0}
-"""What settings that an older result does not name stood for."""
+BEFORE = {**MiningSettings().model_dump(), "varied_views": False, "false_alarms": 0.0}
+"""What mining settings that an older result does not name stood for."""
 
 UNLIKE = {"kvasir-three-sites"}
 """Older experiments whose methods differ in more than the method; the page says so."""
@@ -117,6 +117,7 @@ def main() -> None:
     put("worth", worths(HERE / "results"))
     put("views", views(HERE / "results" / "views"))
     put("alarms", alarms(HERE / "results" / "alarms"))
+    put("mined", mined(HERE / "results" / "mined"))
     put("keeping", keeping(HERE / "results" / "keeping"))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
@@ -292,6 +293,18 @@ def alarms(folder: Path) -> str:
             steps, chance = way.split(", ")
             cells = [found["name"], steps, chance, str(len(runs)), f"{mean(alone):.3f}"]
             cells += [f"{mean(mixed):.3f}", f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def mined(folder: Path) -> str:
+    """What both readers and the pseudo-labels made of them were worth in each mining round."""
+    lines = ["| run, seed last | round | images | U-Net++ | SAM | pseudo-label |", "|---" * 6 + "|"]
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text())
+        for round_, of in found["rounds"].items():
+            dice = [f"{of[reader]:.3f}" for reader in ("unet", "sam", "label")]
+            cells = [found["name"], round_, str(of["images"]), *dice]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -46,7 +46,6 @@ def experiment(setting="federated", sites=2, **mining):
                     "warmup_rounds": 1,
                     "images": 2,
                     "tune_steps": 1,
-                    "tune_again": 0,
                     "min_probe_images": 1,
                     **mining,
                 },
@@ -242,6 +241,28 @@ def test_a_table_of_unlike_runs_is_refused(phantoms, split, tmp_path):
     refuse_unlike("ablation-10", [one, one])
     with pytest.raises(SystemExit, match="run with other settings"):
         refuse_unlike("ablation-10", [one, other])
+
+
+def test_seeds_that_were_run_unlike_are_refused(phantoms, split, tmp_path):
+    """A mean over two recipes is none of either; what older results do not name stood for off."""
+    new, old = (
+        run(split, phantoms, tmp_path / f"{chance}", "knowmine", false_alarms=chance)
+        for chance in (1.0, 0.0)
+    )
+    del old["plan"]["mining"]["false_alarms"]
+    refuse_unlike("ablation-10", [old, old | {"seed": 1}])
+    refuse_unlike(
+        "ablation-10",
+        [
+            old,
+            {
+                **new,
+                "plan": {**new["plan"], "mining": {**new["plan"]["mining"], "false_alarms": 0.0}},
+            },
+        ],
+    )
+    with pytest.raises(SystemExit, match="seeds of knowmine"):
+        refuse_unlike("ablation-10", [new, old])
 
 
 def test_a_table_shows_the_worst_site(phantoms, split, tmp_path):

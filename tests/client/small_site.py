@@ -111,7 +111,6 @@ def plan(method="knowmine", *, seed=0, training=None, **mining):
                 "min_quality": 0.0,
                 "min_probe_images": 2,
                 "tune_steps": 0,
-                "tune_again": 0,
                 **mining,
             },
         }

