@@ -269,32 +269,44 @@ def views(folder: Path) -> str:
 
 
 def alarms(folder: Path) -> str:
-    """Pseudo-labels by how SAM's decoder was tuned, and what an even mix gains over the U-Net++."""
-    lines = [
-        "| data | tuning | false alarms | seeds | SAM alone | even mix | gain over the U-Net++ |"
-    ]
-    lines.append("|---" * 7 + "|")
+    """Pseudo-labels by how SAM's decoder was tuned: gains of an even mix, means over tuning seeds."""
+    head = ("data", "tuning", "false alarms", "seeds", "SAM alone", "even mix")
+    head += ("over the U-Net++", "over none, same seeds")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for file in sorted(folder.glob("*.json")):
         found = json.loads(file.read_text())
         unet = {(0, stem): dice for stem, dice in found["unet"].items()}
-        lines.append(f"| {found['name']} | *U-Net++ alone* | - | - | - | {mean(unet):.3f} | - |")
-        ways: dict[str, list[Mapping[str, dict[str, float]]]] = {}
+        lines.append(
+            f"| {found['name']} | *U-Net++ alone* | - | - | - | {mean(unet):.3f} | - | - |"
+        )
+        runs: dict[tuple[str, str], dict[str, Mapping[str, dict[str, float]]]] = {}
         for way, of in found["ways"].items():
-            ways.setdefault(way.rpartition(", ")[0], []).append(of["dice_by_unet_share"])
-        for way, runs in ways.items():
-            alone, mixed = (
-                {
-                    (0, stem): float(np.mean([run[share][stem] for run in runs]))
-                    for stem in found["unet"]
-                }
-                for share in ("0.0", "0.5")
-            )
-            gain, low, high = interval(mixed, unet)
-            steps, chance = way.split(", ")
-            cells = [found["name"], steps, chance, str(len(runs)), f"{mean(alone):.3f}"]
-            cells += [f"{mean(mixed):.3f}", f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"]
+            steps, chance, seed = way.split(", ")
+            runs.setdefault((steps, chance), {})[seed] = of["dice_by_unet_share"]
+        for (steps, chance), by_seed in runs.items():
+            none = runs.get((steps, "0.0"), {}) if chance != "0.0" else {}
+            alone, mixed = (_over_seeds(by_seed, share) for share in ("0.0", "0.5"))
+            shared = by_seed.keys() & none.keys()
+            gains = [interval(mixed, unet)]
+            if shared:
+                ours, theirs = (
+                    _over_seeds({seed: of[seed] for seed in shared}, "0.5")
+                    for of in (by_seed, none)
+                )
+                gains.append(interval(ours, theirs))
+            told = [f"{g:+.3f} ({low:+.3f} to {high:+.3f})" for g, low, high in gains]
+            cells = [found["name"], steps, chance, str(len(by_seed))]
+            cells += [f"{mean(alone):.3f}", f"{mean(mixed):.3f}", *told, *["-"] * (2 - len(told))]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _over_seeds(
+    by_seed: Mapping[str, Mapping[str, dict[str, float]]], share: str
+) -> dict[tuple[int, str], float]:
+    """Each image's Dice, mean over tuning seeds."""
+    stems = next(iter(by_seed.values()))[share]
+    return {(0, s): float(np.mean([of[share][s] for of in by_seed.values()])) for s in stems}
 
 
 def mined(folder: Path) -> str:
