@@ -270,8 +270,8 @@ def views(folder: Path) -> str:
 
 def alarms(folder: Path) -> str:
     """Pseudo-labels by how SAM's decoder was tuned: gains of an even mix, means over tuning seeds."""
-    head = ("data", "tuning", "false alarms", "seeds", "SAM alone", "even mix")
-    head += ("over the U-Net++", "over none, same seeds")
+    head = ["data", "tuning", "false alarms", "seeds", "SAM alone", "even mix"]
+    head += ["over the U-Net++", "over none, same seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for file in sorted(folder.glob("*.json")):
         found = json.loads(file.read_text())
