@@ -353,13 +353,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     # SAM's encoder is slow: whatever the round, it looks at no more labelled images than these.
     most = max(plan.mining.tune_steps, plan.mining.tune_again) * BATCH
     drawn = [draw(plan.seed, "lessons", kind.cases[row].stem) for kind, row in pairs]
-    rows = torch.tensor(drawn).argsort()[:most].sort().values
-    met = [pairs[row] for row in rows]
-    lessons = Lessons(
-        site.embeddings(met),
-        torch.cat([kind.truth for kind in kinds])[rows],
-        [site.frames(kind, row) for kind, row in met],
-    )
+    lessons = lessons_of(site, kinds, torch.tensor(drawn).argsort()[:most].sort().values)
     sam = site.tuned_sam(round_ - 1) or site.sam
     generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
     decoder = tune(
@@ -372,6 +366,15 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
         progress=site.progress,
     )
     site.keep_decoder(decoder, round_)
+
+
+def lessons_of(site: Site, kinds: list[Kind], rows: Tensor | None = None) -> Lessons:
+    """What SAM's decoder learns from: these labelled images, or some `rows` of them all."""
+    pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
+    rows = torch.arange(len(pairs)) if rows is None else rows
+    met = [pairs[row] for row in rows]
+    truth = torch.cat([kind.truth for kind in kinds])[rows]
+    return Lessons(site.embeddings(met), truth, [site.frames(kind, row) for kind, row in met])
 
 
 def teaching(site: Site, plan: Plan, round_: int, rounds: int) -> list[Kind]:

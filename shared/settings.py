@@ -210,8 +210,8 @@ class MiningSettings(Settings):
         False,
         description="Sites send SAM's mask decoder beside the model when they have tuned it: 16 MB, "
         "always whole, whatever transport.update says; in each round that mines unless tune_again is "
-        "0. The server averages it by labelled images and sends it back, so that a site without labels asks a tuned SAM too. All sites need the same "
-        "sam.weights. Without tuning it does nothing.",
+        "0. The server averages it by labelled images and sends it back, so that a site without labels "
+        "asks a tuned SAM too. All sites need the same sam.weights. Without tuning it does nothing.",
     )
     distil_steps: int = Field(
         0,

@@ -32,10 +32,10 @@ from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import settle
 from knowmine.client.inference import VARIED, predict
 from knowmine.client.pseudo_labels import Floats, dice_of, fuse
-from knowmine.client.round import ask_sam, improve, teaching, todays
+from knowmine.client.round import ask_sam, improve, lessons_of, teaching, todays
 from knowmine.client.sam import Tunable
 from knowmine.client.site import Site
-from knowmine.client.tuning import Lessons, tune
+from knowmine.client.tuning import tune
 from knowmine.shared.errors import UsageError
 from knowmine.shared.log import Silent
 from knowmine.shared.protocol import TrainTask
@@ -97,7 +97,8 @@ def main() -> None:
     found = json.loads(file.read_text()) if file.exists() else {"ways": {}}
     found |= {"name": name, "image_px": PX, "labels": len(site.labelled) + len(site.probe)}
     found |= {"images": len(kind)}
-    if found.setdefault("unet", dice(unet)) != dice(unet):
+    own = dice(unet)
+    if found.setdefault("unet", own) != own:
         raise UsageError(f"{file} is of another U-Net++: remove it, and all ways are tried again")
     for seed in options.tuning_seeds:
         for stages, chance in WAYS:
@@ -131,13 +132,7 @@ def seen_by_unet(site: Site, plan: Plan, home: Path) -> NDArray[np.float32]:
 
 def tuned(site: Site, plan: Plan, stages: Sequence[int], chance: float, seed: int) -> Tunable:
     """SAM after so many steps on this site's labels, each stage going on from the one before."""
-    kinds = teaching(site, plan, WARM_UP + 1, ROUNDS)
-    pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
-    lessons = Lessons(
-        site.embeddings(pairs),
-        torch.cat([kind.truth for kind in kinds]),
-        [site.frames(kind, row) for kind, row in pairs],
-    )
+    lessons = lessons_of(site, teaching(site, plan, WARM_UP + 1, ROUNDS))
     sam, generator = site.sam, torch.Generator().manual_seed(seed)
     for steps in stages:
         decoder = tune(

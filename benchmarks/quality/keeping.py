@@ -24,11 +24,11 @@ from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import settle
 from knowmine.client.inference import View, predict
 from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, fuse, select, sharpen
-from knowmine.client.round import ask_sam, labels_of, learn, teaching
+from knowmine.client.round import ask_sam, labels_of, learn, lessons_of, teaching
 from knowmine.client.round import draw as seed_of
 from knowmine.client.site import Site
 from knowmine.client.training import Examples
-from knowmine.client.tuning import Lessons, tune
+from knowmine.client.tuning import tune
 from knowmine.shared.log import Silent
 from knowmine.shared.protocol import TrainTask
 from knowmine.shared.settings import Plan
@@ -107,13 +107,7 @@ def main() -> None:
 
 def pseudo_labels(site: Site, plan: Plan) -> Floats:
     """The even mix (N, C, S, S) of the U-Net++ and a SAM that was tuned on the site's labels."""
-    kinds = teaching(site, plan, 2, 2)
-    pairs = [(kind, row) for kind in kinds for row in range(len(kind))]
-    lessons = Lessons(
-        site.embeddings(pairs),
-        torch.cat([kind.truth for kind in kinds]),
-        [site.frames(kind, row) for kind, row in pairs],
-    )
+    lessons = lessons_of(site, teaching(site, plan, 2, 2))
     generator = torch.Generator().manual_seed(1)
     decoder = tune(
         site.sam,

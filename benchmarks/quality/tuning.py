@@ -24,9 +24,10 @@ from knowmine.client.compute import pick_compute, settle
 from knowmine.client.prompts import ask
 from knowmine.client.pseudo_labels import dice_of
 from knowmine.client.refine import refine
+from knowmine.client.round import lessons_of
 from knowmine.client.sam import Tunable
 from knowmine.client.site import Site
-from knowmine.client.tuning import Lessons, degrade, tune
+from knowmine.client.tuning import degrade, tune
 from knowmine.shared.log import Silent
 from knowmine.shared.settings import Plan
 
@@ -48,7 +49,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as home:
         site = open_site("tuning", split, {"data": options.data}, Plan(), "knowmine", Path(home))
-        lessons = lessons_of(site)
+        lessons = lessons_of(site, [site.labelled])
         worse, before = answers(site, site.sam)
         for steps in options.steps:
             begun = time.perf_counter()
@@ -77,13 +78,6 @@ def main() -> None:
     file = HERE / "results" / "tuning" / f"{options.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def lessons_of(site: Site) -> Lessons:
-    """All labelled images, as `client.round` hands them to `tune`."""
-    kind = site.labelled
-    embeddings = site.embeddings((kind, row) for row in range(len(kind)))
-    return Lessons(embeddings, kind.truth, [site.frames(kind, row) for row in range(len(kind))])
 
 
 def answers(site: Site, sam: Tunable) -> tuple[float, float]:
