@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knowmine.client.compute import Compute, in_batches
+from knowmine.client.folding import folded
 
 BATCH = 16
 STRIDE = 32
@@ -48,11 +49,11 @@ MIRRORED = (View(), View(mirrored=True))
 """The views of a model in use: the image and its mirror image."""
 
 VARIED = {
-    "upright": (*MIRRORED, View(scale=1.25), View(mirrored=True, scale=1.25)),
-    "any": (View(), View(turns=2), View(turns=1, scale=1.25), View(turns=3, scale=1.25)),
+    "upright": (*MIRRORED, View(scale=1.2), View(mirrored=True, scale=1.2)),
+    "any": (View(), View(turns=2), View(turns=1, scale=1.2), View(turns=3, scale=1.2)),
 }
 """The views that pseudo-labels are made from, by `training.orientation`: two as they are and two
-larger, at the multiple of 32 nearest to a quarter more (64 px stay 64, 96 become 128, 224 become 288).
+larger, at the multiple of 32 nearest to a fifth more (64 px stay 64, 96 become 128, 224 become 256).
 Views that differ more err less alike (docs/results.md)."""
 
 
@@ -69,7 +70,7 @@ def predict(
 
     The mean over `views`, those that show the same counted once. `advance` hears of each finished batch. No images give (0, 0, S, S).
     """
-    model.to(compute.device).eval()
+    model = folded(model.to(compute.device).eval())
     px = images.shape[-1]
     differ = {(view.turns, view.mirrored, view.side(px)): view for view in views}.values()
 

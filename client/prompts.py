@@ -182,6 +182,9 @@ def logits_of(component: NDArray[np.bool_], plane: NDArray[np.float32]) -> NDArr
 
 def _deepest(region: NDArray[np.bool_]) -> tuple[float, float]:
     """(x, y) of the pixel of `region` that is farthest from its edge; the border is an edge."""
-    depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    left, top = np.flatnonzero(region.any(0))[0], np.flatnonzero(region.any(1))[0]
+    # What lies outside the box of the region is no part of it: the nearest of it borders on the box.
+    within = np.pad(region[ndimage.find_objects(region.view(np.uint8))[0]], 1)
+    depth = ndimage.distance_transform_edt(within)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return float(x), float(y)
+    return float(left + x), float(top + y)

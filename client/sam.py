@@ -270,8 +270,9 @@ def run_decoder(
     """
     points = (prompts.points, prompts.point_labels) if prompts.points.shape[1] else None
     sparse, dense = prompt_encoder(points, prompts.boxes, prompts.masks)
-    places = images.permute(0, 2, 3, 1) + dense.permute(0, 2, 3, 1)
-    places_pe = prompt_encoder.get_dense_pe()[0].flatten(1).T
+    # Large and read many times over: cast once, not in every product.
+    places = (images + dense).permute(0, 2, 3, 1).to(compute.dtype)
+    places_pe = prompt_encoder.get_dense_pe()[0].flatten(1).T.to(compute.dtype)
     with compute.autocast():
         logits, iou = predict_masks(mask_decoder, places, places_pe, sparse, masks)
     return Decoded(logits.float(), iou.float())

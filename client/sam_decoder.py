@@ -116,8 +116,7 @@ def _upscaled(layers: Any, x: Tensor) -> Tensor:
 def _spread(convolution: Any, x: Tensor) -> Tensor:
     """(K, N, 4, out): each of N rows becomes 2 x 2, by the weights (in, out, 2, 2)."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    out = (x @ weight.T).add_(convolution.bias.repeat(4))
-    return torch.unflatten(out, 2, (4, -1))
+    return torch.unflatten(F.linear(x, weight, convolution.bias.repeat(4)), 2, (4, -1))
 
 
 def _by_head(attention: Any, x: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ SETS = {
     "mirrored": MIRRORED,
     "mirrored both ways": (*MIRRORED, View(2), View(2, mirrored=True)),
     "turned by quarters": TURNED,
-    "larger": (View(scale=1.25),),
+    "larger": (View(scale=1.2),),
     "varied": VARIED["any"],
-    "turned, as it is and larger": (*TURNED, *(view._replace(scale=1.25) for view in TURNED)),
+    "turned, as it is and larger": (*TURNED, *(view._replace(scale=1.2) for view in TURNED)),
 }
 """What the U-Net++ is shown; upright images take those that are not turned."""
 

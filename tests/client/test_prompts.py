@@ -206,6 +206,18 @@ def test_negative_points_are_apart():
 # ------------------------------------------------------------- what is asked about at all
 
 
+@FEW
+@given(seed=st.integers(0, 2**32 - 1), coarse=st.floats(0.3, 9), above=st.floats(0.3, 0.99))
+def test_the_positive_point_is_the_deepest_of_the_whole_image(seed, coarse, above):
+    """Looked for in the lesion's box alone, and no other than the one found in the whole image."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((PX, PX)), coarse)
+    lesion = noise > np.quantile(noise, above)
+    depth = ndimage.distance_transform_edt(np.pad(lesion, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    xy, _ = points_of(lesion, lesion.astype(np.float32))
+    assert tuple(xy[0]) == (x, y)
+
+
 def test_an_empty_prediction_asks_nothing():
     """No prompts, no regions, no classes."""
     asked = ask(plane()[None], Frames(100, 200, PX))
