@@ -174,7 +174,7 @@ class MiningSettings(Settings):
     varied_views: bool = Field(
         True,
         description="Mine with the mean over views that differ much, turned by quarters where "
-        "`training.orientation` allows it, two of the four a quarter larger as far as steps of 32 px "
+        "`training.orientation` allows it, two of the four a fifth larger as far as steps of 32 px "
         "come near it; false: the image and its mirror image.",
     )
     dense_prompts: bool = Field(

@@ -24,7 +24,6 @@ from knowmine.client.state_folder import COURIER
 from knowmine.shared.settings import read_settings
 
 if __name__ == "__main__":
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy, which settings know, starts threads with it
     settings = read_settings(ClientSettings, Path(sys.argv[1]), {})
     out, targets = Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]]
     elsewhere = settings.state / COURIER / "elsewhere"  # where a courier may do as it likes

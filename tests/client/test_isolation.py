@@ -14,6 +14,8 @@ from knowmine.client.at_rest import Seal
 from knowmine.client.isolation import Isolation
 
 HERE = Path(__file__).parent
+AS_INSTALLED = {key: value for key, value in os.environ.items() if "NUM_THREADS" not in key}
+"""The environment of a hospital, which nobody has told how many threads to start."""
 WAYS_OUT = (
     "connect",
     "datagram",
@@ -100,7 +102,7 @@ def attacked_from_the_vault(folder, isolation):
         command += ["--socket", str(folder / "airlock")]
         # An open standard input stands for a courier that lives.
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=AS_INSTALLED
         ) as keeper:
             assert keeper.stderr is not None
             said = keeper.stderr.read()
@@ -138,6 +140,16 @@ def test_the_same_attacks_succeed_where_isolation_is_off(tmp_path):
     assert not isolation.no_sockets
 
 
+@pytest.mark.parametrize("module", ["cli", "courier", "vault"])
+def test_a_process_that_is_to_be_shut_in_has_one_thread(module):
+    """Rules and namespaces do not hold older threads, and NumPy starts some as it is imported."""
+    code = f"import os, knowmine.client.{module}; print(len(os.listdir('/proc/self/task')))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=AS_INSTALLED, capture_output=True, check=True, timeout=60
+    )
+    assert said.stdout == b"1\n"
+
+
 def attacked_from_the_courier(folder, isolation):
     """What a hostile process with the network could read and change."""
     file = settings_file(folder, isolation)
@@ -151,7 +163,8 @@ def attacked_from_the_courier(folder, isolation):
         (folder / name).write_bytes(content)
     targets = [str(folder / name) for name in TARGETS.values()]
     command = [sys.executable, str(HERE / "hostile_courier.py"), str(file)]
-    subprocess.run([*command, str(folder / "got.json"), *targets], check=True, timeout=120)
+    command += [str(folder / "got.json"), *targets]
+    subprocess.run(command, check=True, timeout=120, env=AS_INSTALLED)
     got = json.loads((folder / "got.json").read_text())
     for part in ("before", "ways"):
         got[part] = {what: got[part][str(folder / name)] for what, name in TARGETS.items()}
