@@ -4,7 +4,7 @@ python -m benchmarks.quality.tables
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -118,7 +118,8 @@ def main() -> None:
     put("views", views(HERE / "results" / "views"))
     put("alarms", alarms(HERE / "results" / "alarms"))
     put("mined", mined(HERE / "results" / "mined"))
-    put("keeping", keeping(HERE / "results" / "keeping"))
+    put("keeping", stages("keeping", ("dice_of_pseudo_labels", "dice_of_the_best_70_percent")))
+    put("softness", stages("softness", ("dice_of_unet", "dice_of_mix")))
     put("second-stage", second_stages(HERE / "results" / "second-stage"))
     put("distilled", distilled(HERE / "results" / "distilled"))
     plot(experiments)
@@ -321,11 +322,14 @@ def mined(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def keeping(folder: Path) -> str:
-    """Second stages on the same pseudo-labels, by how many of them are kept."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+def stages(script: str, told: Sequence[str], results: Path = HERE / "results") -> str:
+    """Second stages on the same pseudo-labels, by what a script of that name made of them.
+
+    told: what else its results say of the pseudo-labels, a row each.
+    """
+    found = [json.loads(file.read_text()) for file in sorted((results / script).glob("*.json"))]
     head = [f"{of['name']}, labels alone {_mean_of(of, 'labels'):.3f}" for of in found]
-    lines = [f"| kept | {' | '.join(head)} |", "|---" * (len(found) + 1) + "|"]
+    lines = [f"| {script} | {' | '.join(head)} |", "|---" * (len(found) + 1) + "|"]
     for recipe in found[0]["recipes"] if found else ():
         if recipe != "labels":
             gains = [
@@ -339,7 +343,7 @@ def keeping(folder: Path) -> str:
                 for of, g in zip(found, gains, strict=True)
             ]
             lines.append(f"| {recipe} | {' | '.join(cells)} |")
-    for row in ("dice_of_pseudo_labels", "dice_of_the_best_70_percent"):
+    for row in told:
         cells = [f"{of[row]:.3f}" for of in found]
         lines.append(
             f"| *{row.replace('_', ' ').replace(' percent', ' %')}* | {' | '.join(cells)} |"

@@ -12,7 +12,7 @@ from benchmarks.quality import once
 from benchmarks.quality.experiment import Experiment, pooled, site_data
 from benchmarks.quality.make_splits import draw
 from benchmarks.quality.run import folders_of, oracle, run_method
-from benchmarks.quality.tables import interval, refuse_unlike, table
+from benchmarks.quality.tables import interval, refuse_unlike, stages, table
 from knowmine.client.round import improve, todays
 from knowmine.deploy.phantom import make_folder
 from knowmine.shared.errors import DataError, UsageError
@@ -191,6 +191,21 @@ def test_a_gain_that_is_the_same_everywhere_has_no_spread():
 def test_only_images_that_both_have_are_compared():
     """One gains .2, the other is not in the second."""
     assert interval({(0, "a"): 0.7, (0, "b"): 0.1}, {(0, "a"): 0.5}) == pytest.approx((0.2,) * 3)
+
+
+def test_second_stages_stand_beside_labels_alone(tmp_path):
+    """A column for each set of images, a row for each recipe, and what else was said of it."""
+    (tmp_path / "softness").mkdir()
+    for name, gain in (("eyes", 0.1), ("lungs", -0.1)):
+        recipes = {"mix": {"a": 0.5 + gain, "b": 0.7 + gain}, "labels": {"a": 0.5, "b": 0.7}}
+        told = {"name": name, "recipes": recipes, "dice_of_mix": 0.75}
+        (tmp_path / "softness" / f"{name}.json").write_text(json.dumps(told))
+    assert stages("softness", ["dice_of_mix"], tmp_path).splitlines() == [
+        "| softness | eyes, labels alone 0.600 | lungs, labels alone 0.600 |",
+        "|---|---|---|",
+        "| mix | 0.700, +0.100 (+0.100 to +0.100) | 0.500, -0.100 (-0.100 to -0.100) |",
+        "| *dice of mix* | 0.750 | 0.750 |",
+    ]
 
 
 @pytest.mark.parametrize("method", ["self-training", "knowmine", "no-tuning"])
