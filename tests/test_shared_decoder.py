@@ -118,7 +118,7 @@ def test_a_site_without_labels_asks_a_tuned_sam_in_the_first_mining_round(shared
 
 def test_it_is_the_average_of_those_that_tuned(shared, sam):
     """Both have two images to learn from, so it lies halfway; and it is not SAM's own."""
-    own = [shared.sites[name].tuned_sam(1) for name in ("lyon", "oslo")]
+    own = [shared.sites[name].decoders.tuned_sam(1) for name in ("lyon", "oslo")]
     lyon, oslo = (prefixed(weights_of(tuned.mask_decoder)) for tuned in own)
     average, before = checkpoint(shared), prefixed(weights_of(sam.mask_decoder))
     assert record(shared, 1)["decoder"] == {"lyon": 2, "oslo": 2}

@@ -62,7 +62,7 @@ class Once:
 
     def _with_tuned_sam(self, site: Site, task: EvaluateTask) -> Scores:
         plan, steps = task.plan, task.plan.mining.tune_steps
-        if not plan.asks_sam or plan.shares_decoder or site.was_tuned(task.round - 1):
+        if not plan.asks_sam or plan.shares_decoder or site.decoders.was_tuned(task.round - 1):
             return evaluate(site, task)
         # SAM's decoder learns from truths and cached embeddings: no weights of the U-Net++ are in it.
         frame, dense = plan.model.model_dump(mode="json"), plan.mining.dense_prompts
@@ -72,9 +72,9 @@ class Once:
         if steps and file.exists():
             decoder = copy.deepcopy(site.sam.mask_decoder)
             put_weights(decoder, load_weights(file))
-            site.keep_decoder(decoder, task.round)
+            site.decoders.keep(decoder, task.round)
         scores = evaluate(site, task)
-        if not file.exists() and (sam := site.tuned_sam(task.round)):
+        if not file.exists() and (sam := site.decoders.tuned_sam(task.round)):
             save_weights(file, weights_of(sam.mask_decoder))
         return scores
 

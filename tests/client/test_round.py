@@ -616,7 +616,7 @@ def test_a_shared_decoder_leaves_the_first_round_that_tunes_it(open_lyon, short_
     first = improve(site, task(weights, its, 1))
     then = improve(site, task(weights, its, 2, decoder=lent(short_sighted)))
     assert digest_of(first.decoder) == digest_of(
-        prefixed(weights_of(site.tuned_sam(1).mask_decoder))
+        prefixed(weights_of(site.decoders.tuned_sam(1).mask_decoder))
     )
     assert then.decoder == {} and list(decoders(site)) == ["sam-decoder-0001"]
 
@@ -647,19 +647,19 @@ def test_a_site_without_labels_asks_the_federations_sam(open_lyon, short_sighted
     update = improve(site, task(weights, its, decoder=other))
     assert (without.mined.gate, update.mined.gate) == ("unjudged", "borrowed")
     assert update.mined.mean_agreement != without.mined.mean_agreement
-    assert (update.decoder, decoders(site), site.has_lent_decoder) == ({}, {}, False)
+    assert (update.decoder, decoders(site), site.decoders.has_lent()) == ({}, {}, False)
 
 
 def test_the_federations_decoder_stands_for_the_sites_older_one(open_lyon, short_sighted):
     """One that the site tuned since is newer."""
     site, other = open_lyon(short_sighted), lent(short_sighted)
-    site.keep_decoder(short_sighted.mask_decoder, 2)
-    site.take_decoder(other, 1)
-    assert decoder_of(site.tuned_sam(2)) == decoder_of(short_sighted)
-    site.take_decoder(other, 2)
-    assert decoder_of(site.tuned_sam(2)) == digest_of(without_prefix(other))
-    site.take_decoder({}, 0)
-    assert decoder_of(site.tuned_sam(2)) == decoder_of(short_sighted)
+    site.decoders.keep(short_sighted.mask_decoder, 2)
+    site.decoders.take(other, 1)
+    assert decoder_of(site.decoders.tuned_sam(2)) == decoder_of(short_sighted)
+    site.decoders.take(other, 2)
+    assert decoder_of(site.decoders.tuned_sam(2)) == digest_of(without_prefix(other))
+    site.decoders.take({}, 0)
+    assert decoder_of(site.decoders.tuned_sam(2)) == decoder_of(short_sighted)
 
 
 def spoilt(sam):
@@ -691,9 +691,9 @@ def test_where_the_federations_is_spoilt_a_site_asks_its_own(open_lyon, short_si
     site, its = open_lyon(short_sighted), plan(**SHARE)
     far = spoilt(short_sighted)["another SAM's"]
     improve(site, task(weights, its, 1))
-    own = decoder_of(site.tuned_sam(1))
-    site.take_decoder(far, 1)
-    assert decoder_of(site.tuned_sam(1)) == own
+    own = decoder_of(site.decoders.tuned_sam(1))
+    site.decoders.take(far, 1)
+    assert decoder_of(site.decoders.tuned_sam(1)) == own
     beside = evaluate(site, EvaluateTask(1, 4, its, weights, far)).calibration
     assert beside == evaluate(site, EvaluateTask(1, 4, its, weights)).calibration
     assert beside.images and list(decoders(site)) == ["sam-decoder-0001"]
@@ -753,11 +753,11 @@ def decoder_of(sam):
 def test_a_tuned_decoder_is_sealed_and_found_again(open_lyon, short_sighted, tmp_path):
     """None of its tensors can be read from the disk; the next process opens it by the key."""
     site = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys"))
-    site.keep_decoder(short_sighted.mask_decoder, 1)
+    site.decoders.keep(short_sighted.mask_decoder, 1)
     (content,) = decoders(site).values()
     assert is_sealed(content)
     assert not any(a.tobytes() in content for a in weights_of(short_sighted.mask_decoder).values())
-    again = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys")).tuned_sam(1)
+    again = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys")).decoders.tuned_sam(1)
     assert decoder_of(again) == decoder_of(short_sighted)
 
 
@@ -766,7 +766,7 @@ def test_a_decoder_that_is_no_longer_needed_leaves_no_key(open_lyon, short_sight
     seal = Seal(tmp_path / "vault-keys")
     site = open_lyon(short_sighted, seal=seal)
     for round_ in (1, 2, 3):
-        site.keep_decoder(short_sighted.mask_decoder, round_)
+        site.decoders.keep(short_sighted.mask_decoder, round_)
         if round_ == 1:
             (copy_,) = decoders(site).values()
     assert list(decoders(site)) == ["sam-decoder-0002", "sam-decoder-0003"]
@@ -778,7 +778,7 @@ def test_a_runs_first_tuning_forgets_an_earlier_runs(open_lyon, short_sighted, w
     seal = Seal(tmp_path / "vault-keys")
     earlier = open_lyon(short_sighted, seal=seal)
     for round_ in (4, 5):
-        earlier.keep_decoder(short_sighted.mask_decoder, round_)
+        earlier.decoders.keep(short_sighted.mask_decoder, round_)
     copy_ = (earlier.folder / "sam-decoder-0005.safetensors").read_bytes()
     site = open_lyon(short_sighted, seal=seal)
     improve(site, task(weights, plan(**SHARE), 1))
@@ -788,26 +788,26 @@ def test_a_runs_first_tuning_forgets_an_earlier_runs(open_lyon, short_sighted, w
 
 def test_an_earlier_runs_decoder_does_not_win_over_a_lent_one(open_lyon, short_sighted):
     """A site that comes late finds one of the very round in its folder, and has tuned none since."""
-    open_lyon(short_sighted).keep_decoder(short_sighted.mask_decoder, 3)
+    open_lyon(short_sighted).decoders.keep(short_sighted.mask_decoder, 3)
     site, other = open_lyon(short_sighted), lent(short_sighted)
-    site.take_decoder(other, 2)
-    assert decoder_of(site.tuned_sam(3)) == digest_of(without_prefix(other))
+    site.decoders.take(other, 2)
+    assert decoder_of(site.decoders.tuned_sam(3)) == digest_of(without_prefix(other))
 
 
 def test_a_plain_decoder_of_an_earlier_version_is_gone_on_with(open_lyon, short_sighted, tmp_path):
     """Nothing that was tuned is lost by an update of the software."""
-    open_lyon(short_sighted).keep_decoder(short_sighted.mask_decoder, 1)
+    open_lyon(short_sighted).decoders.keep(short_sighted.mask_decoder, 1)
     sealing = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys"))
-    assert decoder_of(sealing.tuned_sam(1)) == decoder_of(short_sighted)
+    assert decoder_of(sealing.decoders.tuned_sam(1)) == decoder_of(short_sighted)
 
 
 def test_a_decoder_whose_key_is_gone_is_said(open_lyon, short_sighted, tmp_path):
     """With the two ways on."""
     site = open_lyon(short_sighted, seal=Seal(tmp_path / "vault-keys"))
-    site.keep_decoder(short_sighted.mask_decoder, 1)
+    site.decoders.keep(short_sighted.mask_decoder, 1)
     for other in (None, Seal(tmp_path / "other-keys")):
         with pytest.raises(WeightsError, match="restore vault-keys/, or remove"):
-            open_lyon(short_sighted, seal=other).tuned_sam(1)
+            open_lyon(short_sighted, seal=other).decoders.tuned_sam(1)
 
 
 def test_a_frozen_sam_is_never_tuned(open_lyon, weights):
