@@ -3,6 +3,6 @@
 import os
 
 # NumPy starts OpenBLAS's threads as it is imported. Landlock does not hold a thread that is older than
-# its rules, and the kernel gives no namespace of its own to a process with several: before any of
-# them shuts itself in, processes of this package have one thread.
+# its rules, and the kernel gives no namespace of its own to a process with several: until they have
+# shut themselves in, a site's processes have one thread. A number in the environment does not undo it.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"

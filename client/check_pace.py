@@ -9,6 +9,7 @@ import torch
 
 from knowmine.client.compute import Compute, pick_compute, settle
 from knowmine.client.findings import Finding
+from knowmine.client.folding import folded
 from knowmine.client.frames import Frames
 from knowmine.client.inference import VARIED, predict
 from knowmine.client.opening import cache_of, sam_opener
@@ -118,9 +119,10 @@ def _seeing_seconds(settings: ClientSettings, model: torch.nn.Module, compute: C
     px = settings.model.image_px
     images = torch.zeros((ASKED, 3, px, px), dtype=torch.uint8)
     views = VARIED[TrainingSettings().orientation]
+    lean = folded(model.to(compute.device), px)  # once in a round, whose images are many
 
     def see() -> object:
-        return predict(model, images, compute, views=views)
+        return predict(lean, images, compute, views=views)
 
     see()
     return _seconds(see) / ASKED

@@ -30,14 +30,14 @@ of tuning again. Those of two networks are one apart.
 class Decoders:
     """What a site has of SAM's tuned decoder.
 
-    site: its name, for a line in the log. folder: the site's own of this run. sam: gives the site's
-    SAM, which is loaded when a decoder is first needed. seal: encrypts the files; None leaves them plain.
+    site: its name, for a line in the log. folder: the site's own of this run. open_sam: gives the site's
+    SAM, loaded when a decoder is first needed. seal: encrypts the files; None leaves them plain.
     """
 
     def __init__(
-        self, site: str, folder: Path, sam: Callable[[], Tunable], seal: Seal | None
+        self, site: str, folder: Path, open_sam: Callable[[], Tunable], seal: Seal | None
     ) -> None:
-        self._site, self._folder, self._sam, self._seal = site, folder, sam, seal
+        self._site, self._folder, self._open_sam, self._seal = site, folder, open_sam, seal
         self._tuned: set[int] = set()
         self._lent: tuple[int, Weights] = (0, {})
         self._borrowed: nn.Module | None = None
@@ -57,7 +57,7 @@ class Decoders:
         """
         self._lent, self._borrowed = (round_, decoder), None
 
-    def has_lent(self) -> bool:
+    def borrows(self) -> bool:
         """Whether the federation's decoder is here, and could have been tuned from this site's SAM.
 
         One that could not is left out, with a line in the log: the round goes on with what the site
@@ -65,14 +65,14 @@ class Decoders:
         """
         if self._lent[1] and self._borrowed is None:
             decoder = self._copy_of(without_prefix(self._lent[1]))
-            far = _distance(decoder, self._sam().mask_decoder)
+            far = _distance(decoder, self._open_sam().mask_decoder)
             if far <= ANOTHER_SAM:  # which NaN is not
                 self._borrowed = decoder
             else:
                 self._lent = (0, {})
                 sys.stderr.write(
                     f"site {self._site}: the federation's decoder is {far:.2f} of its length away from "
-                    f"that of SAM {self._sam().name}, expected at most {ANOTHER_SAM}: it was tuned from "
+                    f"that of SAM {self._open_sam().name}, expected at most {ANOTHER_SAM}: it was tuned from "
                     "another SAM, or spoilt, and this site does without it. Give all sites the same "
                     "sam.weights, or begin a run with mining.share_decoder false\n"
                 )
@@ -82,13 +82,13 @@ class Decoders:
         """SAM as it was tuned last, in `round_` or before, here or by the federation; None if never."""
         # Files of later rounds than the lent one's are of an earlier run, unless made since.
         since = {n for n in self._tuned if self._lent[0] < n <= round_}
-        if self.has_lent() and not since:
+        if self.borrows() and not since:
             assert self._borrowed is not None
-            return self._sam().with_decoder(self._borrowed)
+            return self._open_sam().with_decoder(self._borrowed)
         own = max((n for n in self._rounds() if n <= round_), default=0)
         if not own:
             return None
-        return self._sam().with_decoder(self._copy_of(self._read(self._file(own))))
+        return self._open_sam().with_decoder(self._copy_of(self._read(self._file(own))))
 
     def keep(self, decoder: nn.Module, round_: int) -> None:
         """Remember SAM's decoder as it was tuned in `round_`, atomically and sealed.
@@ -121,7 +121,7 @@ class Decoders:
 
     def _copy_of(self, state: Weights) -> nn.Module:
         """A copy of SAM's decoder with these weights."""
-        decoder: nn.Module = copy.deepcopy(self._sam().mask_decoder)
+        decoder: nn.Module = copy.deepcopy(self._open_sam().mask_decoder)
         put_weights(decoder, state)
         return decoder
 

@@ -57,7 +57,6 @@ larger, at the multiple of 32 nearest to a fifth more (64 px stay 64, 96 become 
 Views that differ more err less alike (docs/results.md)."""
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     images: Tensor,
@@ -70,16 +69,19 @@ def predict(
 
     The mean over `views`, those that show the same counted once. `advance` hears of each finished batch. No images give (0, 0, S, S).
     """
-    model = folded(model.to(compute.device).eval())
+    if not len(images):
+        return np.zeros((0, 0, *images.shape[2:]), np.float32)
     px = images.shape[-1]
+    lean = folded(model.to(compute.device).eval(), px)
     differ = {(view.turns, view.mirrored, view.side(px)): view for view in views}.values()
 
+    @torch.inference_mode()  # not where the model moves: it may go on to learn
     def see(rows: slice) -> NDArray[np.float32]:
         x = images[rows].to(compute.device) / 255
 
         def through(view: View) -> Tensor:
             with compute.autocast():
-                logits = model(view.of(x).contiguous(memory_format=torch.channels_last))
+                logits = lean(view.of(x).contiguous(memory_format=torch.channels_last))
             return view.back(logits.float().sigmoid(), px)
 
         seen = torch.stack([through(view) for view in differ])
@@ -90,4 +92,4 @@ def predict(
     for part in in_batches(len(images), BATCH, see):
         parts.append(part)
         advance(len(part))
-    return np.concatenate(parts) if parts else np.zeros((0, 0, *images.shape[2:]), np.float32)
+    return np.concatenate(parts)

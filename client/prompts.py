@@ -182,9 +182,8 @@ def logits_of(component: NDArray[np.bool_], plane: NDArray[np.float32]) -> NDArr
 
 def _deepest(region: NDArray[np.bool_]) -> tuple[float, float]:
     """(x, y) of the pixel of `region` that is farthest from its edge; the border is an edge."""
-    left, top = np.flatnonzero(region.any(0))[0], np.flatnonzero(region.any(1))[0]
     # What lies outside the box of the region is no part of it: the nearest of it borders on the box.
-    within = np.pad(region[ndimage.find_objects(region.view(np.uint8))[0]], 1)
-    depth = ndimage.distance_transform_edt(within)[1:-1, 1:-1]
+    rows, columns = ndimage.find_objects(region.view(np.uint8))[0]
+    depth = ndimage.distance_transform_edt(np.pad(region[rows, columns], 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return float(left + x), float(top + y)
+    return float(columns.start + x), float(rows.start + y)

@@ -233,7 +233,7 @@ def settle_labels(
         labels, chosen = (opinions.sam > 0.5).astype(np.float32), _all(opinions)
         verdict, quality = Verdict("unused", 0.0), np.ones(len(opinions))
     else:
-        tuned = site.decoders.was_tuned(task.round) or site.decoders.has_lent()
+        tuned = site.decoders.was_tuned(task.round) or site.decoders.borrows()
         verdict = verdict_on_sam(plan, task.calibration, tuned=tuned, own=len(site.probe))
         labels = fuse(opinions, verdict.fuse_weight)
         if plan.mining.sharpen:
@@ -338,7 +338,7 @@ def probe(site: Site, plan: Plan, round_: int) -> Calibration:
     """How good pseudo-labels made with the loaded model are where this site knows the truth."""
     if not len(site.probe):
         return Calibration()
-    if not site.decoders.has_lent():  # that one is judged, and it has learnt from all sites' labels
+    if not site.decoders.borrows():  # that one is judged, and it has learnt from all sites' labels
         tune_sam(site, plan, round_, [site.labelled])
     return calibrate(consult(site, site.probe, plan, round_), site.probe.truth.numpy())
 

@@ -64,6 +64,16 @@ class Prompts:
     point_labels: Tensor
     masks: Tensor | None
 
+    def to(self, device: torch.device) -> "Prompts":
+        """The same on another device."""
+        return Prompts(
+            image_of=self.image_of.to(device),
+            boxes=None if self.boxes is None else self.boxes.to(device),
+            points=self.points.to(device),
+            point_labels=self.point_labels.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -270,7 +280,7 @@ def run_decoder(
     """
     points = (prompts.points, prompts.point_labels) if prompts.points.shape[1] else None
     sparse, dense = prompt_encoder(points, prompts.boxes, prompts.masks)
-    # Large and read many times over: cast once, not in every product.
+    # Large and read many times over: cast once. (On GPUs the first layer norm gives float32 again.)
     places = (images + dense).permute(0, 2, 3, 1).to(compute.dtype)
     places_pe = prompt_encoder.get_dense_pe()[0].flatten(1).T.to(compute.dtype)
     with compute.autocast():
@@ -297,12 +307,12 @@ def _take(prompts: Prompts, rows: Tensor, points: int, device: torch.device) -> 
     labels = prompts.point_labels[rows]
     first = (labels == _NOT_A_POINT).int().argsort(dim=1, stable=True)[:, :points]
     return Prompts(
-        image_of=prompts.image_of[rows].to(device),
-        boxes=None if prompts.boxes is None else prompts.boxes[rows].to(device),
-        points=prompts.points[rows].gather(1, first[..., None].expand(-1, -1, 2)).to(device),
-        point_labels=labels.gather(1, first).to(device),
-        masks=None if prompts.masks is None else prompts.masks[rows].to(device),
-    )
+        image_of=prompts.image_of[rows],
+        boxes=None if prompts.boxes is None else prompts.boxes[rows],
+        points=prompts.points[rows].gather(1, first[..., None].expand(-1, -1, 2)),
+        point_labels=labels.gather(1, first),
+        masks=None if prompts.masks is None else prompts.masks[rows],
+    ).to(device)
 
 
 def _scaled_and_padded(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ class Site:
         self.folder, self.compute = folder, compute
         self.progress: Progress = progress or Silent()
         self._max_image_px = max_image_px
-        self._embeddings, self._open_sam = embeddings, open_sam
+        self._embeddings, self._open_sam = embeddings, cache(open_sam)
         self.seal, self._embeddings_bytes, self._withdrawn = seal, embeddings_bytes, data.withdrawn
         self._left_out, self.warnings = list(data.left_out), list(data.warnings)
         self._kinds = {
@@ -138,7 +138,7 @@ class Site:
         self.model = network or build_model(model.model_copy(update={"pretrained": False}), seed=0)
         self.manifest = manifest_of_model(self.model)
         self._batch_norm = batch_norm_names(self.model)
-        self.decoders = Decoders(self.name, folder, lambda: self.sam, seal)
+        self.decoders = Decoders(self.name, folder, self._open_sam, seal)
 
     @property
     def left_out(self) -> list[str]:
@@ -206,7 +206,7 @@ class Site:
             test=len(self._kinds["test"]),
         )
 
-    @cached_property
+    @property
     def sam(self) -> Tunable:
         """SAM, loaded when the first image is mined."""
         return self._open_sam()

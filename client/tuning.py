@@ -193,6 +193,8 @@ def _meant(truth: NDArray[np.bool_], region: NDArray[np.bool_]) -> NDArray[np.bo
 def _loss(
     sam: Tunable, decoder: nn.Module, images: Tensor, prompts: Prompts, wanted: Tensor
 ) -> Tensor:
+    device = sam.compute.device
+    images, prompts, wanted = images.to(device), prompts.to(device), wanted.to(device)
     decoded = run_decoder(sam.prompt_encoder, decoder, images, prompts, sam.compute)
     logits = decoded.logits[:, :1]
     masks = segmentation_losses(logits, wanted).mean()

@@ -38,17 +38,20 @@ from knowmine.shared.weights import Weights, load_weights, save_weights, write_a
 
 
 class Recipe(NamedTuple):
-    """The U-Net++'s part of the mix, or None for labels alone, and whether masks are sharpened."""
+    """The U-Net++'s part of the mix, or None for labels alone; whether masks are sharpened; whether
+    each counts by the Dice that it expects of itself, or all alike.
+    """
 
     unet: float | None
     sharpen: bool = False
+    weigh: bool = True
 
 
 RECIPES = {
     "mix": Recipe(0.5),
-    "mix, sharpened": Recipe(0.5, True),
+    "mix, sharpened": Recipe(0.5, sharpen=True),
     "U-Net++": Recipe(1.0),
-    "U-Net++, sharpened": Recipe(1.0, True),
+    "mix, all alike": Recipe(0.5, weigh=False),
     "labels": Recipe(None),
 }
 
@@ -128,14 +131,15 @@ def opinions_of(site: Site, plan: Plan) -> tuple[Floats, Floats]:
 
 
 def examples_of(kind: Kind, masks: Floats, recipe: Recipe) -> Examples:
-    """What the recipe learns from beside the labels, weighed by the Dice that a mask expects."""
+    """What the recipe learns from beside the labels."""
     chosen = select(expected_dice(masks), 0.0 if recipe.unet is None else 1.0, 0.0)
     targets = (sharpen(masks) if recipe.sharpen else masks)[chosen.kept]
     rows = torch.from_numpy(np.flatnonzero(chosen.kept))
+    weights = chosen.weights if recipe.weigh else np.ones_like(chosen.weights)
     return Examples(
         kind.images[rows],
         torch.from_numpy((targets * 255 + 0.5).astype(np.uint8)),
-        torch.from_numpy(chosen.weights[chosen.kept]),
+        torch.from_numpy(weights[chosen.kept]),
     )
 
 

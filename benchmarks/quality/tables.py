@@ -328,20 +328,12 @@ def stages(script: str, told: Sequence[str], results: Path = HERE / "results") -
     told: what else its results say of the pseudo-labels, a row each.
     """
     found = [json.loads(file.read_text()) for file in sorted((results / script).glob("*.json"))]
+    found = [of for of in found if "labels" in of["recipes"]]  # else it has not ended yet
     head = [f"{of['name']}, labels alone {_mean_of(of, 'labels'):.3f}" for of in found]
-    lines = [f"| {script} | {' | '.join(head)} |", "|---" * (len(found) + 1) + "|"]
-    for recipe in found[0]["recipes"] if found else ():
+    lines = [f"| recipe | {' | '.join(head)} |", "|---" * (len(found) + 1) + "|"]
+    for recipe in dict.fromkeys(recipe for of in found for recipe in of["recipes"]):
         if recipe != "labels":
-            gains = [
-                interval(
-                    *({(0, k): v for k, v in of["recipes"][r].items()} for r in (recipe, "labels"))
-                )
-                for of in found
-            ]
-            cells = [
-                f"{_mean_of(of, recipe):.3f}, {g[0]:+.3f} ({g[1]:+.3f} to {g[2]:+.3f})"
-                for of, g in zip(found, gains, strict=True)
-            ]
+            cells = [_stage(of, recipe) for of in found]
             lines.append(f"| {recipe} | {' | '.join(cells)} |")
     for row in told:
         cells = [f"{of[row]:.3f}" for of in found]
@@ -349,6 +341,15 @@ def stages(script: str, told: Sequence[str], results: Path = HERE / "results") -
             f"| *{row.replace('_', ' ').replace(' percent', ' %')}* | {' | '.join(cells)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _stage(of: Result, recipe: str) -> str:
+    """A recipe's Dice, and what it gains over labels alone."""
+    if recipe not in of["recipes"]:
+        return "-"
+    scores, labels = ({(0, k): v for k, v in of["recipes"][r].items()} for r in (recipe, "labels"))
+    gain, low, high = interval(scores, labels)
+    return f"{_mean_of(of, recipe):.3f}, {gain:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _mean_of(of: Result, recipe: str) -> float:

@@ -198,12 +198,16 @@ def test_second_stages_stand_beside_labels_alone(tmp_path):
     (tmp_path / "softness").mkdir()
     for name, gain in (("eyes", 0.1), ("lungs", -0.1)):
         recipes = {"mix": {"a": 0.5 + gain, "b": 0.7 + gain}, "labels": {"a": 0.5, "b": 0.7}}
+        recipes |= {"all alike": {"a": 1.0, "b": 1.0}} if name == "lungs" else {}
         told = {"name": name, "recipes": recipes, "dice_of_mix": 0.75}
         (tmp_path / "softness" / f"{name}.json").write_text(json.dumps(told))
+    begun = {"name": "skin", "recipes": {"mix": {"a": 0.5}}, "dice_of_mix": 0.75}
+    (tmp_path / "softness" / "skin.json").write_text(json.dumps(begun))
     assert stages("softness", ["dice_of_mix"], tmp_path).splitlines() == [
-        "| softness | eyes, labels alone 0.600 | lungs, labels alone 0.600 |",
+        "| recipe | eyes, labels alone 0.600 | lungs, labels alone 0.600 |",
         "|---|---|---|",
         "| mix | 0.700, +0.100 (+0.100 to +0.100) | 0.500, -0.100 (-0.100 to -0.100) |",
+        "| all alike | - | 1.000, +0.400 (+0.300 to +0.500) |",
         "| *dice of mix* | 0.750 | 0.750 |",
     ]
 

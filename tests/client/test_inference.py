@@ -79,6 +79,32 @@ def test_prediction_is_not_training():
     assert np.array_equal(predict(model, images(3), CPU), predict(model, images(3), CPU))
 
 
+def test_a_network_that_predicts_asks_no_batch_norm():
+    """Once, when it is held against the folded copy; not for each of three batches in two views."""
+    asked = []
+
+    class Counted(nn.BatchNorm2d):
+        def forward(self, x):
+            asked.append(len(x))
+            return super().forward(x)
+
+    predict(nn.Sequential(nn.Conv2d(3, 1, 1), Counted(1)), images(2 * BATCH + 1), CPU)
+    assert asked == [1]
+
+
+def test_a_model_moves_where_its_weights_keep_gradients():
+    """Weights that move to a GPU in inference mode cannot learn afterwards."""
+    modes = []
+
+    class Moved(Mean):
+        def to(self, *args, **kwargs):
+            modes.append(torch.is_inference_mode_enabled())
+            return super().to(*args, **kwargs)
+
+    predict(Moved(), images(1), CPU)
+    assert modes == [False]
+
+
 def test_images_are_left_alone():
     """Bytes in, the same bytes after."""
     some = images(2)

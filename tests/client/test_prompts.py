@@ -203,9 +203,6 @@ def test_negative_points_are_apart():
     assert labels.tolist() == [1, 0, 0] and np.hypot(*(xy[1] - xy[2])) > 6
 
 
-# ------------------------------------------------------------- what is asked about at all
-
-
 @FEW
 @given(seed=st.integers(0, 2**32 - 1), coarse=st.floats(0.3, 9), above=st.floats(0.3, 0.99))
 def test_the_positive_point_is_the_deepest_of_the_whole_image(seed, coarse, above):
@@ -216,6 +213,9 @@ def test_the_positive_point_is_the_deepest_of_the_whole_image(seed, coarse, abov
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     xy, _ = points_of(lesion, lesion.astype(np.float32))
     assert tuple(xy[0]) == (x, y)
+
+
+# ------------------------------------------------------------- what is asked about at all
 
 
 def test_an_empty_prediction_asks_nothing():

@@ -647,7 +647,7 @@ def test_a_site_without_labels_asks_the_federations_sam(open_lyon, short_sighted
     update = improve(site, task(weights, its, decoder=other))
     assert (without.mined.gate, update.mined.gate) == ("unjudged", "borrowed")
     assert update.mined.mean_agreement != without.mined.mean_agreement
-    assert (update.decoder, decoders(site), site.decoders.has_lent()) == ({}, {}, False)
+    assert (update.decoder, decoders(site), site.decoders.borrows()) == ({}, {}, False)
 
 
 def test_the_federations_decoder_stands_for_the_sites_older_one(open_lyon, short_sighted):

