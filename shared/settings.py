@@ -222,7 +222,7 @@ class MiningSettings(Settings):
         "pretrained weights. SAM then looks at all of them in that round.",
     )
     sharpen: bool = Field(
-        True, description="Push soft pseudo-labels towards 0 and 1; doubt stays at one half."
+        False, description="Push soft pseudo-labels towards 0 and 1; doubt stays at one half."
     )
     doubt: float = Field(
         0.0,

@@ -45,8 +45,9 @@ from knowmine.shared.weights import Weights, load_weights, save_weights, write_a
 
 RESULTS = HERE / "results" / "second-stage"
 PROBED = 0.2
-FORMER_TUNING = {"tune_again": 0, "false_alarms": 0.0}
-"""How SAM was tuned when these results were made: once, on questions about lesions alone."""
+FORMER = {"tune_again": 0, "false_alarms": 0.0, "sharpen": True}
+"""When these results were made SAM was tuned once, on questions about lesions alone, and masks were
+sharpened."""
 DISTORTED = {"strong": 1.0, "cut_mix": 0.5}
 PLAIN = {"strong": 0.0, "cut_mix": 0.0, "share": 0.5}
 TRUSTED = {"keep_first": 0.7, "keep_last": 0.7}
@@ -152,7 +153,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
             "seed": options.seed,
             "model": {"image_px": options.image_px, "pretrained": not options.random},
             "training": {"steps": options.first, "orientation": options.orientation},
-            "mining": {"images": 0, "ramp_rounds": 1, "tune_steps": 70, **FORMER_TUNING},
+            "mining": {"images": 0, "ramp_rounds": 1, "tune_steps": 70, **FORMER},
         }
     )
 

@@ -29,7 +29,11 @@ BORROWED = {
     "kvasir-25": {"kvasir-75": {"supervised-all": "supervised-all"}},
     "covid-05": {"covid-50": {"supervised-all": "supervised-all"}},
     "ablation-10": {
-        "kvasir-10": {name: name for name in ("supervised", "self-training", "knowmine")}
+        "kvasir-10": {
+            "supervised": "supervised",
+            "self-training": "self-training",
+            "knowmine": "no-sharpening",
+        }
     },
     "ablation-10-small": {
         "kvasir-10-small": {name: name for name in ("supervised", "self-training", "knowmine")}

@@ -207,11 +207,13 @@ def test_where_sams_arithmetic_fails_the_unet_is_heard(open_lyon, weights):
     assert not opinions.sam_iou.any()
 
 
+@pytest.mark.parametrize("sharp", [False, True])
 @pytest.mark.parametrize(("sums", "gate"), [(SAM_HARMS, "off"), (Calibration(), "unjudged")])
-def test_without_proof_sam_stays_out_of_the_masks(lyon, weights, sums, gate):
-    """They are the U-Net++'s own, sharpened."""
-    examples, mined = mined_by(lyon, weights, plan(), calibration=sums)
-    own = sharpen(predict(lyon.model, lyon.unlabelled.images, CPU))
+def test_without_proof_sam_stays_out_of_the_masks(lyon, weights, sums, gate, sharp):
+    """They are the U-Net++'s own, sharpened if the plan says so."""
+    examples, mined = mined_by(lyon, weights, plan(sharpen=sharp), calibration=sums)
+    own = predict(lyon.model, lyon.unlabelled.images, CPU)
+    own = sharpen(own) if sharp else own
     assert (mined.gate, mined.fuse_weight) == (gate, 1.0)
     assert np.abs(examples.targets.numpy() / 255 - own).max() < 0.003
 
