@@ -39,12 +39,13 @@ from knowmine.shared.weights import Weights, load_weights, save_weights, write_a
 
 class Recipe(NamedTuple):
     """The U-Net++'s part of the mix, or None for labels alone; whether masks are sharpened; whether
-    each counts by the Dice that it expects of itself, or all alike.
+    each counts by the Dice that it expects of itself, or all alike; how much of each batch they are.
     """
 
     unet: float | None
     sharpen: bool = False
     weigh: bool = True
+    share: float = 0.75
 
 
 RECIPES = {
@@ -52,6 +53,7 @@ RECIPES = {
     "mix, sharpened": Recipe(0.5, sharpen=True),
     "U-Net++": Recipe(1.0),
     "mix, all alike": Recipe(0.5, weigh=False),
+    "mix, half of each batch": Recipe(0.5, share=0.5),
     "labels": Recipe(None),
 }
 
@@ -62,9 +64,6 @@ def main() -> None:
     settle()
     today = MiningSettings(images=0)
     plan = plan_of(options).model_copy(update={"mining": today})
-    its = plan.model_copy(
-        update={"training": plan.training.model_copy(update={"steps": options.second})}
-    )
     home = options.runs / f"softness-{options.name}-{options.seed}"
     site = open_site("second-stage", draw(options), {"data": options.data}, plan, "knowmine", home)
     base = first_stage(site, plan)
@@ -85,6 +84,12 @@ def main() -> None:
     for name, recipe in RECIPES.items():
         if name not in found["recipes"]:
             started = time.monotonic()
+            its = plan.model_copy(
+                update={
+                    "training": plan.training.model_copy(update={"steps": options.second}),
+                    "mining": plan.mining.model_copy(update={"share": recipe.share}),
+                }
+            )
             site.load_model(base, its.model, 2, False)
             mined = examples_of(site.unlabelled, unet if recipe.unet == 1.0 else mix, recipe)
             torch.manual_seed(0)
