@@ -15,6 +15,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED", "Available memory of")
+"""How torch's CPU, CUDA, its libraries and ONNX Runtime say it with a plain RuntimeError."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -37,26 +40,44 @@ def pick_compute(device: str = "auto") -> Compute:
     """The device by name (`auto`, `cpu`, `cuda`, `cuda:1`) and the precision that suits it.
 
     bfloat16 on a GPU that has it and on a CPU with AMX or AVX512-BF16, where it trains up to
-    four times faster; elsewhere on CPUs it is emulated and slower than float32.
+    four times faster; elsewhere on CPUs it is emulated and slower than float32. A GPU is tried first:
+    torch sees older ones too, for which it has no code. Where one cannot be used, `auto` takes the CPU,
+    with a line in the log.
     """
+    name = device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(name)
     except RuntimeError:
         raise UsageError(f"device {device!r} is not one; use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device {device} was asked for, but this machine has no usable GPU")
-        return Compute(
-            chosen,
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32,
-        )
+        try:
+            return Compute(chosen, torch.bfloat16 if _gpu_has_bfloat16(chosen) else torch.float32)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            if device != "auto":
+                raise UsageError(
+                    f"device {device} cannot be used ({reason}); use auto, cpu or another"
+                ) from None
+            log.warning("the GPU cannot be used, the CPU is: %s", reason)
+            chosen = torch.device("cpu")
     if chosen.type != "cpu":
         raise UsageError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
     return Compute(chosen, torch.bfloat16 if _cpu_has_bfloat16() else torch.float32)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators begin at `seed` here, and go on afterwards as if nothing had been.
+
+    The CPU's and that of `device` alone: to ask other GPUs for theirs would start them.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def in_batches(count: int, most: int, work: Callable[[slice], T]) -> Iterator[T]:
@@ -92,9 +113,8 @@ def memory_for(what: str, mend: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch says it with a plain RuntimeError.
     told = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return told or "allocate memory" in str(error)
+    return told or any(words in str(error) for words in _NO_MEMORY)
 
 
 def settle(threads: int = 0) -> None:
@@ -109,6 +129,13 @@ def settle(threads: int = 0) -> None:
     if mallopt is not None:
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             mallopt(parameter, 1 << 30)
+
+
+def _gpu_has_bfloat16(device: torch.device) -> bool:
+    """Try `device`; raises `RuntimeError` or `AssertionError` where it cannot be used."""
+    with torch.cuda.device(device):
+        (torch.ones(8, device=device) * 2).sum().item()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from knowmine.client.augmentation import random_maps, recolour
-from knowmine.client.compute import Compute
+from knowmine.client.compute import Compute, seeded
 from knowmine.client.frames import SAM_PX, Frames
 from knowmine.client.sam import EMBEDDING_SHAPE
 from knowmine.shared.errors import RunFailed
@@ -64,8 +64,8 @@ def distil(
     mean = seen.float().mean((0, 2, 3), keepdim=True)
     deviation = seen.float().std((0, 2, 3), keepdim=True).clamp_min(1e-6)
     model.to(compute.device).train()
-    with torch.random.fork_rng():  # a layer's first weights come from torch's own generator
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    # A layer's first weights come from torch's own generator.
+    with seeded(int(torch.randint(2**31, (), generator=generator)), torch.device("cpu")):
         head = _head(sum(model.encoder.out_channels[-STAGES:])).to(compute.device)
     parameters = [*model.encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, learning_rate, weight_decay=1e-2, fused=True)

@@ -44,10 +44,11 @@ def review(
     if not role.strip() or len(role) > 40 or not role.isprintable():
         raise UsageError(f"--role {role!r}: expected up to 40 letters, such as radiologist")
     found = find_places(run, data, sam)
-    settle(0)
+    settle(found.machine.threads)
 
     def open_sam() -> Sam:
-        return load_sam(find_weights(found.sam.weights, found.cache))
+        weights = find_weights(found.sam.weights, found.cache)
+        return load_sam(weights, device=found.machine.device, threads=found.machine.threads)
 
     with ExitStack() as stack:
         # One review at a time writes in a site's folder; a running round only reads there.

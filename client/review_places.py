@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +12,7 @@ from knowmine.client.folder import images_in
 from knowmine.client.gallery import mined_files
 from knowmine.client.mined import index_file
 from knowmine.client.opening import cache_of
-from knowmine.client.settings import SITE_LOG, ClientSettings, SamSettings
+from knowmine.client.settings import SITE_LOG, ClientSettings, MachineSettings, SamSettings
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import read_settings
 
@@ -35,12 +35,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Places:
-    """What is reviewed together. going: the run has not said that it is over."""
+    """What is reviewed together. going: the run has not said that it is over.
+
+    machine: what the site's own settings let it use; a round may be using the rest.
+    """
 
     title: str
     places: tuple[Place, ...]
     sam: SamSettings
     going: bool
+    machine: MachineSettings
 
     @property
     def cache(self) -> Path:
@@ -58,6 +62,7 @@ class _Simulated(BaseModel):
 
     sites: _Sites = _Sites()
     sam: SamSettings = SamSettings()
+    machine: MachineSettings = MachineSettings()
 
 
 def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> Places:
@@ -78,6 +83,7 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
             (_place(folder.name, folder, data),),
             SamSettings(),
             is_going(run),
+            MachineSettings(),
         )
     if not any(
         index_file(place.folder, place.seal).exists() or mined_files(place.folder, place.seal)
@@ -90,7 +96,7 @@ def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> 
         )
     if sam is not None:
         settings = found.sam.model_copy(update={"weights": sam})
-        found = Places(found.title, found.places, settings, found.going)
+        found = replace(found, sam=settings)
     return found
 
 
@@ -108,7 +114,7 @@ def _of_settings(file: Path) -> Places:
     settings = read_settings(ClientSettings, file, {})
     place = _place(settings.site, settings.state / "site", settings.data)
     title = f"{settings.federation}, {settings.site}"
-    return Places(title, (place,), settings.sam, is_going(file))
+    return Places(title, (place,), settings.sam, is_going(file), settings.machine)
 
 
 def _has_ended(log: Path) -> bool:
@@ -138,7 +144,7 @@ def _of_simulation(run: Path, data: Path | None) -> Places:
         )
         for folder in sites
     )
-    return Places(run.absolute().name, places, settings.sam, is_going(run))
+    return Places(run.absolute().name, places, settings.sam, is_going(run), settings.machine)
 
 
 def _place(site: str, folder: Path, data: Path | None) -> Place:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from knowmine.client.compute import memory_for
+from knowmine.client.compute import memory_for, seeded
 from knowmine.client.distillation import distil, pooled
 from knowmine.client.gallery import save_gallery
 from knowmine.client.inference import MIRRORED, VARIED, predict
@@ -79,14 +79,14 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     if plan.shares_decoder and not site.decoders.was_tuned(task.round - 1):
         # Before any site mines, so that those without labels have a tuned SAM by then.
         tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
-    pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
+    with memory_for("mining with SAM", "choose smaller sam.weights"):
+        pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
     site.decoders.take({}, 0)
     if not len(labelled) and not len(pseudo_labelled):
         return Update(task.round, task.weights, 0, 0, 0.0, time.monotonic() - started, mined)
     seed = draw(plan.seed, "train", site.name, task.round)
     # Some encoders drop layers at random by torch's own generator: seeded too, and put back.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, site.compute.device):
         loss = learn(site, task, labelled, pseudo_labelled, seed)
     for kind in teaching(site, plan, task.round, task.rounds):
         site.note(task.round, "trained", kind)

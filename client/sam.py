@@ -331,9 +331,14 @@ def _onnx_encoder(file: Path, device: torch.device, threads: int) -> ImageEncode
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    gpu = {"device_id": str(device.index or 0), "use_tf32": "0"}
+    wanted = [("CUDAExecutionProvider", gpu)] if device.type == "cuda" else []
     installed = onnxruntime.get_available_providers()
-    providers = [name for name in (*wanted, "CPUExecutionProvider") if name in installed]
+    providers = [
+        (name, options)
+        for name, options in (*wanted, ("CPUExecutionProvider", {}))
+        if name in installed
+    ]
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors share no nearer base

@@ -147,10 +147,12 @@ def work(settings: ClientSettings, socket: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Imported here: the keeper must stay without threads, which these start.
     from knowmine.client.answering import Answers, listen
+    from knowmine.client.gpu import start_driver
 
     answers = Answers(settings.model)
     server = listen(answers, socket)
     try:
+        start_driver(settings.machine.device)  # it opens a socket of its own
         if settings.isolation != "off" and (why_not := refuse_sockets()):
             _say(f"the vault has {why_not}")
         isolation = measured(settings.keys)

