@@ -116,7 +116,7 @@ class MiningSettings(Settings):
         "0 takes all.",
     )
     share: float = Field(
-        0.75,
+        0.5,
         gt=0,
         lt=1,
         description="Part of each batch that is pseudo-labelled; less where pseudo-labels are a "

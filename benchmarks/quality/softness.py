@@ -4,8 +4,8 @@
 
 From training images alone, drawn as by `benchmarks.quality.second_stage` with the same options. One
 U-Net++ learns from the labels (`--first` steps), SAM is tuned on them, and both look at the
-unlabelled images as in a round. Each recipe goes on from there for `--second` steps, with today's share
-of pseudo-labels in each batch, and is scored on validation images. Results go to
+unlabelled images as in a round. Each recipe goes on from there for `--second` steps, three quarters
+of each batch pseudo-labelled or as it says, and is scored on validation images. Results go to
 results/softness/; stopped at any time, the script goes on with the next recipe.
 """
 
