@@ -76,10 +76,10 @@ def improve(site: Site, task: TrainTask, mine: Miner | None = None) -> Update:
     labelled = labels_of(site, plan, task.round, task.rounds)
     mining = mines(plan, task.round, task.rounds)
     site.decoders.take(task.decoder, task.round - 1)
-    if plan.shares_decoder and not site.decoders.was_tuned(task.round - 1):
-        # Before any site mines, so that those without labels have a tuned SAM by then.
-        tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
-    with memory_for("mining with SAM", "choose smaller sam.weights"):
+    with memory_for("mining", "choose smaller sam.weights or model.image_px"):
+        if plan.shares_decoder and not site.decoders.was_tuned(task.round - 1):
+            # Before any site mines, so that those without labels have a tuned SAM by then.
+            tune_sam(site, plan, task.round, teaching(site, plan, task.round, task.rounds))
         pseudo_labelled, mined = mine(site, task) if mining else (_none(site), Mined())
     site.decoders.take({}, 0)
     if not len(labelled) and not len(pseudo_labelled):
