@@ -71,9 +71,9 @@ def pick_compute(device: str = "auto") -> Compute:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's own generators begin at `seed` here, and go on afterwards as if nothing had been.
+    """Torch's own generators begin at `seed` here; the CPU's and `device`'s then go on as before.
 
-    The CPU's and that of `device` alone: to ask other GPUs for theirs would start them.
+    To ask other GPUs for theirs, as torch does by itself, would start them.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
