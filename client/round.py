@@ -293,13 +293,8 @@ def consult(site: Site, kind: Kind, plan: Plan, round_: int) -> Opinions:
         ones = np.ones(len(kind), np.float32)
         seen: NDArray[np.bool_] = np.any(unet > 0.5, axis=(1, 2, 3))
         return Opinions(unet, unet, seen, ones, ones)
-    return ask_sam(
-        site,
-        kind,
-        unet,
-        plan,
-        site.decoders.tuned_sam(round_) if ours and plan.mining.tune_steps else None,
-    )
+    tuned = site.decoders.tuned_sam(round_) if ours and plan.mining.tune_steps else None
+    return ask_sam(site, kind, unet, plan, tuned)
 
 
 def ask_sam(site: Site, kind: Kind, unet: Floats, plan: Plan, tuned: Tunable | None) -> Opinions:

@@ -335,9 +335,7 @@ def _onnx_encoder(file: Path, device: torch.device, threads: int) -> ImageEncode
     wanted = [("CUDAExecutionProvider", gpu)] if device.type == "cuda" else []
     installed = onnxruntime.get_available_providers()
     providers = [
-        (name, options)
-        for name, options in (*wanted, ("CPUExecutionProvider", {}))
-        if name in installed
+        (name, its) for name, its in (*wanted, ("CPUExecutionProvider", {})) if name in installed
     ]
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)

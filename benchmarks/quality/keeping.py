@@ -15,22 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
-from benchmarks.quality.second_stage import draw, options_of, plan_of, validate
+from benchmarks.quality.second_stage import draw, examples_of, go_on, options_of, plan_of
 from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import settle
 from knowmine.client.inference import View, predict
-from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, fuse, select, sharpen
-from knowmine.client.round import ask_sam, labels_of, learn, lessons_of, teaching
-from knowmine.client.round import draw as seed_of
+from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, fuse, select
+from knowmine.client.round import ask_sam, lessons_of, teaching
 from knowmine.client.site import Site
-from knowmine.client.training import Examples
 from knowmine.client.tuning import tune
 from knowmine.shared.log import Silent
-from knowmine.shared.protocol import TrainTask
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import load_weights
 
@@ -91,14 +87,14 @@ def main() -> None:
     for name, recipe in RECIPES.items():
         if name not in found["recipes"]:
             started = time.monotonic()
-            site.load_model(base, its.model, 2, False)
-            labelled = labels_of(site, its, 2, 2)
-            examples = kept_by(site, recipe, truth.astype(np.float32) if recipe.true else mixed)
-            torch.manual_seed(0)
-            seed = seed_of(options.seed, "train", site.name, 2)
-            learn(site, TrainTask(2, 2, its, base), labelled, examples, seed)
-            stems = [case.stem for case in site.test.cases]
-            scores = dict(zip(stems, np.round(validate(site), 5).tolist(), strict=True))
+            mined = examples_of(
+                site.unlabelled,
+                truth.astype(np.float32) if recipe.true else mixed,
+                keep=recipe.keep,
+                sharp=recipe.sharpen,
+                weigh=not recipe.true,
+            )
+            scores = go_on(site, its, base, mined)
             found["recipes"][name] = scores
             keep_result(file, found)
             mean = np.mean(list(scores.values()))
@@ -120,19 +116,6 @@ def pseudo_labels(site: Site, plan: Plan) -> Floats:
     sam, kind = site.sam.with_decoder(decoder), site.unlabelled
     seen = predict(site.model, kind.images, site.compute, views=VIEWS)
     return fuse(ask_sam(site, kind, seen, plan, sam), 0.5)
-
-
-def kept_by(site: Site, recipe: Recipe, masks: NDArray[np.float32]) -> Examples:
-    """What the recipe has of the unlabelled images, weighed by the Dice that a mask expects."""
-    chosen = select(expected_dice(masks), recipe.keep, 0.0)
-    weights = np.ones_like(chosen.weights) if recipe.true else chosen.weights
-    targets = sharpen(masks) if recipe.sharpen else masks
-    rows = torch.from_numpy(np.flatnonzero(chosen.kept))
-    return Examples(
-        site.unlabelled.images[rows],
-        torch.from_numpy((targets[chosen.kept] * 255 + 0.5).astype(np.uint8)),
-        torch.from_numpy(weights[chosen.kept]),
-    )
 
 
 if __name__ == "__main__":

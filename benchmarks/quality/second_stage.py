@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.quality.experiment import HERE, keep_result
@@ -26,17 +27,28 @@ from knowmine.client.compute import settle
 from knowmine.client.draws import ranked
 from knowmine.client.folder import read_stems, scan
 from knowmine.client.inference import predict
-from knowmine.client.pseudo_labels import Opinions, dice_of, fuse
+from knowmine.client.pseudo_labels import (
+    Floats,
+    Opinions,
+    dice_of,
+    expected_dice,
+    fuse,
+    select,
+    sharpen,
+)
 from knowmine.client.round import (
     consult,
     improve,
+    labels_of,
+    learn,
     probe,
     settle_labels,
     teaching,
     todays,
     tune_sam,
 )
-from knowmine.client.site import Site
+from knowmine.client.round import draw as seed_of
+from knowmine.client.site import Kind, Site
 from knowmine.client.training import Examples
 from knowmine.shared.protocol import FUSE_WEIGHTS, Calibration, Mined, TrainTask, calibration_of
 from knowmine.shared.settings import Plan
@@ -257,6 +269,29 @@ def validate(site: Site) -> NDArray[np.float64]:
     """Dice (N,) of the loaded model on the validation images, in the model frame."""
     seen = predict(site.model, site.test.images, site.compute, site.progress.advance)
     return dice_of(np.asarray(seen) > 0.5, truth_of(site, site.test))
+
+
+def go_on(site: Site, plan: Plan, base: Weights, mined: Examples) -> dict[str, float]:
+    """Learn for `plan`'s steps from `base` on, from labels and what was mined; each validation image's Dice."""
+    site.load_model(base, plan.model, 2, False)
+    torch.manual_seed(0)
+    seed = seed_of(plan.seed, "train", site.name, 2)
+    learn(site, TrainTask(2, 2, plan, base), labels_of(site, plan, 2, 2), mined, seed)
+    stems = [case.stem for case in site.test.cases]
+    return dict(zip(stems, np.round(validate(site), 5).tolist(), strict=True))
+
+
+def examples_of(kind: Kind, masks: Floats, *, keep: float, sharp: bool, weigh: bool) -> Examples:
+    """The best `keep` of the masks, by the Dice that they expect of themselves; weighed by it, or alike."""
+    chosen = select(expected_dice(masks), keep, 0.0)
+    weights = chosen.weights if weigh else np.ones_like(chosen.weights)
+    targets = sharpen(masks) if sharp else masks
+    rows = torch.from_numpy(np.flatnonzero(chosen.kept))
+    return Examples(
+        kind.images[rows],
+        torch.from_numpy((targets[chosen.kept] * 255 + 0.5).astype(np.uint8)),
+        torch.from_numpy(weights[chosen.kept]),
+    )
 
 
 def note_opinions(site: Site, opinions: Opinions, file: Path) -> None:

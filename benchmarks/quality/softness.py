@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
-from benchmarks.quality.second_stage import draw, options_of, plan_of, validate
+from benchmarks.quality.second_stage import draw, examples_of, go_on, options_of, plan_of
 from benchmarks.quality.worth import truth_of
 from knowmine.client.compute import settle
 from knowmine.client.inference import VARIED, predict
-from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, fuse, select, sharpen
-from knowmine.client.round import ask_sam, improve, labels_of, learn, lessons_of
+from knowmine.client.pseudo_labels import Floats, dice_of, fuse
+from knowmine.client.round import ask_sam, improve, lessons_of
 from knowmine.client.round import draw as seed_of
-from knowmine.client.site import Kind, Site
-from knowmine.client.training import Examples
+from knowmine.client.site import Site
 from knowmine.client.tuning import tune
 from knowmine.shared.log import Silent
 from knowmine.shared.protocol import TrainTask
@@ -90,13 +89,14 @@ def main() -> None:
                     "mining": plan.mining.model_copy(update={"share": recipe.share}),
                 }
             )
-            site.load_model(base, its.model, 2, False)
-            mined = examples_of(site.unlabelled, unet if recipe.unet == 1.0 else mix, recipe)
-            torch.manual_seed(0)
-            seed = seed_of(options.seed, "train", site.name, 2)
-            learn(site, TrainTask(2, 2, its, base), labels_of(site, its, 2, 2), mined, seed)
-            stems = [case.stem for case in site.test.cases]
-            scores = dict(zip(stems, np.round(validate(site), 5).tolist(), strict=True))
+            mined = examples_of(
+                site.unlabelled,
+                unet if recipe.unet == 1.0 else mix,
+                keep=0.0 if recipe.unet is None else 1.0,
+                sharp=recipe.sharpen,
+                weigh=recipe.weigh,
+            )
+            scores = go_on(site, its, base, mined)
             found["recipes"][name] = scores
             keep_result(file, found)
             mean = np.mean(list(scores.values()))
@@ -133,19 +133,6 @@ def opinions_of(site: Site, plan: Plan) -> tuple[Floats, Floats]:
         write_atomically(file, packed.getvalue())
     with np.load(file) as arrays:
         return arrays["unet"], arrays["sam"]
-
-
-def examples_of(kind: Kind, masks: Floats, recipe: Recipe) -> Examples:
-    """What the recipe learns from beside the labels."""
-    chosen = select(expected_dice(masks), 0.0 if recipe.unet is None else 1.0, 0.0)
-    targets = (sharpen(masks) if recipe.sharpen else masks)[chosen.kept]
-    rows = torch.from_numpy(np.flatnonzero(chosen.kept))
-    weights = chosen.weights if recipe.weigh else np.ones_like(chosen.weights)
-    return Examples(
-        kind.images[rows],
-        torch.from_numpy((targets * 255 + 0.5).astype(np.uint8)),
-        torch.from_numpy(weights[chosen.kept]),
-    )
 
 
 def _mean_dice(masks: Floats, truth: NDArray[np.bool_]) -> float:
