@@ -31,9 +31,9 @@ demo: .venv/.installed $(if $(DATA),,demo/.drawn) ## Simulate three sites, from 
 	$(BIN)/knowmine-simulate deploy/demo.yaml --data '$(if $(DATA),$(DATA),demo/data)' --out demo/run
 	@echo "Open demo/run/report.html"
 
-demo/.drawn: deploy/phantom.py deploy/phantom_wall.py | .venv/.installed
+demo/.drawn: deploy/phantom/draw.py deploy/phantom/wall.py | .venv/.installed
 	@rm -rf demo/data
-	$(BIN)/python -m knowmine.deploy.phantom demo/data --images 100 --seed 0
+	$(BIN)/python -m knowmine.deploy.phantom.draw demo/data --images 100 --seed 0
 	@touch $@
 
 # Pages are tested in the system's Chromium: Playwright's own comes from no package registry.
@@ -59,7 +59,7 @@ bench: .venv/.installed ## Run the benchmarks (most of an hour alone); BENCH=ben
 	for script in "$${scripts[@]}"; do name=$$(basename "$$script" .py); echo "== $$name"; data=(); \
 	  if [ -n '$(DATA)' ] && grep -q '\[DATA\]' "$$script"; then data=('$(DATA)'); fi; \
 	  $(BIN)/python -m "benchmarks.$$name" "$${data[@]}"; done
-	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/test_airlock.py --timeout 1800
+	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/vault/test_codec.py --timeout 1800
 
 bench-quick: .venv/.installed ## Each benchmark in short (3 minutes alone); prints tables, keeps no result
 	@for script in benchmarks/bench_*.py; do name=$$(basename "$$script" .py); echo "== $$name"; \

@@ -21,14 +21,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import HERE, arguments, in_turns, machine, peak_mb, row, write
-from knowmine.server.aggregation import RunningMean
-from knowmine.shared import packing, wire  # wire first: it tells Flower to phone nobody
+from knowmine.server.rounds.aggregation import RunningMean
+from knowmine.shared.wire import (
+    codec,
+    packing,  # wire first: it tells Flower to phone nobody
+)
 
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict  # isort: skip
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords  # isort: skip
 
 NUMBERS, TENSOR = 26_000_000, 1_000_000
-assert wire.RUN_NAME
+assert codec.RUN_NAME
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measuring import arguments
-from knowmine.client.airlock import CHUNK_BYTES
-from knowmine.client.answering import Answers, listen
-from knowmine.client.isolation import leave_network, measured, refuse_sockets
 from knowmine.client.settings import ClientSettings
+from knowmine.client.vault.codec import CHUNK_BYTES
+from knowmine.client.vault.responses import Answers, listen
+from knowmine.client.vault.sandbox import leave_network, measured, refuse_sockets
 from knowmine.shared.protocol import PROTOCOL, EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import ModelSettings, Plan
 from knowmine.shared.weights import Manifest, bytes_of, manifest_of
@@ -106,7 +106,7 @@ def serve(socket: Path, manifest: Manifest) -> None:
 
 def measure(socket: Path, task: TrainTask) -> tuple[list[float], dict[str, bool]]:
     """Seconds of each hop, and how the vault is shut in."""
-    from knowmine.client.asking import AirlockWorker
+    from knowmine.client.vault.requests import AirlockWorker
 
     settings = ClientSettings.model_validate(
         {"federation": "x", "site": "x", "network": {"server": "x:1"}, "data": Path("x")}

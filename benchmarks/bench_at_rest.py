@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measuring import arguments
-from knowmine.client.at_rest import Seal
-from knowmine.client.embeddings import EmbeddingStore
-from knowmine.client.frames import Frames
-from knowmine.client.prompts import ask
-from knowmine.client.refine import refine
-from knowmine.client.sam import EMBEDDING_SHAPE, Sam, load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
+from knowmine.client.mining.prompts import ask
+from knowmine.client.mining.refine import refine
+from knowmine.client.sam.embeddings import EmbeddingStore
+from knowmine.client.sam.frames import Frames
+from knowmine.client.sam.model import EMBEDDING_SHAPE, Sam, load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.storage.encryption import Seal
 
 RESULT = Path(__file__).parent / "results" / "at-rest.json"
 FILES, REPEATS, ANSWERS = 16, 12, 15

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import arguments, machine, row, write
-from knowmine.shared.changes import Form, pack_change, unpack_change
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model, weights_of
 from knowmine.shared.weights import bytes_of
+from knowmine.shared.wire.changes import Form, pack_change, unpack_change
 
 STEPS = 3
 

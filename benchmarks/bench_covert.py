@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measuring import arguments
-from knowmine.client.limits import MAX_STEPS, STATISTICS, move_of
-from knowmine.client.policy import LOOSEST
-from knowmine.shared.changes import STEPS
+from knowmine.client.egress.limits import MAX_STEPS, STATISTICS, move_of
+from knowmine.client.egress.policy import LOOSEST
 from knowmine.shared.checks import MAX_FLOAT
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model, weights_of
 from knowmine.shared.weights import Weights, bytes_of
+from knowmine.shared.wire.changes import STEPS
 
 RESULT = Path(__file__).parent / "results" / "covert.json"
 LIMITS = (

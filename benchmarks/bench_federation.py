@@ -156,11 +156,11 @@ def take_turns(files: list[Path], numbers: int) -> None:
 
     So many models would not fit in one machine's memory, and the server's peak is asked for.
     """
-    from knowmine.client.app import client_app
-    from knowmine.client.fleet import Link
+    from knowmine.client.federation.app import client_app
+    from knowmine.client.federation.keys import SiteKeys
+    from knowmine.client.federation.link import Link
     from knowmine.client.settings import ClientSettings
-    from knowmine.client.site_keys import SiteKeys
-    from knowmine.client.worker import Worker
+    from knowmine.client.site.worker import Worker
     from knowmine.shared.log import silent
     from knowmine.shared.settings import read_settings
     from knowmine.shared.weights import bytes_of_manifest

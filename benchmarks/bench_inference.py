@@ -26,14 +26,14 @@ from PIL import Image
 
 from benchmarks import plain_inference
 from benchmarks.measuring import HERE, arguments, in_turns, machine, row, write
-from knowmine.client.areas import segment
-from knowmine.client.networks import load_network
-from knowmine.deploy.phantom import draw, make_folder
-from knowmine.deploy.progress import make_display
-from knowmine.deploy.settings import SimulationSettings
-from knowmine.deploy.simulate import simulate
-from knowmine.server.release import export
-from knowmine.shared.images import read_image
+from knowmine.client.data.images import read_image
+from knowmine.client.predict.areas import segment
+from knowmine.client.predict.networks import load_network
+from knowmine.deploy.phantom.draw import draw, make_folder
+from knowmine.deploy.simulation.progress import make_display
+from knowmine.deploy.simulation.settings import SimulationSettings
+from knowmine.deploy.simulation.simulate import simulate
+from knowmine.server.release.release import export
 from knowmine.shared.package import open_package
 from knowmine.shared.settings import read_settings
 

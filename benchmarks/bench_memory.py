@@ -59,11 +59,9 @@ def server(sites: int) -> dict[str, Any]:
     """Peak of one round with `sites` sites, as bytes and as sizes of the model."""
     import numpy as np
 
-    from knowmine.server.journal import Journal
-    from knowmine.server.rounds import Watch, run_rounds
+    from knowmine.server.rounds.journal import Journal
+    from knowmine.server.rounds.rounds import Watch, run_rounds
     from knowmine.server.settings import RunSettings
-    from knowmine.shared import wire
-    from knowmine.shared.countersign import Head
     from knowmine.shared.log import silent
     from knowmine.shared.protocol import (
         PROTOCOL,
@@ -74,8 +72,10 @@ def server(sites: int) -> dict[str, Any]:
         Update,
     )
     from knowmine.shared.settings import Plan
+    from knowmine.shared.trust.countersign import Head
     from knowmine.shared.unetplusplus import build_model, weights_of
     from knowmine.shared.weights import Weights, bytes_of, digest_of_manifest, manifest_of
+    from knowmine.shared.wire import codec
 
     plan = Plan(method="supervised")
     initial = weights_of(build_model(plan.model, 0))
@@ -99,20 +99,20 @@ def server(sites: int) -> dict[str, Any]:
             """Everyone is here."""
 
         def hold(self, weights: Weights) -> Weights:
-            return wire.PackedWeights(weights)
+            return codec.PackedWeights(weights)
 
         def heads(self) -> Mapping[str, Head]:
             return {}
 
         def train(self, tasks: Mapping[str, TrainTask]) -> Iterator[tuple[str, Update]]:
-            packed = wire.pack_tasks(tasks)
+            packed = codec.pack_tasks(tasks)
             for name in packed:
-                reply = wire.pack_reply(Update(tasks[name].round, initial, 1, 0, 0.5, 1.0))
-                yield name, wire.unpack_update(reply)
+                reply = codec.pack_reply(Update(tasks[name].round, initial, 1, 0, 0.5, 1.0))
+                yield name, codec.unpack_update(reply)
                 del reply
 
         def evaluate(self, tasks: Mapping[str, EvaluateTask]) -> Iterator[tuple[str, Scores]]:
-            for name in wire.pack_tasks(tasks):
+            for name in codec.pack_tasks(tasks):
                 yield name, Scores(tasks[name].round, 1, 0.5, 0.4, 9.0)
 
     class Nobody:
@@ -143,10 +143,10 @@ def server(sites: int) -> dict[str, Any]:
 
 def site(images: int) -> dict[str, Any]:
     """Peak resident memory of a process that works for a site of `images` images."""
-    from knowmine.deploy.phantom import make_folder
-    from knowmine.deploy.progress import make_display
-    from knowmine.deploy.settings import SimulationSettings
-    from knowmine.deploy.simulate import simulate
+    from knowmine.deploy.phantom.draw import make_folder
+    from knowmine.deploy.simulation.progress import make_display
+    from knowmine.deploy.simulation.settings import SimulationSettings
+    from knowmine.deploy.simulation.simulate import simulate
     from knowmine.shared.settings import read_settings
 
     with tempfile.TemporaryDirectory() as folder:

@@ -32,20 +32,20 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from benchmarks.measuring import arguments, machine, peak_mb, row, write
-from knowmine.client.compute import pick_compute, settle
-from knowmine.client.dataset import open_site
-from knowmine.client.frames import SAM_PX, Frames
-from knowmine.client.loading import load_masks
-from knowmine.client.prompts import Asked, ask
-from knowmine.client.refine import refine
-from knowmine.client.round import SAM_BATCH
-from knowmine.client.sam import SegmentAnything, load_sam
-from knowmine.client.sam_weights import SamWeights, default_cache, find_weights
-from knowmine.client.scoring import Scorer
-from knowmine.client.site import Kind, Site
-from knowmine.client.tuning import degrade
-from knowmine.deploy.phantom import make_folder
-from knowmine.shared.images import MAX_IMAGE_PX
+from knowmine.client.data.dataset import open_site
+from knowmine.client.data.images import MAX_IMAGE_PX
+from knowmine.client.data.loading import load_masks
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.device import pick_compute, settle
+from knowmine.client.mining.finetune import degrade
+from knowmine.client.mining.prompts import Asked, ask
+from knowmine.client.mining.refine import refine
+from knowmine.client.sam.frames import SAM_PX, Frames
+from knowmine.client.sam.model import SegmentAnything, load_sam
+from knowmine.client.sam.weights import SamWeights, default_cache, find_weights
+from knowmine.client.site.round import SAM_BATCH
+from knowmine.client.site.site import Kind, Site
+from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.settings import ModelSettings
 
 PX = 224

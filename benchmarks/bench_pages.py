@@ -26,19 +26,19 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.measuring import arguments, machine, row, write
-from knowmine.client.dataset import Case
-from knowmine.client.embeddings import EmbeddingStore
-from knowmine.client.mined import save_mined
-from knowmine.client.pseudo_labels import Opinions
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.client.site import Kind
-from knowmine.deploy.phantom import draw
-from knowmine.deploy.progress import Display
-from knowmine.deploy.settings import SimulationSettings
-from knowmine.deploy.simulate import simulate
-from knowmine.server.release import export
-from knowmine.shared.images import digest_of_file, resize_image, resize_mask
+from knowmine.client.data.dataset import Case
+from knowmine.client.data.images import digest_of_file, resize_image, resize_mask
+from knowmine.client.mining.fusion import Opinions
+from knowmine.client.sam.embeddings import EmbeddingStore
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.site.site import Kind
+from knowmine.client.storage.pseudo_label_store import save_mined
+from knowmine.deploy.phantom.draw import draw
+from knowmine.deploy.simulation.progress import Display
+from knowmine.deploy.simulation.settings import SimulationSettings
+from knowmine.deploy.simulation.simulate import simulate
+from knowmine.server.release.release import export
 
 SIZE = (1280, 1024)
 DRAWN, CHECKED, PREDICTED = 25, 1000, 40

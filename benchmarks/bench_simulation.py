@@ -93,7 +93,7 @@ def given_for(data: Path | None, home: Path, size: dict[str, int]) -> Path:
 def sites_of(data: Path | None, home: Path, size: dict[str, int]) -> list[dict[str, Any]]:
     """Images and masks of each site, by what they are for."""
     if data is None:
-        from knowmine.deploy.phantom import make_folder
+        from knowmine.deploy.phantom.draw import make_folder
 
         data = home / "phantoms"
         make_folder(data, SITES * (size["labelled"] + size["unlabelled"] + size["test"]))
@@ -144,7 +144,7 @@ def ours(file: Path, method: str) -> dict[str, float]:
 
 def link(folder: Path, site: dict[str, Any]) -> None:
     """A data folder of links: masks of what is labelled or tested, and the list of the latter."""
-    from knowmine.client.sam_weights import default_cache
+    from knowmine.client.sam.weights import default_cache
 
     cache = folder.parent / "cache"
     if not cache.exists():
@@ -164,9 +164,9 @@ def link(folder: Path, site: dict[str, Any]) -> None:
 
 def simulated(run: Path, flags: dict[str, Any]) -> float:
     """Seconds from the first round's begin to the last one's end."""
-    from knowmine.deploy.progress import Display
-    from knowmine.deploy.settings import SimulationSettings
-    from knowmine.deploy.simulate import simulate
+    from knowmine.deploy.simulation.progress import Display
+    from knowmine.deploy.simulation.settings import SimulationSettings
+    from knowmine.deploy.simulation.simulate import simulate
     from knowmine.shared.settings import read_settings
 
     class Clock(Display):

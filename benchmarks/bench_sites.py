@@ -56,7 +56,7 @@ def growing(counts: tuple[int, ...]) -> list[dict[str, Any]]:
 
 def many(count: int) -> dict[str, float]:
     """One round with so many sites."""
-    from knowmine.deploy.phantom import make_folder
+    from knowmine.deploy.phantom.draw import make_folder
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import Apart, arguments, machine, row, serve_turns, write
-from knowmine.client.compute import pick_compute, settle
-from knowmine.client.training import Examples, train
-from knowmine.deploy.phantom import make_folder
+from knowmine.client.device import pick_compute, settle
+from knowmine.client.training.loop import Examples, train
+from knowmine.client.training.losses import segmentation_losses
+from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.log import Silent
-from knowmine.shared.losses import segmentation_losses
 from knowmine.shared.settings import ModelSettings, TrainingSettings
 from knowmine.shared.unetplusplus import build_model
 

@@ -21,21 +21,21 @@ from benchmarks.measuring import HERE, machine, put_table
 
 STEPS = (
     # what, file, function
-    ("predict with the U-Net++", "client/inference.py", "predict"),
-    ("prompts from its probabilities", "client/prompts.py", "ask"),
-    ("SAM's embeddings, of labels anew, else from disk", "client/site.py", "embeddings"),
-    ("SAM's answers", "client/refine.py", "refine"),
-    ("– SAM's mask decoder asked, in all of these", "client/sam.py", "decode"),
-    ("tune SAM's decoder", "client/tuning.py", "tune"),
-    ("train", "client/training.py", "train"),
+    ("predict with the U-Net++", "client/training/inference.py", "predict"),
+    ("prompts from its probabilities", "client/mining/prompts.py", "ask"),
+    ("SAM's embeddings, of labels anew, else from disk", "client/site/site.py", "embeddings"),
+    ("SAM's answers", "client/mining/refine.py", "refine"),
+    ("– SAM's mask decoder asked, in all of these", "client/sam/model.py", "decode"),
+    ("tune SAM's decoder", "client/mining/finetune.py", "tune"),
+    ("train", "client/training/loop.py", "train"),
     ("– U-Net++ forward, in all of these", "shared/unetplusplus.py", "forward"),
     ("– backward, of training and tuning", "torch/_tensor.py", "backward"),
-    ("– augmentation, of training", "client/augmentation.py", "augment"),
-    ("score", "client/scoring.py", "score_test"),
-    ("pictures for the report", "client/gallery.py", "save_gallery"),
-    ("pseudo-labels for a review", "client/mined.py", "save_mined"),
-    ("messages, packed and unpacked", "shared/wire.py", "through_the_wire"),
-    ("aggregate", "server/aggregation.py", "add"),
+    ("– augmentation, of training", "client/training/augmentation.py", "augment"),
+    ("score", "client/data/scoring.py", "score_test"),
+    ("pictures for the report", "client/storage/report_samples.py", "save_gallery"),
+    ("pseudo-labels for a review", "client/storage/pseudo_label_store.py", "save_mined"),
+    ("messages, packed and unpacked", "shared/wire/codec.py", "through_the_wire"),
+    ("aggregate", "server/rounds/aggregation.py", "add"),
 )
 
 

@@ -25,11 +25,11 @@ from segment_anything import SamPredictor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.shared import wire  # tells Flower to phone nobody
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model
+from knowmine.shared.wire import codec  # tells Flower to phone nobody
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict  # isort: skip
 from flwr.clientapp import ClientApp  # isort: skip
@@ -37,7 +37,7 @@ from flwr.serverapp import Grid, ServerApp  # isort: skip
 from flwr.serverapp.strategy import FedAvg  # isort: skip
 from flwr.simulation import run_simulation  # isort: skip
 
-assert wire.RUN_NAME
+assert codec.RUN_NAME
 SETTINGS = "STOCK_SETTINGS"
 """Environment variable that tells Ray's workers where the settings are."""
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from knowmine.client.approval_cli import approve
-from knowmine.client.audit_cli import audit
-from knowmine.client.check_cli import check
-from knowmine.client.forget_cli import forget
-from knowmine.client.lines import WRONG, Lines
-from knowmine.client.predict_cli import predict
-from knowmine.client.review_cli import review
+from knowmine.client.commands.approval_cli import approve
+from knowmine.client.commands.audit_cli import audit
+from knowmine.client.commands.check_cli import check
+from knowmine.client.commands.forget_cli import forget
+from knowmine.client.commands.lines import WRONG, Lines
+from knowmine.client.commands.predict_cli import predict
+from knowmine.client.commands.review_cli import review
 from knowmine.shared import talk
 from knowmine.shared.command import run_command, say, say_version
 from knowmine.shared.log import Telling
@@ -58,7 +58,7 @@ def enrol(
 
     The keys stay here. Example: knowmine-client enrol lyon.tar.gz --data /data/polyps
     """
-    from knowmine.client.enrolment import enrol as make_request
+    from knowmine.client.federation.enrolment import enrol as make_request
 
     folder = home or Path(kit.name.removesuffix(".tar.gz"))
     request = make_request(kit, folder, data)
@@ -79,8 +79,8 @@ def run(
     Connects outwards only, and tries for ever to reach the server again. SIGTERM and Ctrl-C leave
     cleanly. Example: knowmine-client run lyon/client.yaml
     """
-    from knowmine.client.courier import start_vault
     from knowmine.client.settings import ClientSettings
+    from knowmine.client.vault.launcher import start_vault
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +88,7 @@ def run(
     read = read_settings(ClientSettings, settings, {"data": data})
     # The vault first: what is imported next has threads, and those would keep the images.
     with start_vault(read) as vault:
-        from knowmine.client.resident import Resident
+        from knowmine.client.federation.service import Resident
 
         resident = Resident(read, vault.worker, vault.missing, _say_event())
         resident.run(stop)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from knowmine.client.policy import Policy, read_policy
+from knowmine.client.egress.policy import Policy, read_policy
 from knowmine.shared.settings import FilePath, ModelSettings, Settings, SiteName
 
 Fraction = Annotated[float, Field(gt=0, le=1)]

@@ -102,9 +102,9 @@ def _simulate(
     format_: Literal["text", "json"],
 ) -> dict[str, Any]:
     # Imported late: these take seconds, and --help or a wrong flag should not.
-    from knowmine.deploy.progress import make_display
-    from knowmine.deploy.settings import SimulationSettings
-    from knowmine.deploy.simulate import simulate as run_simulation
+    from knowmine.deploy.simulation.progress import make_display
+    from knowmine.deploy.simulation.settings import SimulationSettings
+    from knowmine.deploy.simulation.simulate import simulate as run_simulation
 
     if resume:
         given = [key for key, value in flags.items() if value is not None]

@@ -33,7 +33,7 @@ def provision(
     Doing it again adds what is missing and drops nothing.
     Example: knowmine-server provision federation.yaml --out fed
     """
-    from knowmine.deploy.provision import provision as make
+    from knowmine.deploy.provision.provision import provision as make
 
     if example:
         _write_example(federation)
@@ -57,7 +57,7 @@ def report(
     It holds no picture and no count of fewer than five test images, so every site may have it.
     Example: knowmine-server report fed/run
     """
-    from knowmine.deploy.federation_report import write_federation_report
+    from knowmine.deploy.report.federation_report import write_federation_report
 
     typer.echo(f"Report: {write_federation_report(run)}")
 

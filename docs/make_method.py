@@ -13,16 +13,16 @@ import torch
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-from knowmine.client.compute import pick_compute, settle
-from knowmine.client.dataset import open_site
-from knowmine.client.prompts import ask
-from knowmine.client.pseudo_labels import calibrate, dice_of, fuse, judge, sharpen
-from knowmine.client.round import consult, improve, tune_sam
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.client.scoring import Scorer
-from knowmine.client.site import Site
-from knowmine.deploy.phantom import make_folder
+from knowmine.client.data.dataset import open_site
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.device import pick_compute, settle
+from knowmine.client.mining.fusion import calibrate, dice_of, fuse, judge, sharpen
+from knowmine.client.mining.prompts import ask
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.site.round import consult, improve, tune_sam
+from knowmine.client.site.site import Site
+from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.protocol import TrainTask
 from knowmine.shared.settings import ModelSettings, Plan, TrainingSettings
 from knowmine.shared.unetplusplus import build_model, weights_of

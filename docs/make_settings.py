@@ -9,9 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from knowmine.client.policy import Policy
+from knowmine.client.egress.policy import Policy
 from knowmine.client.settings import ClientSettings
-from knowmine.deploy.settings import FederationSettings, SimulationSettings
+from knowmine.deploy.simulation.settings import FederationSettings, SimulationSettings
 from knowmine.server.settings import ServerSettings
 
 PAGE = Path(__file__).with_name("settings.md")

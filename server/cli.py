@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from knowmine.server.export_cli import export
+from knowmine.server.commands.export_cli import export
 from knowmine.shared import talk
 from knowmine.shared.command import checked_format, run_command, say, say_json, say_version
 from knowmine.shared.settings import read_settings
@@ -49,7 +49,7 @@ def admit(
 
     A running server needs no restart. Example: knowmine-server admit lyon.request --federation fed
     """
-    from knowmine.server.enrolments import admit_request
+    from knowmine.server.enrolment.enrolments import admit_request
 
     for request in requests:
         site = admit_request(request, federation)
@@ -65,7 +65,7 @@ def revoke(
 
     Example: knowmine-server revoke lyon --federation fed
     """
-    from knowmine.server.allow_list import AllowList
+    from knowmine.server.enrolment.allow_list import AllowList
 
     AllowList(federation / "sites").revoke(site)
     typer.echo(f"{site} is revoked")
@@ -124,8 +124,8 @@ def status(
     Example: knowmine-server status fed/server.yaml --serve
     """
     from knowmine.server.settings import ServerSettings
-    from knowmine.server.status import EVERY_S, read_status
-    from knowmine.server.status_page import figures_of, serve_status
+    from knowmine.server.status.page import figures_of, serve_status
+    from knowmine.server.status.status import EVERY_S, read_status
 
     folder = read_settings(ServerSettings, settings, {"out": out}).out
     if checked_format(format_) == "json":

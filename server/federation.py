@@ -5,21 +5,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from knowmine.server.allow_list import AllowList
-from knowmine.server.app import GOODBYE_S, GridSites
-from knowmine.server.deadlines import Deadlines
-from knowmine.server.ending import ending
-from knowmine.server.fleet import Fleet
-from knowmine.server.notary import Notary
-from knowmine.server.resuming import begin_or_resume, write_closing
-from knowmine.server.rounds import Watch, run_rounds
+from knowmine.server.enrolment.allow_list import AllowList
+from knowmine.server.network.fleet import Fleet
+from knowmine.server.network.notary import Notary
+from knowmine.server.network.trust import Trust
+from knowmine.server.rounds.app import GOODBYE_S, GridSites
+from knowmine.server.rounds.deadlines import Deadlines
+from knowmine.server.rounds.ending import ending
+from knowmine.server.rounds.resuming import begin_or_resume, write_closing
+from knowmine.server.rounds.rounds import Watch, run_rounds
 from knowmine.server.settings import ServerSettings
-from knowmine.server.status import StatusBoard
-from knowmine.server.trust import Trust
-from knowmine.shared.certificates import load_certificate
+from knowmine.server.status.status import StatusBoard
 from knowmine.shared.errors import UsageError
-from knowmine.shared.keys import load_ec_key
 from knowmine.shared.log import open_log, plain
+from knowmine.shared.trust.certificates import load_certificate
+from knowmine.shared.trust.keys import load_ec_key
 from knowmine.shared.weights import Weights
 
 

@@ -1,6 +1,6 @@
 """Check what crosses between a site and the server, one claim at a time.
 
-`client/egress.py` and `server/admission.py` are lists of these checks; each states its own,
+`client/egress/release.py` and `server/rounds/admission.py` are lists of these checks; each states its own,
 in its own order, with its own error. Whatever the value is, a check passes or refuses.
 """
 

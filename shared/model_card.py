@@ -1,6 +1,6 @@
 """What is known of a finished model: the card that travels with it.
 
-The card is written by `server/release.py` and read by `client/predict.py`. It names sites and
+The card is written by `server/release/release.py` and read by `client/predict/predict.py`. It names sites and
 counts, never images; counts so small that they could point at people are left out.
 """
 

@@ -2,7 +2,7 @@
 
 A `Plan` is what a federation agrees on and the server sends with each task. What belongs to
 one role or one machine stands in `server/settings.py`, `client/settings.py` and
-`deploy/settings.py`.
+`deploy/simulation/settings.py`.
 """
 
 import difflib

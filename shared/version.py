@@ -16,7 +16,7 @@ def facts() -> list[str]:
     The airlock's digest stands for the list of what may leave a site's images.
     """
     home = Path(__file__).parent.parent
-    airlock = home / "client" / "airlock.proto"
+    airlock = home / "client" / "vault" / "airlock.proto"
     others = ", ".join(f"{name} {_version(name)}" for name in OTHERS)
     return [
         f"knowmine {_version('knowmine')}",

@@ -7,9 +7,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from knowmine.deploy.progress import Display
-from knowmine.deploy.simulate import simulate
-from knowmine.server.release import export
+from knowmine.deploy.simulation.progress import Display
+from knowmine.deploy.simulation.simulate import simulate
+from knowmine.server.release.release import export
 from tests.deploy.small_runs import draw_data, small
 
 # A slow disk is no counterexample.

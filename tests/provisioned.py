@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from knowmine.client.enrolment import enrol
-from knowmine.deploy.provision import Provisioned, provision
-from knowmine.server.allow_list import AllowList
-from knowmine.server.enrolments import admit_request
+from knowmine.client.federation.enrolment import enrol
+from knowmine.deploy.provision.provision import Provisioned, provision
+from knowmine.server.enrolment.allow_list import AllowList
+from knowmine.server.enrolment.enrolments import admit_request
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 YAML = "federation: chest\nserver: {hosts: [127.0.0.1, localhost]}\nsites: [lyon, oslo]\n"

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from knowmine.client.compute import pick_compute
-from knowmine.client.dataset import open_site
-from knowmine.client.egress import release
-from knowmine.client.gallery import load_gallery
-from knowmine.client.round import evaluate, improve
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.client.scoring import Scorer
-from knowmine.client.site import Site
-from knowmine.deploy.phantom import make_folder
+from knowmine.client.data.dataset import open_site
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.device import pick_compute
+from knowmine.client.egress.release import release
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.site.round import evaluate, improve
+from knowmine.client.site.site import Site
+from knowmine.client.storage.report_samples import load_gallery
+from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.protocol import EvaluateTask, TrainTask
 from knowmine.shared.settings import MiningSettings, ModelSettings, Plan, TrainingSettings
 from knowmine.shared.unetplusplus import build_model, weights_of

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from knowmine.client.app import client_app
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.client.worker import SiteWorker
-from knowmine.deploy.phantom import make_folder
-from knowmine.deploy.progress import Display
-from knowmine.deploy.simulate import LocalGrid
-from knowmine.server.app import GridSites
-from knowmine.server.journal import Journal
-from knowmine.server.rounds import run_rounds
+from knowmine.client.federation.app import client_app
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.site.worker import SiteWorker
+from knowmine.deploy.phantom.draw import make_folder
+from knowmine.deploy.simulation.progress import Display
+from knowmine.deploy.simulation.simulate import LocalGrid
+from knowmine.server.rounds.app import GridSites
+from knowmine.server.rounds.journal import Journal
+from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.settings import RunSettings
 from knowmine.shared.log import silent
 from knowmine.shared.mask_decoder import DECODER, prefixed

@@ -21,30 +21,36 @@ SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*
 # Heavy or risky packages and the only files that know them.
 ONLY_IN = {
     "flwr": (
-        "*/app.py",
-        "*/fleet.py",
-        "shared/wire.py",
-        "shared/flower_objects.py",
-        "deploy/simulate.py",
-        "deploy/flower.py",
+        "client/federation/app.py",
+        "server/rounds/app.py",
+        "client/federation/link.py",
+        "server/network/fleet.py",
+        "shared/wire/codec.py",
+        "shared/wire/flower_objects.py",
+        "deploy/simulation/simulate.py",
+        "deploy/flower/apps.py",
     ),
-    "segment_anything": ("client/sam.py",),
-    "onnxruntime": ("client/sam.py", "client/networks.py", "server/formats.py"),
+    "segment_anything": ("client/sam/model.py",),
+    "onnxruntime": (
+        "client/sam/model.py",
+        "client/predict/networks.py",
+        "server/release/formats.py",
+    ),
 }
 # The trust boundary is testable without torch.
 WITHOUT_TORCH = (
     "shared/protocol.py",
-    "server/admission.py",
-    "server/aggregation.py",
-    "client/egress.py",
-    "client/porter.py",
-    "client/audit.py",
-    "client/audit_report.py",
-    "client/approval.py",
-    "client/enrolment.py",
-    "client/site_keys.py",
-    "server/enrolments.py",
-    "server/trust.py",
+    "server/rounds/admission.py",
+    "server/rounds/aggregation.py",
+    "client/egress/release.py",
+    "client/egress/porter.py",
+    "client/audit/log.py",
+    "client/audit/report.py",
+    "client/egress/approval.py",
+    "client/federation/enrolment.py",
+    "client/federation/keys.py",
+    "server/enrolment/enrolments.py",
+    "server/network/trust.py",
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MAY_PRINT = (
@@ -52,7 +58,7 @@ MAY_PRINT = (
     "*/*_cli.py",
     "shared/command.py",
     "deploy/commands.py",
-    "deploy/phantom.py",
+    "deploy/phantom/draw.py",
 )
 
 

@@ -29,13 +29,13 @@ from benchmarks.quality.experiment import (
 )
 from benchmarks.quality.run import folders_of, open_site
 from benchmarks.quality.worth import truth_of
-from knowmine.client.compute import settle
-from knowmine.client.inference import VARIED, predict
-from knowmine.client.pseudo_labels import Floats, dice_of, fuse
-from knowmine.client.round import ask_sam, improve, lessons_of, teaching, todays
-from knowmine.client.sam import Tunable
-from knowmine.client.site import Site
-from knowmine.client.tuning import tune
+from knowmine.client.device import settle
+from knowmine.client.mining.finetune import tune
+from knowmine.client.mining.fusion import Floats, dice_of, fuse
+from knowmine.client.sam.model import Tunable
+from knowmine.client.site.round import ask_sam, improve, lessons_of, teaching, todays
+from knowmine.client.site.site import Site
+from knowmine.client.training.inference import VARIED, predict
 from knowmine.shared.errors import UsageError
 from knowmine.shared.log import Silent
 from knowmine.shared.protocol import TrainTask

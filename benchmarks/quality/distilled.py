@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.quality.experiment import HERE
 from benchmarks.quality.run import open_site
 from benchmarks.quality.second_stage import draw, validate
-from knowmine.client.compute import settle
-from knowmine.client.round import improve
+from knowmine.client.device import settle
+from knowmine.client.site.round import improve
 from knowmine.shared.protocol import TrainTask
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, weights_of

@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knowmine.client.dataset import HiddenMasks, SiteData
-from knowmine.client.draws import ranked
-from knowmine.client.folder import Case, read_stems, scan
+from knowmine.client.data.dataset import HiddenMasks, SiteData
+from knowmine.client.data.folder import Case, read_stems, scan
+from knowmine.client.data.sampling import ranked
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import MiningSettings, Plan, Settings, read_settings

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import machine, row, write
-from knowmine.deploy.progress import make_display
-from knowmine.deploy.settings import SimulationSettings
-from knowmine.deploy.simulate import simulate
+from knowmine.deploy.simulation.progress import make_display
+from knowmine.deploy.simulation.settings import SimulationSettings
+from knowmine.deploy.simulation.simulate import simulate
 from knowmine.shared.settings import read_settings
 
 GOAL = 0.003

@@ -20,12 +20,12 @@ from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
 from benchmarks.quality.second_stage import draw, examples_of, go_on, options_of, plan_of
 from benchmarks.quality.worth import truth_of
-from knowmine.client.compute import settle
-from knowmine.client.inference import View, predict
-from knowmine.client.pseudo_labels import Floats, dice_of, expected_dice, fuse, select
-from knowmine.client.round import ask_sam, lessons_of, teaching
-from knowmine.client.site import Site
-from knowmine.client.tuning import tune
+from knowmine.client.device import settle
+from knowmine.client.mining.finetune import tune
+from knowmine.client.mining.fusion import Floats, dice_of, expected_dice, fuse, select
+from knowmine.client.site.round import ask_sam, lessons_of, teaching
+from knowmine.client.site.site import Site
+from knowmine.client.training.inference import View, predict
 from knowmine.shared.log import Silent
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import load_weights

@@ -19,8 +19,8 @@ from benchmarks.quality.experiment import (
     split_file,
 )
 from benchmarks.quality.run import folders_of
-from knowmine.client.dataset import SiteData, split_sites
-from knowmine.client.draws import ranked
+from knowmine.client.data.dataset import SiteData, split_sites
+from knowmine.client.data.sampling import ranked
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from benchmarks.quality.experiment import (
     split_file,
 )
 from benchmarks.quality.run import folders_of
-from knowmine.client.mined import load_mined, load_pixels
-from knowmine.client.pseudo_labels import dice_of
-from knowmine.client.scoring import Scorer
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.mining.fusion import dice_of
+from knowmine.client.storage.pseudo_label_store import load_mined, load_pixels
 
 READERS = ("unet", "sam", "label")
 

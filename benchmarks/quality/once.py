@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from knowmine.client.round import Miner, evaluate, improve, probe_apart, teaching
-from knowmine.client.site import Kind, Site
+from knowmine.client.site.round import Miner, evaluate, improve, probe_apart, teaching
+from knowmine.client.site.site import Kind, Site
 from knowmine.shared.protocol import Calibration, EvaluateTask, Mined, Scores, TrainTask, Update
 from knowmine.shared.unetplusplus import put_weights, weights_of
 from knowmine.shared.weights import digest_of, load_weights, save_weights, write_atomically

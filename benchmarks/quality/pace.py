@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.quality.experiment import HERE, keep_result, training_split
 from benchmarks.quality.run import open_site
-from knowmine.client.compute import settle
-from knowmine.client.inference import VARIED, predict
-from knowmine.client.round import consult, tune_sam
+from knowmine.client.device import settle
+from knowmine.client.site.round import consult, tune_sam
+from knowmine.client.training.inference import VARIED, predict
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import load_weights
 

@@ -27,23 +27,23 @@ from benchmarks.quality.experiment import (
     split_file,
 )
 from benchmarks.quality.once import Once
-from knowmine.client.compute import pick_compute, settle
-from knowmine.client.egress import release
-from knowmine.client.porter import asked_by
-from knowmine.client.round import Miner, todays
-from knowmine.client.sam import load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
-from knowmine.client.scoring import Scorer
-from knowmine.client.site import Site
-from knowmine.client.training import Examples
-from knowmine.server.journal import Journal
-from knowmine.server.rounds import run_rounds
-from knowmine.shared.countersign import Head
+from knowmine.client.data.images import MAX_IMAGE_PX
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.device import pick_compute, settle
+from knowmine.client.egress.porter import asked_by
+from knowmine.client.egress.release import release
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.site.round import Miner, todays
+from knowmine.client.site.site import Site
+from knowmine.client.training.loop import Examples
+from knowmine.server.rounds.journal import Journal
+from knowmine.server.rounds.rounds import run_rounds
 from knowmine.shared.errors import KnowmineError, UsageError
-from knowmine.shared.images import MAX_IMAGE_PX
 from knowmine.shared.log import open_log
 from knowmine.shared.protocol import EvaluateTask, Hello, Mined, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
+from knowmine.shared.trust.countersign import Head
 from knowmine.shared.unetplusplus import build_model, weights_of
 from knowmine.shared.weights import Weights
 

@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site, oracle
 from benchmarks.quality.worth import truth_of
-from knowmine.client.compute import settle
-from knowmine.client.draws import ranked
-from knowmine.client.folder import read_stems, scan
-from knowmine.client.inference import predict
-from knowmine.client.pseudo_labels import (
+from knowmine.client.data.folder import read_stems, scan
+from knowmine.client.data.sampling import ranked
+from knowmine.client.device import settle
+from knowmine.client.mining.fusion import (
     Floats,
     Opinions,
     dice_of,
@@ -36,7 +35,7 @@ from knowmine.client.pseudo_labels import (
     select,
     sharpen,
 )
-from knowmine.client.round import (
+from knowmine.client.site.round import (
     consult,
     improve,
     labels_of,
@@ -47,9 +46,10 @@ from knowmine.client.round import (
     todays,
     tune_sam,
 )
-from knowmine.client.round import draw as seed_of
-from knowmine.client.site import Kind, Site
-from knowmine.client.training import Examples
+from knowmine.client.site.round import draw as seed_of
+from knowmine.client.site.site import Kind, Site
+from knowmine.client.training.inference import predict
+from knowmine.client.training.loop import Examples
 from knowmine.shared.protocol import FUSE_WEIGHTS, Calibration, Mined, TrainTask, calibration_of
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, weights_of

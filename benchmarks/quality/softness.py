@@ -22,13 +22,13 @@ from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
 from benchmarks.quality.second_stage import draw, examples_of, go_on, options_of, plan_of
 from benchmarks.quality.worth import truth_of
-from knowmine.client.compute import settle
-from knowmine.client.inference import VARIED, predict
-from knowmine.client.pseudo_labels import Floats, dice_of, fuse
-from knowmine.client.round import ask_sam, improve, lessons_of
-from knowmine.client.round import draw as seed_of
-from knowmine.client.site import Site
-from knowmine.client.tuning import tune
+from knowmine.client.device import settle
+from knowmine.client.mining.finetune import tune
+from knowmine.client.mining.fusion import Floats, dice_of, fuse
+from knowmine.client.site.round import ask_sam, improve, lessons_of
+from knowmine.client.site.round import draw as seed_of
+from knowmine.client.site.site import Site
+from knowmine.client.training.inference import VARIED, predict
 from knowmine.shared.log import Silent
 from knowmine.shared.protocol import TrainTask
 from knowmine.shared.settings import MiningSettings, Plan

@@ -20,14 +20,14 @@ import torch
 from benchmarks.quality.experiment import HERE, training_split
 from benchmarks.quality.run import open_site
 from benchmarks.quality.worth import truth_of
-from knowmine.client.compute import pick_compute, settle
-from knowmine.client.prompts import ask
-from knowmine.client.pseudo_labels import dice_of
-from knowmine.client.refine import refine
-from knowmine.client.round import lessons_of
-from knowmine.client.sam import Tunable
-from knowmine.client.site import Site
-from knowmine.client.tuning import degrade, tune
+from knowmine.client.device import pick_compute, settle
+from knowmine.client.mining.finetune import degrade, tune
+from knowmine.client.mining.fusion import dice_of
+from knowmine.client.mining.prompts import ask
+from knowmine.client.mining.refine import refine
+from knowmine.client.sam.model import Tunable
+from knowmine.client.site.round import lessons_of
+from knowmine.client.site.site import Site
 from knowmine.shared.log import Silent
 from knowmine.shared.settings import Plan
 

@@ -17,10 +17,10 @@ from benchmarks.quality.experiment import HERE, keep_result
 from benchmarks.quality.run import open_site
 from benchmarks.quality.second_stage import draw, options_of, plan_of
 from benchmarks.quality.worth import truth_of
-from knowmine.client.compute import settle
-from knowmine.client.inference import MIRRORED, VARIED, View, predict
-from knowmine.client.pseudo_labels import dice_of, features_of, fuse
-from knowmine.client.round import consult, teaching, tune_sam
+from knowmine.client.device import settle
+from knowmine.client.mining.fusion import dice_of, features_of, fuse
+from knowmine.client.site.round import consult, teaching, tune_sam
+from knowmine.client.training.inference import MIRRORED, VARIED, View, predict
 from knowmine.shared.protocol import FEATURES
 from knowmine.shared.weights import load_weights
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.experiment import HERE, training_split
 from benchmarks.quality.run import open_site
-from knowmine.client.compute import settle
-from knowmine.client.pseudo_labels import Opinions, calibrate, dice_of, features_of, fuse, judge
-from knowmine.client.round import consult, improve, tune_sam
-from knowmine.client.site import Kind, Site
+from knowmine.client.device import settle
+from knowmine.client.mining.fusion import Opinions, calibrate, dice_of, features_of, fuse, judge
+from knowmine.client.site.round import consult, improve, tune_sam
+from knowmine.client.site.site import Kind, Site
 from knowmine.shared.protocol import FUSE_WEIGHTS, Calibration, TrainTask
 from knowmine.shared.settings import Plan
 from knowmine.shared.unetplusplus import build_model, weights_of

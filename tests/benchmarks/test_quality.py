@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-import knowmine.client.round as round_of_a_site
+import knowmine.client.site.round as round_of_a_site
 from benchmarks.quality import once
 from benchmarks.quality.experiment import Experiment, pooled, site_data
 from benchmarks.quality.make_splits import draw
 from benchmarks.quality.run import folders_of, oracle, run_method
 from benchmarks.quality.tables import interval, refuse_unlike, stages, table
-from knowmine.client.round import improve, todays
-from knowmine.deploy.phantom import make_folder
+from knowmine.client.site.round import improve, todays
+from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.protocol import TrainTask
 from knowmine.shared.weights import digest_of, load_weights

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from knowmine.deploy.mining_figures import Judged
-from knowmine.deploy.report import write_report
+from knowmine.deploy.report.mining_figures import Judged
+from knowmine.deploy.report.report import write_report
 from tests.deploy.run_drawn import gallery_of, summary_of
 
 

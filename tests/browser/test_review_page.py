@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from knowmine.client.dataset import Case
-from knowmine.client.mined import save_mined
-from knowmine.client.pseudo_labels import Opinions
-from knowmine.client.reviewed import draft_windows, label_path, read_decisions
-from knowmine.client.site import Kind
+from knowmine.client.data.dataset import Case
+from knowmine.client.mining.fusion import Opinions
+from knowmine.client.review.decisions import draft_windows, label_path, read_decisions
+from knowmine.client.site.site import Kind
+from knowmine.client.storage.pseudo_label_store import save_mined
 
 PX = 64
 REVIEW = "from knowmine.client.cli import main; main()"

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from knowmine.server.cli import app
-from knowmine.server.status_page import (
+from knowmine.server.status.page import (
     figures_of,
     metrics_of,
     mining_cards,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from knowmine.client.sam import SegmentAnything, load_sam
-from knowmine.client.sam_weights import default_cache, find_weights
+from knowmine.client.sam.model import SegmentAnything, load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
 
 
 @pytest.fixture(scope="session")

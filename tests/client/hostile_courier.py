@@ -16,11 +16,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import knowmine.client.vault
-from knowmine.client.approval import PENDING
-from knowmine.client.courier import start_vault
+import knowmine.client.vault.process
+from knowmine.client.egress.approval import PENDING
+from knowmine.client.paths import COURIER
 from knowmine.client.settings import SITE_LOG, ClientSettings
-from knowmine.client.state_folder import COURIER
+from knowmine.client.vault.launcher import start_vault
 from knowmine.shared.settings import read_settings
 
 if __name__ == "__main__":
@@ -80,7 +80,7 @@ if __name__ == "__main__":
         return Path(f"/proc/{vault.pid}/root{target}").read_bytes()
 
     def own_work():
-        from knowmine.client.audit import record_of
+        from knowmine.client.audit.log import record_of
         from knowmine.shared.lock import FolderLock
         from knowmine.shared.log import open_log
         from knowmine.shared.weights import write_atomically
@@ -123,7 +123,9 @@ if __name__ == "__main__":
     changes = {
         "the vault's settings, overwritten": lambda: overwritten(own_settings),
         "the vault's settings, replaced": lambda: moved(own_settings, own_settings.parent / "away"),
-        "the vault's code": lambda: Path(knowmine.client.vault.__file__).open("r+b").close(),
+        "the vault's code": lambda: (
+            Path(knowmine.client.vault.process.__file__).open("r+b").close()
+        ),
         "the state folder, replaced": lambda: replaced(state / "site.log.jsonl"),
         "the state folder, joined": lambda: joined(state / "site.log.jsonl"),
     }

@@ -14,9 +14,9 @@ import sys
 import types
 from pathlib import Path
 
-from knowmine.client import vault
-from knowmine.client.isolation import measured
 from knowmine.client.settings import ClientSettings
+from knowmine.client.vault import process
+from knowmine.client.vault.sandbox import measured
 from knowmine.shared.errors import DataError
 from knowmine.shared.settings import read_settings
 
@@ -91,14 +91,14 @@ def attack(settings, progress):
 
 
 if __name__ == "__main__":
-    opening = types.ModuleType("knowmine.client.opening")
+    opening = types.ModuleType("knowmine.client.site.open")
     setattr(opening, "open_site_of", attack)  # noqa: B010 - a module made here
-    worker = types.ModuleType("knowmine.client.worker")
+    worker = types.ModuleType("knowmine.client.site.worker")
     setattr(worker, "SiteWorker", None)  # noqa: B010
-    gpu = types.ModuleType("knowmine.client.gpu")
+    gpu = types.ModuleType("knowmine.client.vault.gpu")
     setattr(gpu, "start_driver", start_driver)  # noqa: B010
     sys.modules |= {module.__name__: module for module in (opening, worker, gpu)}
     if "--part" in sys.argv:
-        sys.exit(vault.main(sys.argv[1:]))
+        sys.exit(process.main(sys.argv[1:]))
     settings = read_settings(ClientSettings, Path(sys.argv[2]), {})
-    sys.exit(vault.keep([sys.executable, __file__, *sys.argv[1:]], settings))
+    sys.exit(process.keep([sys.executable, __file__, *sys.argv[1:]], settings))

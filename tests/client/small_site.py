@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from knowmine.client.compute import Compute
-from knowmine.client.dataset import open_site
-from knowmine.client.inference import predict
-from knowmine.client.sam import Decoded
-from knowmine.client.scoring import Scorer
-from knowmine.client.site import Site
+from knowmine.client.data.dataset import open_site
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.device import Compute
+from knowmine.client.sam.model import Decoded
+from knowmine.client.site.site import Site
+from knowmine.client.training.inference import predict
 from knowmine.shared.protocol import Calibration, TrainTask
 from knowmine.shared.settings import ModelSettings, Plan
 from knowmine.shared.unetplusplus import build_model, weights_of

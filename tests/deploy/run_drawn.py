@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from knowmine.deploy.phantom import draw
-from knowmine.deploy.report import GalleryItem
-from knowmine.shared.images import resize_image, resize_mask
+from knowmine.client.data.images import resize_image, resize_mask
+from knowmine.deploy.phantom.draw import draw
+from knowmine.deploy.report.report import GalleryItem
 
 
 def summary_of(sites=("lyon", "bergen", "porto"), rounds=5, *, sam=True, status="done", seed=0):

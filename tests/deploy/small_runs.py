@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from knowmine.deploy.settings import SimulationSettings
+from knowmine.deploy.simulation.settings import SimulationSettings
 
 SMALL: Mapping[str, Any] = {
     "plan": {

@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from knowmine.deploy.cli import main
-from knowmine.deploy.progress import Display
-from knowmine.deploy.simulate import simulate
+from knowmine.deploy.simulation.progress import Display
+from knowmine.deploy.simulation.simulate import simulate
 from tests.deploy.small_runs import SMALL, draw_data, merged, small
 
 COMMAND = Path(sys.executable).with_name("knowmine-simulate")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import httpx
 
-from knowmine.client.fleet import Link
+from knowmine.client.federation.keys import SiteKeys
+from knowmine.client.federation.link import Link
 from knowmine.client.settings import ClientSettings
-from knowmine.client.site_keys import SiteKeys
-from knowmine.shared import wire
 from knowmine.shared.log import silent
 from knowmine.shared.settings import read_settings
+from knowmine.shared.wire import codec
 
 # wire has told Flower to phone nobody; only now may Flower be imported.
 from flwr.common.constant import TIMESTAMP_HEADER  # isort: skip
@@ -76,8 +76,8 @@ def signed(stage, site, instance=None, replaces="") -> dict[str, str]:
         FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode(),
         TIMESTAMP_HEADER: now,
         FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, now.encode())).decode(),
-        wire.INSTANCE_HEADER: instance or uuid.uuid4().hex,
-        wire.REPLACES_HEADER: replaces,
-        wire.VERSION_HEADER: "0",
+        codec.INSTANCE_HEADER: instance or uuid.uuid4().hex,
+        codec.REPLACES_HEADER: replaces,
+        codec.VERSION_HEADER: "0",
         "content-type": "application/protobuf",
     }

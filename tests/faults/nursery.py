@@ -74,7 +74,7 @@ class Nursery:
 
 def main() -> None:
     """Import what both roles need, then fork for each request until the door is closed."""
-    import knowmine.client.resident
+    import knowmine.client.federation.service
     import knowmine.server.federation  # noqa: F401 - for the children
 
     door = socket.socket(fileno=int(sys.argv[1]))

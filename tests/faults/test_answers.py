@@ -6,9 +6,9 @@ import httpx
 import numpy as np
 import pytest
 
-from knowmine.shared import wire
 from knowmine.shared.protocol import Update
 from knowmine.shared.weights import manifest_of
+from knowmine.shared.wire import codec
 from tests.faults.caller import Caller
 from tests.faults.tiny import initial
 
@@ -68,10 +68,10 @@ class Impostor:
         if kind == "query":
             reply = worker.hello()
         elif kind == "train":
-            reply = worker.improve(wire.unpack_train_task(message.content))
+            reply = worker.improve(codec.unpack_train_task(message.content))
         else:
-            reply = worker.evaluate(wire.unpack_evaluate_task(message.content))
-        return Message(wire.pack_reply(reply), reply_to=message)
+            reply = worker.evaluate(codec.unpack_evaluate_task(message.content))
+        return Message(codec.pack_reply(reply), reply_to=message)
 
 
 def named(reply):
@@ -96,8 +96,8 @@ def test_the_same_answer_twice(two):
     server, oslo = two.serve(), two.join("oslo", "--work", "1")
     lyon = Impostor(two, "lyon")
     question, run = lyon.until_asked("train")
-    task = wire.unpack_train_task(question.content)
-    reply = named(Message(wire.pack_reply(update(task, 1)), reply_to=question))
+    task = codec.unpack_train_task(question.content)
+    reply = named(Message(codec.pack_reply(update(task, 1)), reply_to=question))
     lyon.link._send_once(reply, run)
     two.logged("update", site="lyon")
     statuses = refusals(lambda: lyon.link._send_once(reply, run))
@@ -114,9 +114,9 @@ def test_a_second_answer_beside_half_of_a_first(two):
     server, oslo = two.serve(), two.join("oslo")
     lyon = Impostor(two, "lyon")
     question, run = lyon.until_asked("train")
-    task = wire.unpack_train_task(question.content)
+    task = codec.unpack_train_task(question.content)
     first, second = (
-        named(Message(wire.pack_reply(update(task, add)), reply_to=question)) for add in (1, 5)
+        named(Message(codec.pack_reply(update(task, add)), reply_to=question)) for add in (1, 5)
     )
     heads_only(lyon.link, first)
     statuses = refusals(lambda: lyon.link._send_once(second, run))
@@ -147,13 +147,13 @@ def test_an_answer_of_another_kind(two, content):
     server, oslo = two.serve(), two.join("oslo")
     lyon = Impostor(two, "lyon")
     question, run = lyon.until_asked("train")
-    task = wire.unpack_train_task(question.content)
+    task = codec.unpack_train_task(question.content)
     other = {"other.weight": np.zeros(3, np.float32)}
     assert manifest_of(other) != manifest_of(initial(1000))
     records = {
         "nothing": RecordDict(),
         "other records": RecordDict({"update": ConfigRecord({"round": "one"})}),
-        "weights of another model": wire.pack_reply(Update(task.round, other, 8, 0, 0.5, 0.0)),
+        "weights of another model": codec.pack_reply(Update(task.round, other, 8, 0, 0.5, 0.0)),
     }[content]
     lyon.link._send_once(named(Message(records, reply_to=question)), run)
     refusal = two.logged("refused", site="lyon")[0]["reason"]
@@ -169,10 +169,10 @@ def test_an_answer_of_many_parts_that_is_too_large(two):
     server, oslo = two.serve(), two.join("oslo", "--work", "0.1")
     lyon = Impostor(two, "lyon")
     question, run = lyon.until_asked("train")
-    task = wire.unpack_train_task(question.content)
+    task = codec.unpack_train_task(question.content)
     many = {f"w{n}": np.full(1_000_000, n, np.float32) for n in range(30)}
     reply = named(
-        Message(wire.pack_reply(Update(task.round, many, 8, 0, 0.5, 0.0)), reply_to=question)
+        Message(codec.pack_reply(Update(task.round, many, 8, 0, 0.5, 0.0)), reply_to=question)
     )
     before = server.peak_mb()
     heard = list[int]()

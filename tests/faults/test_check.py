@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from knowmine.deploy.phantom import make_folder
+from knowmine.deploy.phantom.draw import make_folder
 from tests.faults.stage import change
 
 

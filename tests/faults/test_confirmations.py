@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from knowmine.client.audit import record_of
-from knowmine.client.audit_report import read_public
-from knowmine.client.audit_verify import verify
-from knowmine.client.published import heads_in
-from knowmine.shared.keys import audit_line, load_audit_key
+from knowmine.client.audit.heads import heads_in
+from knowmine.client.audit.log import record_of
+from knowmine.client.audit.report import read_public
+from knowmine.client.audit.verify import verify
+from knowmine.shared.trust.keys import audit_line, load_audit_key
 
 
 @pytest.fixture

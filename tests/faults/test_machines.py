@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from knowmine.client.state_folder import prepare
+from knowmine.client.paths import prepare
 from knowmine.shared.errors import REASONS
 from tests.faults.stage import Stage, change
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from knowmine.client.site_keys import SiteKeys
-from knowmine.server.authority import Authority
-from knowmine.shared.certificates import CLIENT, load_certificate, make_certificate, to_pem
+from knowmine.client.federation.keys import SiteKeys
+from knowmine.server.enrolment.authority import Authority
+from knowmine.shared.trust.certificates import CLIENT, load_certificate, make_certificate, to_pem
 from tests.faults.caller import signed, tls_client
 from tests.faults.stage import Stage
 

@@ -90,7 +90,7 @@ def serve(options):
 
 def swell(how):
     """Have this server send 100 MB more with each task, in parts that differ or in one named often."""
-    from knowmine.shared import wire
+    from knowmine.shared.wire import codec
 
     # wire has told Flower to phone nobody; only now may Flower be imported.
     from flwr.app import Array, ArrayRecord  # isort: skip
@@ -100,8 +100,8 @@ def swell(how):
         "swollen": lambda: np.random.default_rng(0).bytes(size),
         "repeated": lambda: bytes(size),
     }
-    more = ArrayRecord({"all": Array("uint8", (size,), wire.STYPE, data[how]())})
-    real = wire.pack_tasks
+    more = ArrayRecord({"all": Array("uint8", (size,), codec.STYPE, data[how]())})
+    real = codec.pack_tasks
 
     def swollen(*arguments):
         packed = real(*arguments)
@@ -109,12 +109,13 @@ def swell(how):
             records["more"] = more
         return packed
 
-    wire.pack_tasks = swollen
+    codec.pack_tasks = swollen
 
 
 def die_at(moment, count):
     """End this process by kill -9 when it comes to the moment for the `count`-th time."""
-    from knowmine.server import aggregation, app, federation, journal, rounds
+    from knowmine.server import federation
+    from knowmine.server.rounds import aggregation, app, journal, rounds
 
     owner, name, before = {
         "mean": (aggregation.RunningMean, "add", False),  # one update is in the mean
@@ -147,10 +148,10 @@ def _anything(self, reply, asked, manifest):
 def take_part(options):
     """A site's process."""
     if options.fault:  # what must never leave: the guard is taken away to see the server's
-        from knowmine.client.porter import Porter
+        from knowmine.client.egress.porter import Porter
 
         Porter.let_out = _anything  # type: ignore[method-assign]
-    from knowmine.client.resident import Resident
+    from knowmine.client.federation.service import Resident
     from knowmine.client.settings import ClientSettings
 
     stop = threading.Event()

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knowmine.client.resident import Resident
+from knowmine.client.federation.service import Resident
 from knowmine.client.settings import ClientSettings
-from knowmine.server.enrolments import admit_request
+from knowmine.server.enrolment.enrolments import admit_request
 from knowmine.server.federation import run_federation
 from knowmine.server.settings import ServerSettings
-from knowmine.shared.certificates import expires, load_certificate
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import read_settings
+from knowmine.shared.trust.certificates import expires, load_certificate
 from knowmine.shared.weights import digest_of, load_notes, load_weights
 from tests.drawn_decoder import drawn_decoder
 from tests.faults.tiny import TinyWorker, initial

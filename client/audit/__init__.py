@@ -1,0 +1,1 @@
+"""Signed proof of what left the site."""

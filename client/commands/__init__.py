@@ -1,0 +1,1 @@
+"""Arguments to settings, outcomes to words."""

@@ -1,0 +1,103 @@
+"""The command line of `knowmine-client audit`: what left, on one screen, checked and exported."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knowmine.shared.command import checked_format, say_json
+from knowmine.shared.errors import Refused
+from knowmine.shared.settings import read_settings
+
+audit = typer.Typer(no_args_is_help=True, help="The signed record of what left this site.")
+
+_Settings = Annotated[Path, typer.Argument(help="This site's settings, such as client.yaml.")]
+_Format = Annotated[str, typer.Option("--format", help="text or json.")]
+
+
+@audit.command()
+def show(
+    settings: _Settings,
+    case: Annotated[
+        str | None, typer.Option(help="When did the case of this stem take part?")
+    ] = None,
+    format_: _Format = "text",
+) -> None:
+    """What left this site, on one screen. Example: knowmine-client audit show lyon/client.yaml"""
+    from knowmine.client.audit.report import rounds_of, screen, summary_of
+    from knowmine.client.settings import ClientSettings
+
+    read = read_settings(ClientSettings, settings, {})
+    text = checked_format(format_) == "text"
+    if case is not None:
+        took = rounds_of(read, case)
+        if not text:
+            say_json({"took_part": [one._asdict() for one in took]})
+        for one in took if text else []:
+            typer.echo(f"{one.time}  round {one.round}: {one.as_}")
+        if text and not took:
+            typer.echo("It took part in no round that this site remembers.")
+        return
+    summary = summary_of(read)
+    if text:
+        typer.echo(screen(summary))
+    else:
+        say_json(summary)
+    if not summary["verdict"]["ok"]:
+        raise typer.Exit(Refused.exit_code)
+
+
+@audit.command()
+def verify(
+    record: Annotated[Path, typer.Argument(help="The file receipts.jsonl, older ones beside it.")],
+    key: Annotated[list[Path], typer.Option(help="The site's public key; may be repeated.")],
+    server_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="The server's certificate or public key, for its confirmations."),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="A head that the site published: it must be in the record."),
+    ] = None,
+    rounds: Annotated[
+        Path | None,
+        typer.Option(help="The server's RUN/rounds: each head in it of this site must be there."),
+    ] = None,
+    format_: _Format = "text",
+) -> None:
+    """Check a record by its files and public keys; no network, no settings.
+
+    Exit code 0: right; 4: wrong, with the first wrong line. Example: knowmine-client audit verify
+    receipts.jsonl --key audit.pub --server-key server.crt --rounds RUN/rounds
+    """
+    from knowmine.client.audit.heads import heads_in, heads_of
+    from knowmine.client.audit.report import read_public
+    from knowmine.client.audit.verify import verify as check
+
+    servers = [read_public(path) for path in server_key or []]
+    keys = [read_public(path) for path in key]
+    published = heads_of(head or []) + (heads_in(rounds, record) if rounds else [])
+    verdict = check(record, keys, server_keys=servers, published=published)
+    if checked_format(format_) == "json":
+        say_json(verdict.as_json())
+    else:
+        typer.echo(str(verdict))
+        typer.echo(f"Head: {verdict.head}")
+    if not verdict.ok:
+        raise typer.Exit(Refused.exit_code)
+
+
+@audit.command()
+def export(
+    settings: _Settings,
+    out: Annotated[Path, typer.Argument(help="New .zip file for the auditor.")],
+) -> None:
+    """The record with its public key and how to check it, for whoever audits this site.
+
+    It names no case. Example: knowmine-client audit export lyon/client.yaml lyon-audit.zip
+    """
+    from knowmine.client.audit.report import export as write
+    from knowmine.client.settings import ClientSettings
+
+    files = write(read_settings(ClientSettings, settings, {}), out)
+    typer.echo(f"{files} files in {out}. Check it: knowmine-client audit verify --help")

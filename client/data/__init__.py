@@ -1,0 +1,1 @@
+"""The hospital's images and masks: read, matched, divided, scored."""

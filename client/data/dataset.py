@@ -1,0 +1,265 @@
+"""This site's labelled, probe, unlabelled and test images, the same for the same seed.
+
+client/data/folder.py says what a data folder holds, client/data/split.py which images are for what,
+client/data/sampling.py how a draw is made, and client/data/loading.py decodes what was drawn.
+
+A mask that the run may not learn from, because its image is a test image or stands in for an
+unlabelled one, is hidden: its path is taken out of the `Case` and put into `HiddenMasks`, which
+client/data/scoring.py alone opens. Nothing here opens a hidden mask, not even its header.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from knowmine.client.data.folder import Case, scan
+from knowmine.client.data.images import MAX_IMAGE_PX
+from knowmine.client.data.loading import (
+    Loaded,
+    header_problem,
+    load_images,
+    load_masks,
+    refuse_many_bad,
+)
+from knowmine.client.data.sampling import grouped, ranked, site_shares, whole_groups
+from knowmine.client.data.split import Division, deal_cases, divide, rounded
+from knowmine.client.storage.participation import WITHDRAWN
+from knowmine.shared.errors import DataError, SettingsError
+
+__all__ = [
+    "Case",
+    "HiddenMasks",
+    "Loaded",
+    "SiteData",
+    "load_images",
+    "load_masks",
+    "open_site",
+    "refuse_many_bad",
+    "scan",
+    "split_sites",
+]
+
+MOST_PROBE = 48
+"""Images that a probe set has at most: more hardly judge better, SAM has to look at each, and they
+are worth more as labels."""
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """What one site has. Masks of `unlabelled` and `test` cases are None: hidden or absent.
+
+    probe: labelled images that judge and are not trained on.
+    left_out: "stem: reason" of each image that the headers show to be of no use.
+    warnings: what a person should know about the folder, in sentences.
+    withdrawn: list of cases that take no part any more, read at each round; it may not be there.
+    """
+
+    name: str
+    labelled: tuple[Case, ...]
+    probe: tuple[Case, ...]
+    unlabelled: tuple[Case, ...]
+    test: tuple[Case, ...]
+    left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    withdrawn: Path | None = None
+
+
+@dataclass(frozen=True)
+class HiddenMasks:
+    """Where the masks are that nothing but the scorer may open: stem to path."""
+
+    paths: Mapping[str, Path] = field(repr=False)
+
+
+def open_site(
+    name: str,
+    folder: Path,
+    *,
+    labelled: float | None = None,
+    probe_fraction: float = 0.2,
+    test: Path | None = None,
+    test_fraction: float = 0.2,
+    group_by: str | None = None,
+    seed: int = 0,
+    max_bad_share: float = 0.1,
+    max_image_px: int = MAX_IMAGE_PX,
+) -> tuple[SiteData, HiddenMasks]:
+    """One site from its own data folder.
+
+    labelled: None takes all masks there are (those in labelled.txt, if there is one); a float in
+        (0, 1] a fraction of them, at least one; an int that many; 0 none. 1.0 also insists that
+        every image has a mask, where no labelled.txt says otherwise.
+    probe_fraction: part of the labelled images, rounded down, that becomes the probe set; it has
+        MOST_PROBE images at most.
+    test: list of test stems, looked for in the folder first; None takes test.txt in the folder
+        or, where there is none, draws `test_fraction` of the images that have masks.
+    group_by: column of index.csv; a group is never on both sides of the test set's border.
+
+    Raises `DataError`, also where more than `max_bad_share` of the images cannot be used, and
+    `SettingsError` for numbers that mean nothing.
+    """
+    _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
+    division = divide(folder, labelled, test, test_fraction, group_by, seed)
+    return _site(
+        name,
+        division,
+        labelled,
+        probe_fraction,
+        seed,
+        max_bad_share,
+        max_image_px,
+        withdrawn=folder / WITHDRAWN,
+    )
+
+
+def split_sites(
+    folder: Path,
+    sites: int,
+    *,
+    dirichlet_alpha: float | None = None,
+    labelled: float | None = None,
+    probe_fraction: float = 0.2,
+    test: Path | None = None,
+    test_fraction: float = 0.2,
+    group_by: str | None = None,
+    seed: int = 0,
+    max_bad_share: float = 0.1,
+    max_image_px: int = MAX_IMAGE_PX,
+) -> dict[str, tuple[SiteData, HiddenMasks]]:
+    """Divide one data folder over simulated sites `site-1` to `site-N`.
+
+    The test set is drawn first; it and the rest are then dealt over the sites in the same
+    proportions: even, or drawn from Dirichlet(`dirichlet_alpha`), where smaller is less even.
+    The other arguments are those of `open_site`; `labelled` counts at each site.
+    """
+    _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
+    if sites < 1:
+        raise SettingsError(f"asked for {sites} sites; expected at least 1")
+    if dirichlet_alpha is not None and not 0 < dirichlet_alpha < float("inf"):
+        raise SettingsError(
+            f"dirichlet_alpha is {dirichlet_alpha}; expected a positive number, or none for an "
+            "even split"
+        )
+    division = divide(folder, labelled, test, test_fraction, group_by, seed)
+    shares = site_shares(sites, dirichlet_alpha, seed)
+    # Images with labels are dealt before the others, so that each site gets its part of both.
+    rest = deal_cases(division.rest, division.labels, shares, seed)
+    held_out = deal_cases(division.test, division.labels, shares, seed)
+    if not all(rest):
+        unit = f"groups of {group_by}" if group_by else "images"
+        have = len({case.group for case in division.rest})
+        raise DataError(
+            f"{folder} has {have} {unit} beside the test set, too few for {sites} sites; expected "
+            "at least one for each, so ask for fewer sites"
+        )
+    return {
+        f"site-{i}": _site(
+            f"site-{i}",
+            division._replace(test=tuple(held_out[i - 1]), rest=tuple(rest[i - 1])),
+            labelled,
+            probe_fraction,
+            seed,
+            max_bad_share,
+            max_image_px,
+            withdrawn=folder / WITHDRAWN,
+        )
+        for i in range(1, sites + 1)
+    }
+
+
+def _check_numbers(
+    labelled: float | None, probe_fraction: float, test_fraction: float, max_bad_share: float
+) -> None:
+    if labelled is not None and (
+        not labelled >= 0 or (isinstance(labelled, float) and labelled > 1)
+    ):
+        raise SettingsError(
+            f"labelled is {labelled}; expected a fraction from 0 to 1 or a whole number of images"
+        )
+    fractions = {
+        "probe_fraction": probe_fraction,
+        "test_fraction": test_fraction,
+        "max_bad_share": max_bad_share,
+    }
+    for key, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise SettingsError(f"{key} is {value}; expected a fraction from 0 to 1")
+
+
+def _site(
+    name: str,
+    division: Division,
+    labelled: float | None,
+    probe_fraction: float,
+    seed: int,
+    max_bad_share: float,
+    max_image_px: int,
+    *,
+    withdrawn: Path,
+) -> tuple[SiteData, HiddenMasks]:
+    """Draw labels and probe set, hide the other masks, leave out what headers show to be bad."""
+    test, rest, labels, notes = division
+    drawn = _draw_labels(name, labels & {case.stem for case in rest}, labelled, seed)
+    hidden = {c.stem: c.mask for c in (*test, *rest) if c.mask and c.stem not in drawn}
+    cases = {c.stem: c if c.stem in drawn else replace(c, mask=None) for c in (*test, *rest)}
+
+    problems = {
+        stem: problem
+        for stem, case in cases.items()
+        if (problem := header_problem(case, max_image_px))
+    }
+    refuse_many_bad(name, list(problems.values()), len(cases), max_bad_share)
+    # A test image without a mask can neither be scored nor, being a test image, be mined. It is
+    # no bad image either: whole groups go to the test set, whatever part of them has masks.
+    idle = {case.stem for case in test if case.mask is None and case.stem not in problems}
+    if idle:
+        notes += (f"{len(idle)} test images have no mask and take no part",)
+
+    usable = [case for stem, case in cases.items() if stem not in problems and stem not in idle]
+    with_label = [case for case in usable if case.mask]
+    probe = _draw_probe(with_label, probe_fraction, seed)
+    if not probe and int(probe_fraction * len(with_label)) and len(with_label) > 1:
+        notes += ("no labelled group is small enough for the probe set, which stays empty",)
+    in_test = {case.stem for case in test}
+    data = SiteData(
+        name=name,
+        labelled=tuple(case for case in with_label if case.stem not in probe),
+        probe=tuple(case for case in with_label if case.stem in probe),
+        unlabelled=tuple(c for c in usable if c.mask is None and c.stem not in in_test),
+        test=tuple(case for case in usable if case.stem in in_test),
+        left_out=tuple(problems.values()),
+        warnings=notes,
+        withdrawn=withdrawn,
+    )
+    if not any((data.labelled, data.unlabelled)):
+        raise DataError(
+            f"site '{name}' has no usable image beside its test set:\n  "
+            + "\n  ".join(data.left_out[:3])
+        )
+    return data, HiddenMasks({stem: path for stem, path in hidden.items() if stem not in problems})
+
+
+def _draw_labels(
+    name: str, labels: frozenset[str] | set[str], labelled: float | None, seed: int
+) -> set[str]:
+    if labelled is None:
+        return set(labels)
+    if isinstance(labelled, float):
+        count = max(1, rounded(labelled * len(labels))) if labelled else 0
+    else:
+        count = labelled
+        if count > len(labels):
+            raise DataError(
+                f"site '{name}': asked for {count} labelled images, only {len(labels)} have masks "
+                "that may be used; ask for fewer, or for a fraction"
+            )
+    return set(ranked(labels, seed, "labelled")[:count])
+
+
+def _draw_probe(cases: Sequence[Case], fraction: float, seed: int) -> set[str]:
+    """Stems of the probe set: whole groups, never more than MOST_PROBE images, never the last label."""
+    groups = grouped(cases, lambda case: case.group)
+    sizes = {group: len(of) for group, of in groups.items()}
+    count = min(int(fraction * len(cases)), MOST_PROBE, len(cases) - 1)
+    drawn = whole_groups(sizes, count, seed, "probe") if count > 0 else set()
+    return {case.stem for group in drawn for case in groups[group]}

@@ -1,0 +1,174 @@
+"""Decode a site's images once, into the model frame; name the ones that cannot be read."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowmine.client.data.folder import Case
+from knowmine.client.data.images import (
+    MAX_IMAGE_PX,
+    digest_of_file,
+    image_size,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+)
+from knowmine.shared.errors import DataError
+
+T = TypeVar("T")
+
+# Each thread holds one image of the original size.
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Images that could be read, rows in the order of `cases`.
+
+    images: (N, px, px, 3) uint8, model frame. masks: (N, px, px) uint8, model frame, if asked for.
+    digests: sha256 of each file's bytes. sizes: (N, 2) int64, H and W of the original frame.
+    left_out: "stem: reason" of each case that is missing. warnings: oddities of the whole.
+    """
+
+    cases: tuple[Case, ...]
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8] | None
+    digests: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def load_images(
+    cases: Sequence[Case],
+    px: int,
+    max_image_px: int = MAX_IMAGE_PX,
+    *,
+    classes: int | None = None,
+) -> Loaded:
+    """Decode the cases' images, leaving out those that cannot be read.
+
+    With `classes`, the cases' masks are read too, and a case needs both to be kept. Only one
+    original at a time is held by each thread, so memory is that of the result.
+    """
+    images = np.empty((len(cases), px, px, 3), np.uint8)
+    masks = np.empty((len(cases) if classes else 0, px, px), np.uint8)
+    sizes = np.zeros((len(cases), 2), np.int64)
+    digests = [""] * len(cases)
+    foreground = np.zeros(len(cases), bool)
+
+    def load(row: int) -> str | None:
+        case = cases[row]
+        try:
+            image = read_image(case.image, max_image_px=max_image_px)
+            images[row], sizes[row] = resize_image(image, px), image.shape[:2]
+            digests[row] = digest_of_file(case.image)
+            if classes:
+                mask = _mask_of(case, classes, image.shape[:2], max_image_px)
+                masks[row], foreground[row] = resize_mask(mask, px), mask.any()
+        except DataError as error:
+            return reason_of(case, error)
+        return None
+
+    problems = _in_threads(load, len(cases))
+    kept = [row for row, problem in enumerate(problems) if problem is None]
+    warnings = []
+    if classes and kept and not foreground[kept].any():
+        warnings.append(
+            f"all {len(kept)} masks are empty: nothing but background can be learned from them"
+        )
+    complete = len(kept) == len(cases)
+    return Loaded(
+        cases=tuple(cases[row] for row in kept),
+        images=images if complete else images[kept],
+        masks=None if not classes else masks if complete else masks[kept],
+        digests=tuple(digests[row] for row in kept),
+        sizes=sizes[kept],
+        left_out=tuple(problem for problem in problems if problem is not None),
+        warnings=tuple(warnings),
+    )
+
+
+def load_masks(
+    cases: Sequence[Case], px: int, classes: int, max_image_px: int = MAX_IMAGE_PX
+) -> NDArray[np.uint8]:
+    """Masks of labelled cases: (N, px, px) uint8 in 0..classes, model frame.
+
+    Raises `DataError` at the first that cannot be used; `load_images(..., classes=...)` leaves
+    such cases out instead.
+    """
+    masks = np.empty((len(cases), px, px), np.uint8)
+
+    def load(row: int) -> None:
+        masks[row] = resize_mask(_mask_of(cases[row], classes, None, max_image_px), px)
+
+    _in_threads(load, len(cases))
+    return masks
+
+
+def header_problem(case: Case, max_image_px: int = MAX_IMAGE_PX) -> str | None:
+    """What the headers of image and mask already say against the case, as "stem: reason".
+
+    Cheap: no pixel is decoded. A hidden mask is not looked at, its path is not in the case.
+    """
+    try:
+        size = image_size(case.image, max_image_px=max_image_px)
+        if case.mask is not None:
+            _refuse_other_size(case.mask, image_size(case.mask, max_image_px=max_image_px), size)
+    except DataError as error:
+        return reason_of(case, error)
+    return None
+
+
+def refuse_many_bad(site: str, left_out: Sequence[str], images: int, max_bad_share: float) -> None:
+    """Raise `DataError` if the images left out are more than `max_bad_share` of the `images`."""
+    if len(left_out) > max_bad_share * images:
+        raise DataError(
+            f"site '{site}': {len(left_out)} of {images} images ({len(left_out) / images:.0%}) "
+            f"cannot be used, expected at most {max_bad_share:.0%} (max_bad_share):\n  "
+            + "\n  ".join(left_out[:3])
+            + ("\n  ..." if len(left_out) > 3 else "")
+        )
+
+
+def reason_of(case: Case, error: DataError) -> str:
+    """The error as "stem: reason", without the path that the error begins with."""
+    text = str(error)
+    for path, what in ((case.image, ""), (case.mask, "its mask ")):
+        text = text.replace(f"{path}: ", what, 1) if text.startswith(f"{path}: ") else text
+    return f"{case.stem}: {text}"
+
+
+def _mask_of(
+    case: Case, classes: int, size: tuple[int, ...] | None, max_image_px: int
+) -> NDArray[np.uint8]:
+    if case.mask is None:
+        raise ValueError(f"case {case.stem} has no mask to load; pass labelled cases only")
+    mask = read_mask(case.mask, classes, max_image_px=max_image_px)
+    if size is not None:
+        _refuse_other_size(case.mask, mask.shape, size)
+    return mask
+
+
+def _refuse_other_size(path: Path, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
+    if mask != image:
+        raise DataError(
+            f"{path}: is {mask[1]}x{mask[0]} pixels and its image {image[1]}x{image[0]} as shown; "
+            "expected equal sizes, so export the mask again"
+        )
+
+
+def _in_threads(load: Callable[[int], T], count: int) -> list[T]:
+    """`load` of 0..count-1, in order; a mistake or Ctrl-C stops those that have not begun."""
+    pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
+    try:
+        return list(pool.map(load, range(count)))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,130 @@
+"""Score predictions against masks that nothing else at the site may see.
+
+The rule: masks of test images, and masks that a run hides to call an image unlabelled, are opened
+in this file and nowhere else. Only means of scores, and pictures in a simulation's own report,
+come out of it; nothing in here is called by a step that trains, prompts, fuses or judges. A test
+reads the source of all other files, and one watches which files are opened, to prove it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from knowmine.client.data.dataset import Case, HiddenMasks
+from knowmine.client.data.images import MAX_IMAGE_PX, image_size, read_mask, resize_mask
+from knowmine.client.data.metrics import dice, hd95, iou, mean_over_classes
+from knowmine.shared.errors import DataError
+
+Predict: TypeAlias = Callable[[Case], NDArray[np.float32]]
+"""From a case to probabilities (C, S, S) float32 in [0, 1], model frame."""
+
+MEASURES = {"dice": dice, "iou": iou, "hd95": hd95}
+
+
+class Scorer:
+    """Holds the paths of the hidden masks; gives scores."""
+
+    def __init__(
+        self, hidden: HiddenMasks, classes: int, *, max_image_px: int = MAX_IMAGE_PX
+    ) -> None:
+        self._paths = dict(hidden.paths)
+        self._classes = classes
+        self._max_image_px = max_image_px
+        self._reasons: dict[str, str] = {}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Test images that could not be scored so far, each once, as "stem: reason"."""
+        return tuple(f"{stem}: {reason}" for stem, reason in self._reasons.items())
+
+    def score_test(self, cases: Iterable[Case], predict: Predict) -> dict[str, dict[str, float]]:
+        """Dice, IoU and hd95 of each case, at the size of the original image.
+
+        Probabilities are resized, not masks: the border then lies where the model put it. Cases
+        without a usable hidden mask get no score and are named in `left_out`.
+        """
+        scores = {}
+        for case in cases:
+            if not self._usable(case):
+                continue
+            truth = self._read(case.stem)
+            if truth is None:
+                continue
+            height, width = truth.shape
+            predicted = label_map(resize_probabilities(predict(case), height, width))
+            scores[case.stem] = {
+                name: mean_over_classes(measure, predicted, truth, self._classes)
+                for name, measure in MEASURES.items()
+            }
+        return scores
+
+    def check(self, cases: Iterable[Case]) -> tuple[str, ...]:
+        """`left_out` as far as headers show it: cheap enough to ask before a long run."""
+        for case in cases:
+            self._usable(case)
+        return self.left_out
+
+    def truth(self, stem: str, px: int) -> NDArray[np.uint8] | None:
+        """The hidden mask (px, px) uint8 in the model frame, or None if there is none to read.
+
+        For overlays in the report of a simulation; never for training.
+        """
+        mask = self._read(stem) if stem in self._paths else None
+        return None if mask is None else resize_mask(mask, px)
+
+    def _usable(self, case: Case) -> bool:
+        """Whether the mask exists and its header agrees with the image's; if not, say why."""
+        stem = case.stem
+        if stem in self._reasons:
+            return False
+        if stem not in self._paths:
+            self._reasons[stem] = "has no mask to be scored against"
+            return False
+        try:
+            mask = image_size(self._paths[stem], max_image_px=self._max_image_px)
+            image = image_size(case.image, max_image_px=self._max_image_px)
+        except DataError as error:
+            self._leave_out(stem, error)
+            return False
+        if mask != image:
+            self._reasons[stem] = (
+                f"its mask is {mask[1]}x{mask[0]} pixels and its image {image[1]}x{image[0]}; "
+                "expected equal sizes, so export the mask again"
+            )
+        return mask == image
+
+    def _read(self, stem: str) -> NDArray[np.uint8] | None:
+        path = self._paths[stem]
+        try:
+            return read_mask(path, self._classes, max_image_px=self._max_image_px)
+        except DataError as error:
+            self._leave_out(stem, error)
+            return None
+
+    def _leave_out(self, stem: str, error: DataError) -> None:
+        self._reasons[stem] = str(error).replace(f"{self._paths[stem]}: ", "its mask ")
+
+
+def resize_probabilities(
+    probabilities: NDArray[np.float32], height: int, width: int
+) -> NDArray[np.float32]:
+    """(C, S, S) float32, model frame, to (C, height, width), original frame; bilinear."""
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(np.asarray(channel, np.float32)).resize(
+                    (width, height), Image.Resampling.BILINEAR
+                )
+            )
+            for channel in probabilities
+        ]
+    )
+
+
+def label_map(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(C, H, W) in [0, 1] to (H, W) uint8: the likeliest class if it passes 1/2, else 0."""
+    likeliest = probabilities.argmax(0).astype(np.uint8) + np.uint8(1)
+    return np.where(probabilities.max(0) > 0.5, likeliest, np.uint8(0))

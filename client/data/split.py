@@ -1,0 +1,140 @@
+"""Decide, from names alone, which images test, which may have labels, and whose they are.
+
+Nothing is opened here: a division is the same whether the files are sound or not.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from knowmine.client.data.folder import Case, first_few, other_files, read_stems, scan, with_groups
+from knowmine.client.data.sampling import deal, grouped, ranked, whole_groups
+from knowmine.shared.errors import DataError
+
+
+class Division(NamedTuple):
+    """A folder's images: `test`, and the `rest`, of which `labels` may show their masks.
+
+    notes: what a person should know about the folder, in sentences.
+    """
+
+    test: tuple[Case, ...]
+    rest: tuple[Case, ...]
+    labels: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def divide(
+    folder: Path,
+    labelled: float | None,
+    test: Path | None,
+    test_fraction: float,
+    group_by: str | None,
+    seed: int,
+) -> Division:
+    """Decide from names alone which images are test images and which may have labels."""
+    cases = scan(folder)
+    if group_by is not None:
+        cases = with_groups(cases, folder, group_by)
+
+    # 1. the test set: listed or drawn
+    listed = _find_list(folder, test, "test.txt")
+    if listed is not None:
+        stems = read_stems(listed, cases)
+        straddling = {case.group for case in cases if case.stem in stems} & {
+            case.group for case in cases if case.stem not in stems
+        }
+        if straddling:
+            raise DataError(
+                f"{listed} takes some images of {len(straddling)} groups of {group_by} "
+                f"({first_few(straddling)}) and leaves others; expected whole groups, so mend "
+                "the list or do not group"
+            )
+    else:
+        stems = _draw_test(cases, test_fraction, seed, folder)
+    chosen = tuple(case for case in cases if case.stem in stems)
+    rest = tuple(case for case in cases if case.stem not in stems)
+    if not rest:
+        raise DataError(
+            f"{folder}: all {len(cases)} images are test images; expected some to learn from, so "
+            "shorten the test set"
+        )
+
+    # 2. whose masks may be learned from
+    labels = {case.stem for case in rest if case.mask}
+    allowed = folder / "labelled.txt"
+    if allowed.exists():
+        wanted = read_stems(allowed, cases) - stems
+        if wanted - labels:
+            raise DataError(
+                f"{allowed} names {len(wanted - labels)} images without a mask "
+                f"({first_few(wanted - labels)}); add the masks or take the lines out"
+            )
+        labels = wanted
+    elif isinstance(labelled, float) and labelled == 1 and len(labels) < len(rest):
+        without = {case.stem for case in rest} - labels
+        raise DataError(
+            f"{folder}: {len(without)} images have no mask ({first_few(without)}) although all "
+            "are said to be labelled (labelled 1.0); add the masks, or leave `labelled` out to "
+            "use the masks there are"
+        )
+
+    notes = []
+    if others := other_files(folder):
+        notes.append(f"{others} files in {folder} are no images and were passed over")
+    if not chosen and listed is None and test_fraction:
+        notes.append(f"{folder} has too few masks or groups to draw a test set from: no scores")
+    return Division(chosen, rest, frozenset(labels), tuple(notes))
+
+
+def _find_list(folder: Path, named: Path | None, default: str) -> Path | None:
+    if named is None:
+        return folder / default if (folder / default).exists() else None
+    return folder / named if (folder / named).exists() else named
+
+
+def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) -> set[str]:
+    """Stems of `fraction` of the images that have masks, in whole groups."""
+    groups = grouped(cases, lambda case: case.group)
+    sizes = {
+        group: masks
+        for group, of in groups.items()
+        if (masks := sum(c.mask is not None for c in of))
+    }
+    total = sum(sizes.values())
+    if not fraction or total == 0:
+        return set()
+    if len(sizes) < 2:
+        # One image or one group cannot be on both sides; it is worth more in training.
+        return set()
+    count = min(max(1, rounded(fraction * total)), total - 1)
+    drawn = whole_groups(sizes, count, seed, "test") or set(
+        sorted(ranked(sizes, seed, "test"), key=sizes.__getitem__)[:1]
+    )
+    return {case.stem for group in drawn for case in groups[group]}
+
+
+def deal_cases(
+    cases: Sequence[Case], labels: frozenset[str], shares: Sequence[float], seed: int
+) -> list[list[Case]]:
+    """Deal cases to sites in proportion to `shares`, groups whole; one list for each site.
+
+    Large groups go first, so that small ones even out what they left; among equals, those with
+    labels, so that each site gets its part of labelled and unlabelled images alike. Where groups
+    are fewer than sites, some sites stay empty.
+    """
+    groups = grouped(cases, lambda case: case.group)
+    order = ranked(groups, seed, "site")
+    order.sort(key=lambda group: (-len(groups[group]), groups[group][0].stem not in labels))
+    enough = len(order) >= len(shares)
+    dealt = deal({group: len(groups[group]) for group in order}, shares, none_empty=enough)
+    return [[case for group in names for case in groups[group]] for names in dealt]
+
+
+def rounded(value: float) -> int:
+    """To the nearest, halves up, whatever the parity.
+
+    >>> rounded(0.5), rounded(1.5), rounded(2.5)
+    (1, 2, 3)
+    """
+    return int(value + 0.5)

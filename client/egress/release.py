@@ -1,0 +1,264 @@
+"""Let nothing leave a site but the model's weights and a few counts and means.
+
+Where the run's plan shares it, SAM's tuned mask decoder is weights too, under the same checks.
+
+`release` is the one door, in a simulation, under `flwr run` and in a hospital's courier: every
+reply passes it, and what fails a check stays here. The reply that leaves is built anew from the
+fields named below, so nothing rides along.
+
+What it may be:
+ 1. it is an `Update`, `Scores` or `Hello`, and no subclass of them
+ 2. its tensors are exactly the installed model's, by name, in the model's order; beside them SAM's
+    mask decoder's or none, and none where the run's plan shares none
+ 3. each has the model's shape
+ 4. each has the model's dtype
+ 5. floats are finite
+ 6. whole numbers and variances are not negative
+ 7. nothing exceeds 1e6 either way (counters: 1e12)
+ 8. counts are whole numbers from 0 to ten million
+ 9. other numbers are finite, in their range, and rounded to 6 decimals
+10. the only texts are the gate's word and, in an introduction, the site's plain name and the
+    model's SHA-256
+
+What the site's policy says of it (client/egress/policy.py; its defaults are the loosest values):
+11. it answers the question that was asked, and for the round that was asked
+12. the round is one of the run's, and the run has not ended
+13. the time of day is one in which something may leave
+14. the installed model is one that may be trained here
+15. trained weights moved no farther from those that were sent than `max_update_norm` together
+    and `max_change` each, and counters by no more than a round can count; SAM's decoder likewise
+    from the federation's. It stays here, and the rest leaves, where `sam_decoder` is false, and where
+    one of the two limits is tighter than its default and no decoder came to hold it against
+16. numbers about fewer than `min_cases` cases are left out
+17. the question was not answered before, unless by this very answer
+18. rounds and bytes are within their budgets
+
+The weights are a fact about the channel, not a promise of anonymity. What a lying vault could
+hide in legal ones is measured by benchmarks/bench_covert.py and told in docs/audit.md: megabytes
+in each update, whatever the limits. Checks 15 to 18 bound how often and how far; against a vault
+that lies they are no more than that. What honest weights may reveal is for clipping, noise and
+secure aggregation to bound.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from knowmine.client.egress.limits import (
+    check_move,
+    check_sent,
+    suppress_hello,
+    suppress_scores,
+    suppress_update,
+)
+from knowmine.client.egress.policy import LOOSEST, Policy
+from knowmine.client.egress.questions import (
+    NOTHING,
+    Asked,
+    Past,
+    check_answer,
+    check_budget,
+    check_question,
+)
+from knowmine.shared.checks import Door, shown
+from knowmine.shared.errors import EgressRefused
+from knowmine.shared.mask_decoder import DECODER
+from knowmine.shared.protocol import (
+    FUSE_WEIGHTS,
+    GATES,
+    Calibration,
+    Hello,
+    Mined,
+    Scores,
+    Update,
+)
+from knowmine.shared.weights import Array, Manifest
+
+R = TypeVar("R", Update, Scores, Hello)
+
+DECIMALS = 6
+_LARGE = 1e15
+"""Bound of numbers that only need to be finite: 6 decimals fit float64 below it, just about."""
+
+_DOOR = Door("this site was about to send", EgressRefused)
+
+
+def release(
+    reply: R,
+    *,
+    manifest: Manifest,
+    asked: Asked | None = None,
+    policy: Policy = LOOSEST,
+    past: Past = NOTHING,
+    now: datetime | None = None,
+) -> R:
+    """Give `reply` back as it may leave; raise `EgressRefused` where it may not.
+
+    manifest: of the model that is installed here, never one that came with a task.
+    asked: without it the checks 11, 12, 15 and 17 have nothing to go by, and no decoder leaves;
+    whoever has a network has a question.
+    """
+    plain = _plain(reply, manifest, shares_decoder=asked is not None and asked.shares_decoder)
+    check_question(asked, manifest, policy=policy, past=past, now=now)  # 12, 13, 14
+    if asked:
+        check_answer(plain, asked)  # 11
+    allowed = _limited(plain, manifest, asked, policy)  # 15, 16
+    check_budget(allowed, asked, policy, past)  # 17, 18
+    return allowed
+
+
+# ------------------------------------------------------------ 1 to 10: what it may be
+
+
+def _plain(reply: R, manifest: Manifest, shares_decoder: bool) -> R:
+    if type(reply) is Update:  # 1
+        return _update(reply, manifest, shares_decoder)
+    if type(reply) is Scores:
+        return _scores(reply)
+    if type(reply) is Hello:
+        return _hello(reply)
+    raise _DOOR.refuse(
+        "reply", shown(reply), "an Update, Scores or Hello", "nothing else may leave"
+    )
+
+
+def _update(update: Update, manifest: Manifest, shares_decoder: bool) -> Update:
+    decoder = _DOOR.decoder(update.decoder, asked=shares_decoder)  # 2
+    return Update(
+        round=_DOOR.count("round", update.round),
+        weights=_weights(update.weights, manifest),
+        labelled=_DOOR.count("labelled", update.labelled),  # 8
+        pseudo_labelled=_DOOR.count("pseudo_labelled", update.pseudo_labelled),
+        loss=_number("loss", update.loss),  # 9
+        seconds=_number("seconds", update.seconds),
+        mined=_mined(update.mined),
+        decoder=_weights(update.decoder, decoder),
+    )
+
+
+def _weights(weights: Any, manifest: Manifest) -> dict[str, Array]:
+    _DOOR.names(weights, manifest)  # 2
+    for name, spec in manifest.items():
+        array = weights[name]
+        _DOOR.shape(name, array, spec)  # 3
+        _DOOR.dtype(name, array, spec)  # 4
+        _DOOR.finite(name, array)  # 5
+        _DOOR.counters(name, array)  # 6
+        _DOOR.bounded(name, array)  # 7
+    return {name: weights[name] for name in manifest}
+
+
+def _mined(mined: Mined) -> Mined:
+    _DOOR.kind(mined, Mined)
+    return Mined(
+        kept=_DOOR.count("mined.kept", mined.kept),
+        dropped=_DOOR.count("mined.dropped", mined.dropped),
+        empty=_DOOR.count("mined.empty", mined.empty),
+        gate=_DOOR.one_of("mined.gate", mined.gate, GATES),  # 10
+        fuse_weight=_number("mined.fuse_weight", mined.fuse_weight, high=1),
+        mean_agreement=_number("mined.mean_agreement", mined.mean_agreement, high=1),
+        mean_quality=_number("mined.mean_quality", mined.mean_quality, high=1),
+    )
+
+
+def _scores(scores: Scores) -> Scores:
+    images = _DOOR.count("test_images", scores.test_images)
+    return Scores(
+        round=_DOOR.count("round", scores.round),
+        test_images=images,
+        dice=_number("dice", scores.dice, high=images),
+        iou=_number("iou", scores.iou, high=images),
+        hd95=_number("hd95", scores.hd95),
+        calibration=_calibration(scores.calibration),
+    )
+
+
+def _calibration(sums: Calibration) -> Calibration:
+    _DOOR.kind(sums, Calibration)
+    images = _DOOR.count("calibration.images", sums.images)
+    if not images:
+        return Calibration()
+    weights = len(FUSE_WEIGHTS)
+    features = len(sums.target) // weights if type(sums.target) is tuple else 0
+    return Calibration(
+        images=images,
+        fused=_numbers("calibration.fused", sums.fused, len(FUSE_WEIGHTS), low=0, high=images),
+        gram=_numbers("calibration.gram", sums.gram, features**2),
+        target=_numbers("calibration.target", sums.target, features * weights),
+        empty=_DOOR.count("calibration.empty", sums.empty, high=images),
+        empty_predicted=_DOOR.count(
+            "calibration.empty_predicted", sums.empty_predicted, high=images
+        ),
+        empty_right=_DOOR.count("calibration.empty_right", sums.empty_right, high=images),
+    )
+
+
+def _hello(hello: Hello) -> Hello:
+    repair = "name the site in lower-case letters, digits and hyphens, at most 40"
+    return Hello(
+        site=_DOOR.text("its name", hello.site, r"[a-z0-9-]{1,40}", repair),
+        protocol=_DOOR.count("protocol", hello.protocol),
+        model_digest=_DOOR.text(
+            "model_digest", hello.model_digest, r"[0-9a-f]{64}", "send the model's SHA-256"
+        ),
+        labelled=_DOOR.count("labelled", hello.labelled),
+        unlabelled=_DOOR.count("unlabelled", hello.unlabelled),
+        probe=_DOOR.count("probe", hello.probe),
+        test=_DOOR.count("test", hello.test),
+    )
+
+
+def _number(what: str, value: Any, *, low: float = 0, high: float = _LARGE) -> float:
+    return round(_DOOR.number(what, value, low=low, high=high), DECIMALS)
+
+
+def _numbers(
+    what: str, values: Any, length: int, *, low: float = -_LARGE, high: float = _LARGE
+) -> tuple[float, ...]:
+    checked = _DOOR.numbers(what, values, length, low=low, high=high)
+    return tuple(round(value, DECIMALS) for value in checked)
+
+
+# ------------------------------------------------------------ 15, 16: what the policy limits
+
+
+def _limited(reply: R, manifest: Manifest, asked: Asked | None, policy: Policy) -> R:
+    if type(reply) is Update:
+        return _limited_update(reply, manifest, asked, policy)
+    if type(reply) is Scores:
+        return suppress_scores(reply, policy.min_cases)
+    if type(reply) is Hello:
+        return suppress_hello(reply, policy.min_cases)
+    raise AssertionError("nothing else passed check 1")
+
+
+def _limited_update(
+    update: Update, manifest: Manifest, asked: Asked | None, policy: Policy
+) -> Update:
+    if asked is None and policy == LOOSEST:
+        return update
+    if asked is None or asked.weights is None:
+        raise _DOOR.refuse(
+            "an update",
+            "weights alone",
+            "the weights that it was made from beside them",
+            "say what was asked: release(..., asked=...)",
+        )
+    server = Door("the server sent", EgressRefused)
+    check_sent(server, asked.weights, manifest)
+    if not _may_bring_decoder(policy, came=bool(asked.decoder)):
+        update = replace(update, decoder={})
+    norm, change = policy.max_update_norm, policy.max_change
+    check_move(_DOOR, update.weights, asked.weights, max_norm=norm, max_change=change)
+    if asked.decoder and update.decoder:
+        check_sent(server, asked.decoder, DECODER)
+        check_move(_DOOR, update.decoder, asked.decoder, max_norm=norm, max_change=change)
+    sent = {name: asked.weights[name] for name in manifest}
+    return suppress_update(update, policy.min_cases, sent)
+
+
+def _may_bring_decoder(policy: Policy, *, came: bool) -> bool:
+    """Whether SAM's decoder may leave; came: whether the question brought one to measure it from."""
+    loosest = (LOOSEST.max_update_norm, LOOSEST.max_change)
+    bounded = (policy.max_update_norm, policy.max_change) != loosest
+    return policy.sam_decoder and (came or not bounded)

@@ -1,0 +1,1 @@
+"""Pseudo-labels from SAM and the U-Net++ together."""

@@ -1,0 +1,1 @@
+"""A finished model segments new images."""

@@ -1,0 +1,1 @@
+"""A person corrects pseudo-labels."""

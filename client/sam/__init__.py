@@ -1,0 +1,1 @@
+"""The large model: weights, encoder, prompts in, masks out."""

@@ -1,0 +1,139 @@
+"""A site from its data and its settings, the same in every way to run it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from knowmine.client.data.dataset import HiddenMasks, SiteData, open_site
+from knowmine.client.data.scoring import Scorer
+from knowmine.client.device import Compute, pick_compute, settle
+from knowmine.client.paths import REHEARSAL, SITE
+from knowmine.client.sam.model import Tunable, load_sam
+from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.settings import ClientSettings, DataSettings, MachineSettings, SamSettings
+from knowmine.client.site.site import Site
+from knowmine.client.storage.encryption import VAULT_KEYS, Seal
+from knowmine.shared.lock import FolderLock
+from knowmine.shared.log import Progress
+from knowmine.shared.settings import ModelSettings
+from knowmine.shared.trust.keys import make_private_folder
+
+
+def opened(
+    data: SiteData,
+    hidden: HiddenMasks,
+    model: ModelSettings,
+    split: DataSettings,
+    sam: SamSettings,
+    *,
+    folder: Path,
+    open_sam: Callable[[], Tunable],
+    compute: Compute,
+    progress: Progress | None = None,
+    seal: Seal | None = None,
+    embeddings_bytes: int = 0,
+    network: nn.Module | None = None,
+) -> Site:
+    """The site, its images decoded; `folder` is its own. network: see `Site`."""
+    return Site(
+        data,
+        Scorer(hidden, model.classes, max_image_px=split.max_image_px),
+        model,
+        folder=folder,
+        embeddings=cache_of(sam) / "embeddings",
+        open_sam=open_sam,
+        compute=compute,
+        max_image_px=split.max_image_px,
+        max_bad_share=split.max_bad_share,
+        progress=progress,
+        seal=seal,
+        embeddings_bytes=embeddings_bytes,
+        network=network,
+    )
+
+
+def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> Site:
+    """A hospital's site from its settings file.
+
+    Raises `UsageError` where data, weights or machine will not do.
+    """
+    machine, sam = settings.machine, settings.sam
+    settle(machine.threads)
+    data, hidden = open_site(
+        settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
+    )
+
+    return _of(settings, data, hidden, settings.state / SITE, sam_opener(sam, machine), progress)
+
+
+@contextmanager
+def rehearsal(
+    settings: ClientSettings,
+    data: SiteData,
+    hidden: HiddenMasks,
+    open_sam: Callable[[], Tunable] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Site]:
+    """The site for a round that only pretends: sealed as ever, and its folder goes at the end.
+
+    Raises `UsageError` while another one is under way.
+    """
+    folder = settings.state / SITE / REHEARSAL
+    make_private_folder(folder)
+    lock = FolderLock(folder)
+    try:
+        for left in folder.glob("[!.]*"):  # of one that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        open_sam = open_sam or sam_opener(settings.sam, settings.machine)
+        yield _of(settings, data, hidden, folder, open_sam, progress)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _of(
+    settings: ClientSettings,
+    data: SiteData,
+    hidden: HiddenMasks,
+    folder: Path,
+    open_sam: Callable[[], Tunable],
+    progress: Progress | None,
+) -> Site:
+    make_private_folder(folder)
+    return opened(
+        data,
+        hidden,
+        settings.model,
+        settings.split,
+        settings.sam,
+        folder=folder,
+        open_sam=open_sam,
+        compute=pick_compute(settings.machine.device),
+        progress=progress,
+        seal=seal_of(settings) if settings.at_rest.encrypt else None,
+        embeddings_bytes=int(settings.at_rest.quota_gb * 1e9),
+    )
+
+
+def sam_opener(sam: SamSettings, machine: MachineSettings) -> Callable[[], Tunable]:
+    """Finds SAM's weights and loads them, when it is called."""
+
+    def open_sam() -> Tunable:
+        weights = find_weights(sam.weights, cache_of(sam))
+        return load_sam(weights, device=machine.device, threads=machine.threads)
+
+    return open_sam
+
+
+def seal_of(settings: ClientSettings) -> Seal:
+    """The project's key, which the process that sees the images makes and keeps."""
+    # Not in the folder of the network's keys: that one is out of the vault's reach.
+    return Seal(settings.state / VAULT_KEYS)
+
+
+def cache_of(sam: SamSettings) -> Path:
+    """Where weights and embeddings are kept."""
+    return sam.cache or default_cache()

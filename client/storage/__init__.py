@@ -1,0 +1,1 @@
+"""What is kept at the site, encrypted, and how it is destroyed."""

@@ -1,0 +1,112 @@
+"""Which cases take part: those withdrawn do not, and the rounds of the others are remembered.
+
+`withdrawn.txt` in the data folder lists stems, one a line; it is read at the start of each round.
+The record of who took part stays at the site. It holds no names: a case is found in it only by
+who knows its name and has the project's key.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from knowmine.client.data.images import stem_of
+from knowmine.client.storage.encryption import Seal
+from knowmine.shared.errors import CannotWrite, DataError
+
+WITHDRAWN = "withdrawn.txt"
+RECORD = "participation.jsonl"
+
+
+class Named(Protocol):
+    """A case, by its stem."""
+
+    @property
+    def stem(self) -> str:
+        """The name of image and mask without its ending."""
+
+
+def withdrawn_in(file: Path | None) -> frozenset[str]:
+    """Stems that are withdrawn; `a.png` withdraws `a` too. Nobody, where there is no file.
+
+    Raises `DataError` for a list that cannot be read: then no round is begun.
+    """
+    if file is None:
+        return frozenset()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read {file} ({error}), so no round is begun; expected text, one stem a line"
+        ) from None
+    named = {line.strip() for line in lines if line.strip()}
+    return frozenset(named | {stem_of(Path(name)) for name in named})
+
+
+class Took(NamedTuple):
+    """A time at which a case took part, in which round and as what."""
+
+    time: str
+    round: int
+    as_: str
+
+
+class Participation:
+    """The record in `folder`, written by `seal`'s key."""
+
+    def __init__(self, folder: Path, seal: Seal) -> None:
+        self._path, self._seal = folder / RECORD, seal
+
+    def note(self, round_: int, as_: str, cases: Iterable[Named], digests: Iterable[str]) -> None:
+        """Write down that these cases took part in a round.
+
+        as_: "trained", "mined" or "scored". digests: of their image files.
+        """
+        whose = {
+            self._seal.alias("case", case.stem): self._seal.alias("embedding", digest)
+            for case, digest in zip(cases, digests, strict=True)
+        }
+        if not whose:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        values = {"round": round_, "as": as_, "time": now, "cases": whose}
+        line = json.dumps(values, separators=(",", ":"))
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                # Begun on a fresh line, so that one which a crash cut short costs itself alone.
+                rest = memoryview(f"\n{line}\n".encode())
+                while rest:
+                    rest = rest[os.write(file, rest) :]
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise CannotWrite(f"cannot write {self._path} ({error.strerror})") from error
+
+    def rounds_of(self, stem: str) -> list[Took]:
+        """In which rounds a case took part, in order; the receipts' times tell of which run."""
+        alias = self._seal.alias("case", stem)
+        return sorted(took for took, cases in self._lines() if alias in cases)
+
+    def embeddings_of(self, stem: str) -> set[str]:
+        """Aliases of a case's embeddings, also where its image is gone."""
+        alias = self._seal.alias("case", stem)
+        return {str(cases[alias]) for _, cases in self._lines() if alias in cases}
+
+    def _lines(self) -> Iterable[tuple[Took, Mapping[str, str]]]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        for line in filter(None, lines):
+            try:
+                values = json.loads(line)
+                took = Took(str(values["time"]), int(values["round"]), str(values["as"]))
+                yield took, dict(values["cases"])
+            except (ValueError, KeyError, TypeError):
+                continue

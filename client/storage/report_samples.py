@@ -1,0 +1,188 @@
+"""A few of a round's pseudo-labels for the report; what a person reviews are all, in mined.py."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowmine.client.mining.fusion import Floats, Opinions
+from knowmine.client.site.site import Kind
+from knowmine.client.storage.encryption import Seal
+from knowmine.client.storage.pseudo_label_store import forget_mined
+from knowmine.shared.weights import write_atomically
+
+WORST, BEST = 4, 2
+"""How many of the worst and the best judged are kept."""
+SAMPLE = 60
+"""Of how many, evenly from worst to best, the mask alone is kept: to see what judging is worth."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One pseudo-label. image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all
+    classes joined; sam is None where SAM was not asked. digest and size (H, W) are those of the
+    image's file, "" and (S, S) where a run of an older knowmine did not keep them.
+    """
+
+    round: int
+    stem: str
+    image: NDArray[np.uint8]
+    unet: Floats
+    sam: Floats | None
+    label: Floats
+    quality: float
+    kept: bool
+    digest: str
+    size: tuple[int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A pseudo-label's mask without its picture. mask: (S, S) bool, all classes joined."""
+
+    round: int
+    stem: str
+    quality: float
+    kept: bool
+    mask: NDArray[np.bool_]
+
+
+def save_gallery(
+    folder: Path,
+    round_: int,
+    kind: Kind,
+    opinions: Opinions,
+    labels: Floats,
+    quality: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+    *,
+    seal: Seal | None = None,
+) -> None:
+    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`.
+
+    seal: encrypts the file, which is then `mined-0002.sealed`.
+    """
+    order = np.argsort(quality, kind="stable")
+    rows = np.unique(np.concatenate([order[:WORST], order[-BEST:]]))
+    sample = order[np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).round().astype(int)]
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        stems=np.array([kind.cases[row].stem for row in rows]),
+        images=kind.images[rows].numpy(),
+        unet=_bytes(opinions.unet[rows]),
+        sam=_bytes(opinions.sam[rows]),
+        prompted=opinions.prompted[rows] & (opinions.sam is not opinions.unet),
+        labels=_bytes(labels[rows]),
+        quality=quality[rows],
+        kept=kept[rows],
+        digests=np.array([kind.digests[row] for row in rows]),
+        sizes=np.array([kind.sizes[row] for row in rows], np.int64),
+        classes=np.array(labels.shape[1]),
+        sample_stems=np.array([kind.cases[row].stem for row in sample]),
+        sample_quality=quality[sample],
+        sample_kept=kept[sample],
+        sample_masks=np.packbits(labels[sample].max(1) > 0.5, axis=-1),
+    )
+    name = f"mined-{round_:04d}"
+    if seal is None:
+        write_atomically(folder / f"{name}.npz", content.getvalue())
+    else:
+        write_atomically(folder / f"{name}.sealed", seal.seal("gallery", name, content.getvalue()))
+
+
+def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[Kept]:
+    """The pseudo-labels kept in a site's folder in its last `rounds` mining rounds, oldest first.
+
+    Sealed files whose key is gone or that are damaged show nothing.
+    """
+    found = []
+    for file in mined_files(folder, seal)[-rounds:]:
+        content = _content_of(file, seal)
+        if content is None:
+            continue
+        count, px = content["images"].shape[0], content["images"].shape[-1]
+        digests = content.get("digests", np.array([""] * count))
+        sizes = content.get("sizes", np.full((count, 2), px))
+        found += [
+            Kept(
+                round=int(file.stem.removeprefix("mined-")),
+                stem=str(content["stems"][i]),
+                image=content["images"][i].transpose(1, 2, 0),
+                unet=content["unet"][i] / np.float32(255),
+                sam=content["sam"][i] / np.float32(255) if content["prompted"][i] else None,
+                label=content["labels"][i] / np.float32(255),
+                quality=float(content["quality"][i]),
+                kept=bool(content["kept"][i]),
+                digest=str(digests[i]),
+                size=(int(sizes[i, 0]), int(sizes[i, 1])),
+                classes=int(content.get("classes", 1)),
+            )
+            for i in range(count)
+        ]
+    return found
+
+
+def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[Sampled]:
+    """Masks of a site's last `rounds` mining rounds, evenly from the worst judged to the best."""
+    found = []
+    for file in mined_files(folder, seal)[-rounds:]:
+        content = _content_of(file, seal)
+        if content is None or "sample_masks" not in content:
+            continue
+        px = content["images"].shape[-1]
+        masks = np.unpackbits(content["sample_masks"], axis=-1, count=px).astype(bool)
+        found += [
+            Sampled(
+                round=int(file.stem.removeprefix("mined-")),
+                stem=str(content["sample_stems"][i]),
+                quality=float(content["sample_quality"][i]),
+                kept=bool(content["sample_kept"][i]),
+                mask=mask,
+            )
+            for i, mask in enumerate(masks)
+        ]
+    return found
+
+
+_STEMS = ("stems", "sample_stems")
+
+
+def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
+    """What `save_gallery` wrote into a site's folder, oldest round first."""
+    return sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))
+
+
+def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
+    """Destroy keys and files of the rounds in whose gallery a case is, and of its own pseudo-label;
+    how many there were.
+    """
+    found = forget_mined(folder, stem, seal)
+    for file in mined_files(folder, seal):
+        content = _content_of(file, seal)
+        # What cannot be opened any more might be of this case: it helps nobody.
+        if content is None or any(stem in content.get(key, ()) for key in _STEMS):
+            if seal:
+                seal.destroy("gallery", file.stem)
+            file.unlink(missing_ok=True)
+            found += 1
+    return found
+
+
+def _content_of(file: Path, seal: Seal | None) -> dict[str, NDArray[Any]] | None:
+    content: bytes | None = file.read_bytes()
+    if seal is not None:
+        content = seal.unseal("gallery", file.stem, content or b"")
+    if content is None:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _bytes(masks: Floats) -> NDArray[np.uint8]:
+    joined: NDArray[np.uint8] = (masks.max(1) * 255 + 0.5).astype(np.uint8)
+    return joined

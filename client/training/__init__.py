@@ -1,0 +1,1 @@
+"""The U-Net++ learns from labels and pseudo-labels."""

@@ -1,0 +1,1 @@
+"""The process that sees the images and has no network, and the one door out of it."""

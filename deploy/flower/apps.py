@@ -1,0 +1,207 @@
+"""The same rounds and sites on any Flower federation: what `flwr run` loads on server and nodes.
+
+`deploy/flower/app/` names `server` and `client` below. On a stock SuperNode a site is what
+`--node-config` says (`NodeSettings`); in Flower's simulation engine it is one part of the data
+that the run's settings name, divided as knowmine-simulate does.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowmine.deploy.simulation.settings import NodeSettings, SimulationSettings
+from knowmine.shared.errors import RunFailed, UsageError, reason_of
+from knowmine.shared.log import plain
+from knowmine.shared.settings import read_settings
+from knowmine.shared.wire import codec  # noqa: F401 - tells Flower to phone nobody, so it stands first
+
+from flwr.app import Context, Error, Message  # isort: skip
+from flwr.clientapp import ClientApp  # isort: skip
+from flwr.serverapp import Grid, ServerApp  # isort: skip
+
+if TYPE_CHECKING:  # torch takes seconds, and is loaded when there is work
+    from knowmine.client.data.dataset import HiddenMasks, SiteData
+    from knowmine.client.site.site import Site
+    from knowmine.server.rounds.rounds import Sites
+
+APP = Path(__file__).with_name("app")
+"""The folder to give to `flwr run`."""
+
+POLL_S = 0.25
+SITE_FAILED = 2
+"""Flower's code for an error in a ClientApp; the reason beside it is one of ours."""
+
+Config = Mapping[str, Any]
+server = ServerApp()
+client = ClientApp()
+
+
+# ── server ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@server.main()
+def serve(grid: Grid, context: Context) -> None:
+    """Do the rounds of the run in folder `out`, or those that an unfinished run there lacks."""
+    from knowmine.client.device import settle
+    from knowmine.deploy.simulation.progress import make_display
+    from knowmine.server.rounds.app import server_app
+    from knowmine.server.rounds.ending import ending
+    from knowmine.server.rounds.resuming import begin_or_resume, write_closing
+    from knowmine.server.rounds.rounds import run_rounds
+    from knowmine.shared.log import open_log
+    from knowmine.shared.unetplusplus import build_model, weights_of
+
+    settings, run = _run_settings(context.run_config), Path(_named("out", context.run_config))
+    plan, dump = settings.plan, plain(settings.model_dump(mode="json"))
+    settle(settings.machine.threads)
+    with (
+        begin_or_resume(run, dump, dump) as journal,
+        open_log(run / "run.log.jsonl") as log,
+        make_display("text") as display,
+    ):
+
+        def end(status: str, reason: str) -> None:
+            write_closing(journal, status, reason, plan.seed)
+
+        def rounds(sites: "Sites") -> None:
+            run_rounds(
+                sites,
+                journal,
+                plan,
+                settings.run,
+                lambda: weights_of(build_model(plan.model, plan.seed)),
+                log=log,
+                watch=display,
+            )
+
+        log.event("start", method=plan.method, seed=plan.seed)
+        with ending(run, log, end, "go on by the same `flwr run` again"):
+            _wait(grid, context.run_config)
+            server_app(rounds)(grid, context)
+
+
+def _run_settings(config: Config) -> SimulationSettings:
+    return read_settings(SimulationSettings, Path(_named("settings", config)), {})
+
+
+def _named(key: str, config: Config) -> str:
+    if not config.get(key):
+        raise UsageError(f"{key} is missing: add --run-config '{key}=\"/path\"' to flwr run")
+    return str(config[key])
+
+
+def _wait(grid: Grid, config: Config) -> None:
+    """Until as many nodes are online as the run was told to wait for."""
+    wanted, patience_s = int(config["sites"]), float(config["patience-s"])
+    deadline = time.monotonic() + patience_s
+    while (online := len(list(grid.get_node_ids()))) < wanted:
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"{online} of {wanted} nodes are online after {patience_s:.0f} s: start the "
+                "others and do the same `flwr run` again, or ask for fewer with sites=N"
+            )
+        time.sleep(POLL_S)
+
+
+# ── site ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@client.query()
+@client.train()
+@client.evaluate()
+def answer(message: Message, context: Context) -> Message:
+    """What the site answers; of an error, the server learns its kind and no more."""
+    try:
+        return _site_app()(message=message, context=context)
+    except Exception as error:
+        # Into the node's own output: Flower would send the text, with paths, to the server.
+        logging.getLogger(__name__).exception("the site could not answer")
+        return Message(Error(code=SITE_FAILED, reason=reason_of(error)), reply_to=message)
+
+
+@cache
+def _site_app() -> ClientApp:
+    from knowmine.client.federation.app import client_app
+    from knowmine.client.site.worker import SiteWorker
+
+    return client_app(
+        lambda context: SiteWorker(
+            open_site_of(_items(context.node_config), _items(context.run_config))
+        )
+    )
+
+
+def _items(config: Config) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(config.items()))
+
+
+@lru_cache(maxsize=1)
+def open_site_of(
+    node_items: tuple[tuple[str, Any], ...], run_items: tuple[tuple[str, Any], ...]
+) -> "Site":
+    """The node's site, opened once for as long as the process lives."""
+    from knowmine.client.device import pick_compute, settle
+    from knowmine.client.site.open import opened, sam_opener
+
+    config, run_config = dict(node_items), dict(run_items)
+    settings: NodeSettings | SimulationSettings
+    if "partition-id" in config:
+        settings = _run_settings(run_config)
+        model, state = settings.plan.model, Path(_named("out", run_config)) / "sites"
+        data, hidden = _part(settings, config["partition-id"], config["num-partitions"])
+    else:
+        settings = node_settings(config)
+        model, state = settings.model, settings.state / _digest(run_config.get("out"))
+        data, hidden = _own(settings)
+    machine, sam = settings.machine, settings.sam
+    settle(machine.threads)
+
+    folder = state / data.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return opened(
+        data,
+        hidden,
+        model,
+        settings.split,
+        sam,
+        folder=folder,
+        open_sam=sam_opener(sam, machine),
+        compute=pick_compute(machine.device),
+    )
+
+
+def node_settings(config: Config) -> NodeSettings:
+    """A SuperNode's `--node-config`: keys of `NodeSettings`, and `settings`, a file of more."""
+    keys = dict(config)
+    file = keys.pop("settings", None)
+    return read_settings(NodeSettings, Path(file) if file else None, keys)
+
+
+def _own(settings: NodeSettings) -> "tuple[SiteData, HiddenMasks]":
+    from knowmine.client.data.dataset import open_site
+
+    return open_site(settings.site, settings.data, **settings.split.arguments(), seed=settings.seed)
+
+
+def _part(settings: SimulationSettings, part: int, parts: int) -> "tuple[SiteData, HiddenMasks]":
+    """One of the sites of a simulation that has as many as there are nodes."""
+    from knowmine.deploy.simulation.simulate import open_folders
+
+    sites = settings.sites
+    if sites.data:
+        sites = sites.model_copy(update={"count": parts})
+    found = list(open_folders(settings.model_copy(update={"sites": sites})).values())
+    if len(found) != parts:
+        raise UsageError(
+            f"the settings name {len(found)} sites and there are {parts} nodes: make them equal"
+        )
+    return found[part]
+
+
+def _digest(out: object) -> str:
+    """A folder name for a run, the same when it is gone on with."""
+    return hashlib.sha256(str(out).encode()).hexdigest()[:16]

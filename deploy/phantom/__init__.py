@@ -1,0 +1,1 @@
+"""Drawn images with known lesions, for demos and tests."""

@@ -1,0 +1,1 @@
+"""Everything a new federation needs, made in one step."""

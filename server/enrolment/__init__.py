@@ -1,0 +1,1 @@
+"""Which sites may join, and the certificates that they get."""

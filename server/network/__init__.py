@@ -1,0 +1,1 @@
+"""How sites reach the server, and who is let in."""

@@ -1,0 +1,1 @@
+"""A finished model, packed for those who use it."""

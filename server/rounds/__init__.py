@@ -1,0 +1,1 @@
+"""START HERE: the rounds of a run. `rounds.py` reads top to bottom."""

@@ -1,0 +1,57 @@
+"""A run's folder: begun, or gone on with where it was left; and the page that ends it."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from knowmine.server.rounds.ending import versions
+from knowmine.server.rounds.journal import Journal
+from knowmine.server.rounds.summary import summarise
+from knowmine.shared.errors import UsageError
+
+
+@contextmanager
+def begin_or_resume(
+    out: Path, settings: Mapping[str, Any], must_match: Collection[str]
+) -> Iterator[Journal]:
+    """The run in the folder: a new one, or an unfinished one.
+
+    must_match: the settings that a run cannot change on its way. Raises `UsageError` for a run
+    that is done, and for one that was begun with others.
+    """
+    if not (out / "settings.json").is_file():
+        with Journal.create(out, settings) as journal:
+            yield journal
+        return
+    with Journal.open(out) as journal:
+        # Not by the model: one that was killed with its goodbye unsaid has still to say it.
+        if journal.read_summary().get("status") == "done":
+            raise UsageError(
+                f"the run in {out} is done ({out / 'model.safetensors'}): name another folder "
+                "with `out` or --out to begin the next"
+            )
+        for part in must_match:
+            if journal.settings.get(part) != settings.get(part):
+                raise UsageError(
+                    f"{out} holds an unfinished run with another {part}: put back the settings in "
+                    f"{out / 'settings.json'} to go on with it, or name another folder with `out`"
+                )
+        yield journal
+
+
+def write_closing(journal: Journal, status: str, reason: str, seed: int) -> None:
+    """Write `summary.json` of a run whose sites keep their images to themselves."""
+    records = journal.records()
+    journal.write_summary(
+        summarise(
+            status=status,
+            reason=reason,
+            records=records,
+            roster=sorted({site for record in records for site in record["sites"]}),
+            settings=journal.settings,
+            seed=seed,
+            sam=None,  # the sites' own affair
+            versions=versions(),
+        )
+    )

@@ -1,0 +1,1 @@
+"""What a run is doing, for people and for monitoring."""

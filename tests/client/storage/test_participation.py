@@ -1,0 +1,75 @@
+"""Withdrawn cases take no part, and those that took part are found by who knows their names."""
+
+from pathlib import Path
+
+import pytest
+
+from knowmine.client.data.dataset import Case
+from knowmine.client.storage.encryption import Seal
+from knowmine.client.storage.participation import Participation, withdrawn_in
+from knowmine.shared.errors import DataError
+
+
+def cases(*stems):
+    return [Case(stem, Path(f"{stem}.png"), None, stem) for stem in stems]
+
+
+@pytest.fixture
+def record(tmp_path):
+    return Participation(tmp_path, Seal(tmp_path / "keys"))
+
+
+def rounds(record, stem):
+    return [(took.round, took.as_) for took in record.rounds_of(stem)]
+
+
+def test_without_a_list_nobody_is_withdrawn(tmp_path):
+    """Nor where the site has no folder."""
+    assert withdrawn_in(tmp_path / "withdrawn.txt") == withdrawn_in(None) == frozenset()
+
+
+def test_a_list_names_stems_or_files(tmp_path):
+    """One a line; blanks and a byte-order mark do no harm."""
+    file = tmp_path / "withdrawn.txt"
+    file.write_text("\ufeffa1\n\n  b2.png \n", encoding="utf-8")
+    assert {"a1", "b2"} <= withdrawn_in(file)
+
+
+def test_a_list_that_cannot_be_read_stops_the_round(tmp_path):
+    """Somebody might be on it."""
+    file = tmp_path / "withdrawn.txt"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="no round is begun"):
+        withdrawn_in(file)
+
+
+def test_a_cases_rounds_are_found_by_its_name(record):
+    """In order, with what it was used for and when."""
+    record.note(1, "trained", cases("a", "b"), ["1", "2"])
+    record.note(2, "mined", cases("c"), ["3"])
+    record.note(2, "trained", cases("a"), ["1"])
+    assert rounds(record, "a") == [(1, "trained"), (2, "trained")]
+    assert rounds(record, "c") == [(2, "mined")] and rounds(record, "d") == []
+    assert record.rounds_of("a")[0].time.endswith("+00:00")
+
+
+def test_the_record_names_nobody(record, tmp_path):
+    """Not even by the digest of an image."""
+    record.note(1, "trained", cases("mueller"), ["abcdef0123"])
+    content = (tmp_path / "participation.jsonl").read_text()
+    assert "mueller" not in content and "abcdef0123" not in content
+
+
+def test_without_the_key_the_record_tells_nothing(record, tmp_path):
+    """Another project's key finds nobody."""
+    record.note(1, "trained", cases("a"), ["1"])
+    assert Participation(tmp_path, Seal(tmp_path / "other")).rounds_of("a") == []
+
+
+def test_a_line_that_a_crash_cut_short_costs_itself_alone(record, tmp_path):
+    """Those before and after are read."""
+    record.note(1, "trained", cases("a"), ["1"])
+    file = tmp_path / "participation.jsonl"
+    file.write_bytes(file.read_bytes() + file.read_bytes()[:40])
+    record.note(2, "trained", cases("a"), ["1"])
+    assert rounds(record, "a") == [(1, "trained"), (2, "trained")]
