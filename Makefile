@@ -3,7 +3,7 @@
 PYTHON ?= python3
 DATA ?=
 BENCH ?= bench_*
-EXPERIMENT ?= kvasir-10
+EXPERIMENT ?= kvasir
 BIN := .venv/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

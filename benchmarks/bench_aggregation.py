@@ -6,7 +6,7 @@ Both sides begin with what the network hands them: the bytes of one update, pars
 its own way. FedAvg holds all replies and then adds them up; ours adds each as it comes. The
 floor is one read of the same bytes (a sum by NumPy). Times in turns in one process; memory in a
 process of its own for each, as growth of the peak resident size.
-Writes benchmarks/results/aggregation.json and the table in docs/performance.md.
+Writes benchmarks/results/aggregation.json and its rows in docs/performance.md.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from benchmarks.measuring import HERE, arguments, in_turns, machine, peak_mb, ro
 from knowmine.server.rounds.aggregation import RunningMean
 from knowmine.shared.wire import (
     codec,
-    packing,  # wire first: it tells Flower to phone nobody
+    packing,
 )
 
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict  # isort: skip
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords  # isort: skip
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 NUMBERS, TENSOR = 26_000_000, 1_000_000
 assert codec.RUN_NAME

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_at_rest [--quick]
 
-The claim is about mining, which reads an image's embedding and asks SAM's decoder about it: there
+The claim is about mining, which reads an image's embedding and runs SAM's decoder on it: there
 sealing costs at most 5 %. Reading alone is shown beside it. Medians, to
 benchmarks/results/at-rest.json; SAM is the small one, whose decoder makes the claim hardest.
 """
@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measuring import arguments
-from knowmine.client.mining.prompts import ask
-from knowmine.client.mining.refine import refine
+from knowmine.client.mining.prompts import prompts_for
+from knowmine.client.mining.segment import segment
+from knowmine.client.paths import default_cache
 from knowmine.client.sam.embeddings import EmbeddingStore
 from knowmine.client.sam.frames import Frames
-from knowmine.client.sam.model import EMBEDDING_SHAPE, Sam, load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.sam.interface import EMBEDDING_SHAPE, Sam
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import find_weights
 from knowmine.client.storage.encryption import Seal
 
 RESULT = Path(__file__).parent / "results" / "at-rest.json"
@@ -47,7 +49,7 @@ class Noise:
         )
 
     def decode(self, *_: Any) -> Any:
-        """Nobody asks it."""
+        """Never called."""
         raise AssertionError
 
 
@@ -95,15 +97,13 @@ def write_ms(store: EmbeddingStore) -> float:
 
 
 def answer_ms(sam: Sam) -> float:
-    """SAM's decoder on one image with one square in it, asked again once, as in mining."""
+    """SAM's decoder on one image with one square in it, as in mining."""
     seen = np.zeros((1, 224, 224), np.float32)
     seen[0, 60:120, 60:120] = 1
     frames = Frames(height=224, width=224, model_px=224)
-    asked, embedding = ask(seen, frames), torch.zeros(1, *EMBEDDING_SHAPE)
+    prompts, embedding = prompts_for(seen, frames), torch.zeros(1, *EMBEDDING_SHAPE)
     return milliseconds(
-        lambda: refine(
-            sam, embedding, [asked], [frames], classes=1, by_agreement=True, refinements=1
-        )
+        lambda: segment(sam, embedding, [prompts], [frames], classes=1, by_agreement=True)
     )
 
 

@@ -4,7 +4,7 @@
 
 The update is what three steps of AdamW on random images make of the model; theirs is the same
 update as Flower sends it, float32 tensors whole. Seconds are those of packing and unpacking.
-Writes benchmarks/results/bytes.json and the table in docs/performance.md.
+Writes benchmarks/results/bytes.json and its rows in docs/performance.md.
 """
 
 import time

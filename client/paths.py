@@ -13,30 +13,45 @@ it cannot read (`isolation.hide_folders`), so all that it needs is made beforeha
 """
 
 import io
+import os
 from pathlib import Path
 
 from PIL import Image
 
-from knowmine.client.audit.log import record_of
-from knowmine.client.egress.approval import PENDING
-from knowmine.client.sam.weights import default_cache
-from knowmine.client.settings import SITE_LOG, ClientSettings
-from knowmine.client.storage.encryption import VAULT_KEYS
+from knowmine.client.settings import SITE_LOG, ClientSettings, SamSettings
 from knowmine.shared.errors import CannotWrite
-from knowmine.shared.lock import FolderLock
-from knowmine.shared.trust.keys import make_private_folder, sync_folder, write_secret
+from knowmine.shared.trust.keys import make_private_folder, write_secret
 
-SITE, COURIER = "site", "courier"
+SITE, COURIER, VAULT_KEYS, PENDING = "site", "courier", "vault-keys", "pending"
 REHEARSAL, PICTURES = "rehearsal", "pictures"
 """In the vault's part: the folder of a round that only pretends; what `check` drew of images."""
 ANSWERS, FEEDBACK, INSTANCE = "answers", "feedback", "instance"
 
 
+def default_cache() -> Path:
+    """Where fetched weights are kept: `$KNOWMINE_CACHE`, or `~/.cache/knowmine`."""
+    return Path(os.environ.get("KNOWMINE_CACHE") or "~/.cache/knowmine").expanduser()
+
+
+def cache_of(sam: SamSettings) -> Path:
+    """Where weights and embeddings are kept."""
+    return sam.cache or default_cache()
+
+
+def embeddings_of(sam: SamSettings) -> Path:
+    """Where SAM's embeddings are kept, below the cache."""
+    return cache_of(sam) / "embeddings"
+
+
+def audit_log_of(state: Path) -> Path:
+    """A site's audit log, below its state folder."""
+    return state / "audit" / "receipts.jsonl"
+
+
 def prepare(state: Path) -> Path:
     """Make what both processes need in `state`; return the courier's part.
 
-    What earlier versions kept right in the state folder moves into that part, one rename each, so
-    that a crash loses nothing. Raises `CannotWrite`; `UsageError` where another process is at work.
+    Raises `CannotWrite`; `UsageError` where another process is at work.
     """
     own = state / COURIER
     for folder in (
@@ -44,14 +59,13 @@ def prepare(state: Path) -> Path:
         own,
         state / SITE,
         state / VAULT_KEYS,
-        record_of(state).parent,
+        audit_log_of(state).parent,
         state / PENDING,
     ):
         make_private_folder(folder)
     try:
         for name in (".lock", SITE_LOG):
             (state / name).touch()
-        _move_in(state, own)
         (own / ANSWERS).mkdir(exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"cannot write in {state} ({error.strerror})") from error
@@ -63,7 +77,7 @@ def vaults_part(settings: ClientSettings) -> dict[str, Path]:
     return {
         "what the vault keeps of the images": settings.state / SITE,
         "the keys to it": settings.state / VAULT_KEYS,
-        "the embeddings": (settings.sam.cache or default_cache()) / "embeddings",
+        "the embeddings": embeddings_of(settings.sam),
     }
 
 
@@ -80,34 +94,13 @@ def save_picture(state: Path, name: str, picture: Image.Image) -> Path:
 
 
 def pictures_of(state: Path) -> list[Path]:
-    """All that holds pictures of several cases at once, also where earlier versions kept them."""
-    site = state / SITE
-    earlier = [state / name for name in ("check-contact-sheet.png", "canary", "what-leaves")]
-    return [place for place in (site / PICTURES, site / REHEARSAL, *earlier) if place.exists()]
-
-
-def leftovers(state: Path) -> list[str]:
-    """What still lies where earlier versions kept it, because there was newer in its new place."""
-    return [name for name in (ANSWERS, FEEDBACK, INSTANCE) if (state / name).exists()]
+    """All that holds pictures of several cases at once."""
+    places = (state / SITE / PICTURES, state / SITE / REHEARSAL)
+    return [place for place in places if place.exists()]
 
 
 def couriers_part(settings: ClientSettings) -> list[Path]:
     """All that the courier may change; it exists once the state folder is prepared."""
     state = settings.state
-    folders = [settings.keys, state / COURIER, record_of(state).parent, state / PENDING]
+    folders = [settings.keys, state / COURIER, audit_log_of(state).parent, state / PENDING]
     return [*folders, state / SITE_LOG, state / ".lock"]
-
-
-def _move_in(state: Path, own: Path) -> None:
-    old = leftovers(state)
-    if not old:
-        return
-    lock = FolderLock(state)  # of a process that still knows the old places
-    try:
-        for name in old:
-            if not (own / name).exists():
-                (state / name).rename(own / name)
-        sync_folder(own)
-        sync_folder(state)
-    finally:
-        lock.release()

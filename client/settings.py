@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from knowmine.client.egress.policy import Policy, read_policy
 from knowmine.shared.settings import FilePath, ModelSettings, Settings, SiteName
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -165,9 +164,3 @@ class ClientSettings(Settings):
     stop_s: float = Field(
         30, ge=0, description="Seconds that a task may go on after the site was told to stop."
     )
-
-
-def policy_of(settings: ClientSettings) -> Policy:
-    """The site's policy; a file that the settings name must be there. Raises `SettingsError`."""
-    named = "policy" in settings.model_fields_set
-    return read_policy(settings.policy if named or settings.policy.exists() else None)

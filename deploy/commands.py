@@ -1,7 +1,7 @@
-"""`knowmine-server` as it is installed: the server's own commands, provisioning and the report.
+"""The command `knowmine-server` as installed: the server's commands, `provision` and `report`.
 
-Provisioning writes the settings of both roles and the report is the simulation's, so they belong
-to neither.
+`provision` writes settings of both roles, and `report` uses the simulation's page, so neither
+belongs in `server/`.
 """
 
 from pathlib import Path
@@ -18,19 +18,21 @@ __all__ = ["app", "server"]
 
 @app.command()
 def provision(
-    federation: Annotated[Path, typer.Argument(help="The federation's file: who, what, where.")],
-    out: Annotated[Path, typer.Option(help="Folder to make or complete.")],
+    federation: Annotated[Path, typer.Argument(help="The federation's file, federation.yaml.")],
+    out: Annotated[Path, typer.Option(help="The federation's folder, new or made by provision.")],
     new_kit: Annotated[
-        str | None, typer.Option(metavar="SITE", help="Another kit for this site.")
+        str | None, typer.Option(metavar="SITE", help="Make another kit for this site.")
     ] = None,
     example: Annotated[
         bool,
-        typer.Option("--example", help="Write FEDERATION first: two sites on this machine."),
+        typer.Option(
+            "--example", help="Write an example FEDERATION first: two sites on this machine."
+        ),
     ] = False,
 ) -> None:
     """Make a federation: its authority, the server's settings, and a kit for each site.
 
-    Doing it again adds what is missing and drops nothing.
+    Running it again adds what is missing and removes nothing.
     Example: knowmine-server provision federation.yaml --out fed
     """
     from knowmine.deploy.provision.provision import provision as make
@@ -38,13 +40,13 @@ def provision(
     if example:
         _write_example(federation)
     if not federation.is_file():
-        raise UsageError(f"no file {federation}: write one; --example gives one to begin with")
+        raise UsageError(f"no file {federation}: write one, or let --example write one")
     made = make(federation, out, new_kit=new_kit)
     for site, kit in made.kits.items():
         typer.echo(f"{'new ' if site in made.made else ''}kit for {site}: {kit}")
     for site in made.ended:
-        typer.echo(f"the kit of {site} has ended: make another with --new-kit {site}")
-    say("Send each kit to its site by a way that you trust; it lets one site in, once.")
+        typer.echo(f"the kit of {site} has expired: make another with --new-kit {site}")
+    say("Send each kit to its site in a way that you trust; a kit admits one site, once.")
     typer.echo(f"SHA-256 of the authority, for the sites to compare: {made.authority}")
 
 
@@ -52,9 +54,9 @@ def provision(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
 ) -> None:
-    """Write RUN/report.html: curves, sites, mining, roster and digests on one page that prints.
+    """Write RUN/report.html: curves, sites, mining, roster and digests on one printable page.
 
-    It holds no picture and no count of fewer than five test images, so every site may have it.
+    It contains no images and no counts of fewer than five test images, so every site may have it.
     Example: knowmine-server report fed/run
     """
     from knowmine.deploy.report.federation_report import write_federation_report
@@ -63,9 +65,9 @@ def report(
 
 
 def _write_example(file: Path) -> None:
-    """The example in the package, with its comments; never over a file that is there."""
+    """Write the package's example with its comments; never over an existing file."""
     if file.exists():
-        raise UsageError(f"{file} is there already: leave out --example to provision from it")
+        raise UsageError(f"{file} already exists: leave out --example to provision from it")
     try:
         file.write_bytes(Path(__file__).with_name("federation.yaml").read_bytes())
     except OSError as error:

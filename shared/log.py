@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, Protocol, Self
 import numpy as np
 
 from knowmine.shared.errors import UsageError
-from knowmine.shared.talk import verbose
+from knowmine.shared.verbosity import verbose
 
 Level = Literal["debug", "info", "warning", "error"]
 

@@ -1,14 +1,14 @@
-"""An exported model is a folder whose every byte is listed, and whose list is signed.
+"""Write and check an exported model: a folder with a signed list of its files.
 
 ```
-MODEL/model_card.json MODEL_CARD.md    what is known of the model, for programs and for people
+MODEL/model_card.json MODEL_CARD.md    a description, for programs and for people
 MODEL/model.onnx                       or another format; the card names the file
 MODEL/manifest.json                    SHA-256 of every file above
 MODEL/manifest.json.sig                Ed25519 over manifest.json's bytes (64 bytes, RFC 8032)
 MODEL/signing_key.pub                  the signer's public key, PEM
 ```
-The signature is detached and plain, so that `openssl pkeyutl -verify -pubin -inkey KEY -rawin
--in manifest.json -sigfile manifest.json.sig` checks it without us.
+The signature is detached, so that openssl can check it without knowmine: `openssl pkeyutl -verify
+-pubin -inkey KEY -rawin -in manifest.json -sigfile manifest.json.sig`.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ MAX_FILE_BYTES = 4_000_000_000
 class Package:
     """An exported model that was checked.
 
-    digests: SHA-256 of each file by its name. signer: fingerprint of the key that signed, None
-    for an unsigned package. trusted: whether that key is the one that was asked for.
+    digests: SHA-256 of each file by its name. signer: fingerprint of the key that signed it, None
+    for an unsigned package. trusted: whether the caller named that key.
     """
 
     folder: Path
@@ -49,12 +49,12 @@ class Package:
     trusted: bool
 
     def read(self, name: str) -> bytes:
-        """The bytes of a listed file, checked as they are now; raises `PackageRefused`."""
+        """The bytes of a listed file, checked again; raises `PackageRefused`."""
         return _read_listed(self.folder, name, self.digests.get(name))
 
 
 def write_package(folder: Path, card: ModelCard, signing_key: Ed25519PrivateKey | None) -> None:
-    """List all that is in `folder`, with the card, and sign the list if there is a key."""
+    """Write the card and the list of all files in `folder`; sign the list if there is a key."""
     (folder / CARD).write_bytes(pack_card(card))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {
@@ -71,20 +71,22 @@ def write_package(folder: Path, card: ModelCard, signing_key: Ed25519PrivateKey 
 def open_package(place: Path, public_key: Path | None = None, *, unsigned: bool = False) -> Package:
     """Check an exported model: a folder, or any file in one.
 
-    With `public_key`, only what that key signed is accepted. Without, the signature must be that
-    of the enclosed key, which shows damage and careless edits, not who signed. unsigned: a model
-    without a signature will do where no key is given. Raises `WeightsError` for what is no export,
-    `PackageRefused` for one that is not signed, or not as it was signed.
+    public_key: accept only what this key signed. Without it, the signature must match the enclosed
+        key: that shows damage and careless edits, but not who signed.
+    unsigned: accept a model without a signature if no key is given.
+
+    Raises `WeightsError` for what is not an export, and `PackageRefused` for an export that is not
+    signed or was changed.
     """
-    # 1. The list is there.
+    # 1. The list exists.
     folder = _folder_of(place)
     manifest = (folder / MANIFEST).read_bytes()
-    # 2. The list is what was signed, by the key that is trusted.
+    # 2. The list is signed by the expected key.
     signer = _check_signature(folder, manifest, public_key, unsigned)
-    # 3. Every file is what the list says.
+    # 3. Each file has the digest in the list.
     digests = _digests_of(manifest)
     content = {name: _read_listed(folder, name, digest) for name, digest in digests.items()}
-    # 4. The card can be read, and its model is among the files.
+    # 4. The card can be read, and its model is among the listed files.
     if CARD not in content:
         raise WeightsError(f"{folder} has no {CARD} in its list: export the model again")
     card = unpack_card(content[CARD])
@@ -132,22 +134,22 @@ def read_public_key(file: Path) -> Ed25519PublicKey:
 
 
 def fingerprint_of(key: Ed25519PublicKey) -> str:
-    """What two people compare over the telephone: SHA-256 of the raw key, its first half."""
+    """First half of the raw key's SHA-256, for two people to compare by telephone."""
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     digest = hashlib.sha256(raw).hexdigest()[:32]
     return ":".join(digest[place : place + 4] for place in range(0, 32, 4))
 
 
 def _folder_of(place: Path) -> Path:
-    """The package that `place` is or lies in, no further up than a bundle's models/ folder."""
+    """The package that is `place` or contains it; searched two folders up, for a bundle's models/."""
     for folder in (place, place.parent, place.parent.parent) if place.exists() else ():
         if (folder / MANIFEST).is_file():
             return folder
     if not place.exists():
         raise WeightsError(f"there is no model at {place}: check the path")
     raise WeightsError(
-        f"{place} is not an exported model (there is no {MANIFEST}): name the folder that "
-        "`knowmine-server export` wrote, whole"
+        f"{place} is not an exported model (there is no {MANIFEST}): name the whole folder "
+        "that `knowmine-server export` wrote"
     )
 
 
@@ -164,18 +166,18 @@ def _check_signature(
             )
         if enclosed.is_file():
             raise PackageRefused(
-                f"{folder} was signed, and its {SIGNATURE} is gone: get the export again"
+                f"{folder} was signed, and its {SIGNATURE} is missing: get the export again"
             )
         if not unsigned:
             raise PackageRefused(
-                f"{folder} is not signed (there is no {SIGNATURE}): nobody vouches for it; ask the "
+                f"{folder} is not signed (there is no {SIGNATURE}), so its origin is unknown: ask the "
                 "coordinator for the signed export, or give --unsigned if you made it yourself"
             )
         return None
     key = trusted or (read_public_key(enclosed) if enclosed.is_file() else None)
     if key is None:
         raise PackageRefused(
-            f"{folder} is signed, and the key that signed is not here ({PUBLIC_KEY}): name the "
+            f"{folder} is signed, and the signing key is missing ({PUBLIC_KEY}): name the "
             "coordinator's public key with --key"
         )
     try:
@@ -184,7 +186,7 @@ def _check_signature(
         whose = f"the key {fingerprint_of(key)}" if trusted else "the enclosed key"
         raise PackageRefused(
             f"{folder / MANIFEST} was not signed by {whose}: it was changed after signing, or "
-            "another key signed it; get the export and the key again from the coordinator"
+            "signed by another key; get the export and the key again from the coordinator"
         ) from None
     return fingerprint_of(key)
 
@@ -210,7 +212,9 @@ def _read_listed(folder: Path, name: str, digest: str | None) -> bytes:
     try:
         size = (folder / name).stat().st_size
         if size > MAX_FILE_BYTES:
-            raise PackageRefused(f"{folder / name} has {size} bytes, which no model has")
+            raise PackageRefused(
+                f"{folder / name} has {size} bytes, expected at most {MAX_FILE_BYTES}"
+            )
         content = (folder / name).read_bytes()
     except OSError:
         raise PackageRefused(

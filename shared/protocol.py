@@ -70,6 +70,10 @@ def calibration_of(values: Mapping[str, Any]) -> Calibration:
     return Calibration(**sums)
 
 
+MIN_CALIBRATION_IMAGES = 8
+"""Images needed to calibrate SAM; a site with fewer uses the federation's sums. Fewer scatter by
+more than SAM's gain (docs/findings.md)."""
+
 FUSE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of U-Net++ in the fused mask that a probe set compares; 1 leaves SAM out."""
 
@@ -93,18 +97,13 @@ class Hello:
 
 @dataclass(frozen=True)
 class TrainTask:
-    """Improve `weights` on the site's images; this is round `round` of `rounds`, counted from 1.
-
-    decoder: SAM's mask decoder as the federation tuned it (`shared/mask_decoder.py`); empty where
-        the plan shares none, and as long as there is none.
-    """
+    """Improve `weights` on the site's images; this is round `round` of `rounds`, counted from 1."""
 
     round: int
     rounds: int
     plan: Plan
     weights: Weights
     calibration: Calibration = field(default_factory=Calibration)
-    decoder: Weights = field(default_factory=dict)
 
 
 GATES = ("unused", "on", "off", "unjudged", "borrowed")
@@ -136,8 +135,6 @@ class Update:
 
     labelled, pseudo_labelled: images that it trained on. A site that had nothing to train on
     answers with both 0 and the weights that it was sent.
-    decoder: SAM's mask decoder as the site tuned it in this round; empty where it tuned none, or
-        the plan shares none.
     """
 
     round: int
@@ -147,22 +144,18 @@ class Update:
     loss: float
     seconds: float
     mined: Mined = field(default_factory=Mined)
-    decoder: Weights = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
     """Score `weights`, the global model after round `round` of `rounds`, on the site's test set,
     and pseudo-labels on its probe set.
-
-    decoder: the federation's after that round, to make those pseudo-labels with; see `TrainTask`.
     """
 
     round: int
     rounds: int
     plan: Plan
     weights: Weights
-    decoder: Weights = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,8 +175,3 @@ class Scores:
 
 Task: TypeAlias = TrainTask | EvaluateTask
 Reply: TypeAlias = Update | Scores
-
-
-def tensors_of(message: Task | Update) -> Weights:
-    """All tensors that a message holds, the model's and SAM's decoder's, in one mapping."""
-    return {**message.weights, **message.decoder} if message.decoder else message.weights

@@ -19,12 +19,44 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
-    model_validator,
 )
 
 from knowmine.shared.errors import SettingsError
 
 S = TypeVar("S", bound="Settings")
+
+FIXED = "it is a constant now"
+FOLLOWS = "pseudo-labels count fully, from the first round that mines"
+REMOVED = {
+    "mining.share": "use mining.fraction",
+    "mining.weight": FOLLOWS,
+    "mining.ramp_rounds": FOLLOWS,
+    "mining.keep_first": "all pseudo-labels of sufficient quality are kept",
+    "mining.keep_last": "all pseudo-labels of sufficient quality are kept",
+    "mining.refinements": "SAM is prompted once",
+    "mining.join_parts": "each component is prompted alone",
+    "mining.tune_steps": "SAM stays frozen",
+    "mining.tune_again": "SAM stays frozen",
+    "mining.false_alarms": "SAM stays frozen",
+    "mining.share_decoder": "SAM stays frozen and at the site",
+    "mining.distil_steps": "start from model.pretrained: true",
+    "mining.sharpen": "pseudo-labels stay soft",
+    "mining.doubt": "all pixels count alike",
+    "mining.consolidate_rounds": "all rounds after the warm-up mine",
+    "mining.restart": "training goes on from the global model",
+    "mining.min_quality": FIXED,
+    "mining.min_probe_images": FIXED,
+    "mining.probe_rounds": FIXED,
+    "mining.varied_views": FIXED,
+    "mining.dense_prompts": FIXED,
+    "mining.count_weight": FIXED,
+    "training.weight_decay": FIXED,
+    "training.decay": "the learning rate falls from the first round to the last",
+    "sam_decoder": "SAM never leaves a site",
+    "split.probe": "use split.calibration",
+}
+"""Keys of former settings files, and what takes their place."""
+
 Method = Literal["supervised", "self-training", "paper", "knowmine"]
 SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 
@@ -80,14 +112,8 @@ class TrainingSettings(Settings):
     steps: int = Field(40, ge=1, le=10_000, description="Optimiser steps a round at each site.")
     batch: int = Field(8, ge=2, le=512, description="Images a step.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW's peak learning rate.")
-    weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's weight decay.")
     fedprox: float = Field(
         0.0, ge=0, le=10, description="Pull towards the global weights, FedProx's mu; 0 is off."
-    )
-    decay: Literal["run", "mining"] = Field(
-        "run",
-        description="run: the learning rate falls along a cosine from the first round to the last. "
-        "mining: it stays at its peak while the warm-up lasts, and falls over the rounds after it.",
     )
     batch_norm: Literal["average", "local"] = Field(
         "average",
@@ -106,8 +132,8 @@ class MiningSettings(Settings):
     warmup_rounds: int | None = Field(
         None,
         ge=0,
-        description="First rounds that train on labels alone: a model that knows nothing yet "
-        "has nothing to prompt with. Not set: two fifths of the run's rounds, one at least.",
+        description="First rounds that train on labels alone: an untrained model has nothing to "
+        "prompt with. Not set: two fifths of the run's rounds, one at least.",
     )
     images: int = Field(
         160,
@@ -115,128 +141,25 @@ class MiningSettings(Settings):
         description="Unlabelled images that a site mines a round, each once before any comes twice; "
         "0 takes all.",
     )
-    share: float = Field(
+    fraction: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="Part of each batch that is pseudo-labelled; less where pseudo-labels are a "
+        description="Part of each batch that is pseudo-labelled; less if pseudo-labels are a "
         "smaller part of all images.",
-    )
-    weight: float = Field(
-        1.0, ge=0, le=10, description="Weight of the pseudo-labelled loss beside the labelled."
-    )
-    ramp_rounds: int = Field(
-        1,
-        ge=1,
-        description="Mining rounds until that weight is reached, in even steps.",
-    )
-    count_weight: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="What a pseudo-labelled image counts beside a labelled one when sites are "
-        "averaged.",
-    )
-    keep_first: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Share of the mined images kept in the first mining round, the best-judged; what is "
-        "kept counts by its quality.",
-    )
-    keep_last: float = Field(
-        1.0, gt=0, le=1, description="Share kept in the last round; between, it grows evenly."
-    )
-    min_quality: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Pseudo-labels judged below this are dropped whatever their rank.",
-    )
-    min_probe_images: int = Field(
-        8,
-        ge=1,
-        description="Probe images needed to judge SAM; with fewer, a site borrows the "
-        "federation's sums.",
-    )
-    probe_rounds: int = Field(
-        1,
-        ge=1,
-        description="First rounds that keep the probe images apart. After them they are trained "
-        "on, for labels are few, and the last sums go on judging.",
     )
     sam: Literal["gated", "always", "never"] = Field(
         "gated",
-        description="gated: SAM has its say where the probe set says that it helps. always: in an "
-        "even mix with the U-Net++, whatever the probe set says. never: the U-Net++'s masks, judged "
-        "and selected alone; SAM is not loaded.",
-    )
-    varied_views: bool = Field(
-        True,
-        description="Mine with the mean over views that differ much, turned by quarters where "
-        "`training.orientation` allows it, two of the four a fifth larger as far as steps of 32 px "
-        "come near it; false: the image and its mirror image.",
-    )
-    dense_prompts: bool = Field(
-        True, description="Show SAM the U-Net++'s probabilities too, beside a box and points."
-    )
-    refinements: int = Field(
-        1, ge=0, le=2, description="Times that a frozen SAM is prompted again with its own logits."
-    )
-    join_parts: bool = Field(
-        False,
-        description="Ask SAM about near components as one object too; the better answer stays.",
-    )
-    tune_steps: int = Field(
-        96,
-        ge=0,
-        description="Steps of two labelled images in which SAM's mask decoder is tuned the first "
-        "time; 0 leaves SAM frozen.",
-    )
-    tune_again: int = Field(
-        0,
-        ge=0,
-        description="Steps that each later round adds in which SAM is asked, once its decoder has "
-        "been tuned.",
-    )
-    false_alarms: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Chance that a labelled image teaches SAM's decoder what a false alarm is too: a "
-        "question about a place without a lesion, whose right answer is an empty mask.",
-    )
-    share_decoder: bool = Field(
-        False,
-        description="Sites send SAM's mask decoder beside the model when they have tuned it: 16 MB, "
-        "always whole, whatever transport.update says; in each round that mines unless tune_again is "
-        "0. The server averages it by labelled images and sends it back, so that a site without labels "
-        "asks a tuned SAM too. All sites need the same sam.weights. Without tuning it does nothing.",
-    )
-    distil_steps: int = Field(
-        0,
-        ge=0,
-        le=100_000,
-        description="Steps of sixteen images at the start of the first round in which the encoder "
-        "alone learns to foretell SAM's embeddings of all the site's images; for encoders without "
-        "pretrained weights. SAM then looks at all of them in that round.",
-    )
-    sharpen: bool = Field(
-        False, description="Push soft pseudo-labels towards 0 and 1; doubt stays at one half."
-    )
-    doubt: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="How far a pixel on which U-Net++ and SAM disagree counts less: 0 as any "
-        "other, 1 nothing where one says yes and the other no.",
+        description="gated: SAM's masks are used if they help on the calibration set. always: an "
+        "even mean with the U-Net++, whatever the calibration set shows. never: the U-Net++'s masks "
+        "alone; SAM is not loaded.",
     )
     strong: float = Field(
         0.0,
         ge=0,
         le=1,
         description="Chance that a pseudo-labelled view gets twice the change of colours that a "
-        "labelled one gets, and blur and noise; for long runs on large images.",
+        "labelled one gets, and blur and noise.",
     )
     cut_mix: float = Field(
         0.0,
@@ -249,17 +172,8 @@ class MiningSettings(Settings):
         0.0,
         ge=0,
         le=1,
-        description="Share that a moving average of the model in training has in pseudo-labels, "
-        "beside what was mined before the round; 0 is off.",
-    )
-    consolidate_rounds: int = Field(
-        0, ge=0, description="Last rounds that train on labels alone, as the warm-up does."
-    )
-    restart: bool = Field(
-        False,
-        description="Start the first mining round from fresh weights, with the learning rate at "
-        "its peak; worth trying only where that round has most of a thousand steps or more, for "
-        "the rounds after it mine with the restarted model.",
+        description="Weight of a moving average of the model in training within pseudo-labels, "
+        "beside the masks that were mined before the round; 0 is off.",
     )
 
     def warm_up(self, rounds: int) -> int:
@@ -290,7 +204,8 @@ class Plan(Settings):
     method: Method = Field(
         "knowmine",
         description="supervised: labels alone. self-training: the U-Net++'s own soft masks. "
-        "paper: hard masks of a frozen SAM, unfiltered. knowmine: fused, judged and gated.",
+        "paper: hard masks of a frozen SAM, unfiltered. knowmine: SAM and the U-Net++ together, "
+        "weighted by their estimated quality.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Every random draw follows from it.")
     model: ModelSettings = Field(default_factory=ModelSettings, description="The network.")
@@ -304,33 +219,10 @@ class Plan(Settings):
         default_factory=TransportSettings, description="How updates travel."
     )
 
-    @model_validator(mode="after")
-    def _selection_grows(self) -> "Plan":
-        if self.mining.keep_last < self.mining.keep_first:
-            raise ValueError(
-                f"mining.keep_last ({self.mining.keep_last}) is below mining.keep_first "
-                f"({self.mining.keep_first}): the selection grows, so give it at least as much"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _distils_what_it_loads(self) -> "Plan":
-        if self.mining.sam == "never" and self.mining.distil_steps:
-            raise ValueError(
-                "mining.distil_steps learns from SAM, and mining.sam is never: set one of them back"
-            )
-        return self
-
     @property
-    def asks_sam(self) -> bool:
+    def uses_sam(self) -> bool:
         """Whether sites need SAM at all."""
         return self.method == "paper" or (self.method == "knowmine" and self.mining.sam != "never")
-
-    @property
-    def shares_decoder(self) -> bool:
-        """Whether SAM's decoder, as sites tune it, travels beside the model."""
-        tunes = self.method == "knowmine" and self.asks_sam and self.mining.tune_steps > 0
-        return tunes and self.mining.share_decoder
 
 
 def read_settings(kind: type[S], file: Path | None, flags: Mapping[str, Any]) -> S:
@@ -382,6 +274,9 @@ def _explain(kind: type[Settings], error: ValidationError, file: Path | None) ->
         where = f"{file}: " if file else ""
         key = ".".join(path) or "settings"
         if problem["type"] == "extra_forbidden":
+            if instead := REMOVED.get(".".join(path[-2:])):
+                lines.append(f"{where}`{key}` was removed: {instead}")
+                continue
             known = _known_keys(kind, path[:-1])
             near = difflib.get_close_matches(path[-1], known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""What two machines compare to know that they run the same knowmine: versions and digests."""
+"""Versions and digests, to compare the knowmine of two machines."""
 
 import hashlib
 import platform
@@ -13,7 +13,7 @@ OTHERS = ("flwr", "torch", "onnxruntime", "segment-anything", "numpy")
 def facts() -> list[str]:
     """The lines of `--version`; the first is the version alone.
 
-    The airlock's digest stands for the list of what may leave a site's images.
+    The digest of airlock.proto identifies the list of what may leave the vault.
     """
     home = Path(__file__).parent.parent
     airlock = home / "client" / "vault" / "airlock.proto"
@@ -27,9 +27,9 @@ def facts() -> list[str]:
 
 
 def code_digest(home: Path) -> str:
-    """SHA-256 over names and contents of all of knowmine's own files under `home`.
+    """SHA-256 over the names and contents of knowmine's own files under `home`.
 
-    Of the same release it is the same in a checkout and in a wheel.
+    A checkout and a wheel of one release have the same digest.
     """
     whole = hashlib.sha256()
     for package in PACKAGES:

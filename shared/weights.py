@@ -6,7 +6,6 @@ needs torch, and nothing is ever unpickled: files are safetensors.
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from knowmine.shared.errors import WeightsError
+from knowmine.shared.files import write_atomically
 
 Array: TypeAlias = NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array]
@@ -129,27 +129,3 @@ def load_notes(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"no whole safetensors file at {path} ({error})") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is either the old one or the new one, whole.
-
-    Raises `OSError` as the system gives it (a full disk, a missing permission); the old
-    content is still there then, and nothing half-written is left behind.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself must reach the disk too, or a power cut undoes it.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

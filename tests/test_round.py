@@ -7,7 +7,8 @@ from knowmine.client.data.scoring import Scorer
 from knowmine.client.device import pick_compute
 from knowmine.client.egress.release import release
 from knowmine.client.sam.model import load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.sam.weights import find_weights
+from knowmine.client.paths import default_cache
 from knowmine.client.site.round import evaluate, improve
 from knowmine.client.site.site import Site
 from knowmine.client.storage.report_samples import load_gallery

@@ -16,6 +16,20 @@ MAY_IMPORT = {
     "client": {"client", "shared"},
     "deploy": {"deploy", "client", "server", "shared"},
 }
+# Packages in the order in which they may import each other: each may import those before it. A file
+# beside the packages stands before them all, unless it is listed by name.
+ORDER = {
+    "shared": ("", "trust", "wire"),
+    "server": ("", "enrolment", "network", "rounds", "release", "status", "commands",
+               "federation.py", "cli.py"),
+    "client": ("", "data", "sam", "training", "mining", "storage", "review", "audit", "egress",
+               "site", "vault", "federation", "check", "predict", "commands", "cli.py"),
+    "deploy": ("", "phantom", "provision", "report", "simulation", "flower", "commands.py",
+               "cli.py"),
+}  # fmt: skip
+MAX_LINES = 300
+LONGER = {"shared/settings.py": 350}
+"""Files that may be longer, and how long."""
 SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*.py"))]
 
 # Heavy or risky packages and the only files that know them.
@@ -23,11 +37,17 @@ ONLY_IN = {
     "flwr": (
         "client/federation/app.py",
         "server/rounds/app.py",
+        "client/federation/fleet_client.py",
+        "client/federation/identity.py",
         "client/federation/link.py",
-        "server/network/fleet.py",
+        "client/federation/threads.py",
+        "server/network/grid.py",
+        "server/network/routes.py",
+        "server/network/run_state.py",
         "shared/wire/codec.py",
         "shared/wire/flower_objects.py",
-        "deploy/simulation/simulate.py",
+        "shared/wire/quiet_flower.py",
+        "deploy/simulation/grid.py",
         "deploy/flower/apps.py",
     ),
     "segment_anything": ("client/sam/model.py",),
@@ -139,6 +159,64 @@ def test_imports_point_only_downwards(path):
         if name.startswith("knowmine.") and name.split(".")[1] not in allowed
     ]
     assert not wrong
+
+
+def place_of(path: Path) -> int:
+    """Where a file's package stands in the order of its side."""
+    side, *inner = path.relative_to(ROOT).parts
+    named = inner[0] if len(inner) > 1 or inner[0] in ORDER[side] else ""
+    return ORDER[side].index(named)
+
+
+@each_source
+def test_packages_import_only_those_before_them(path):
+    """So a reader can learn them one after the other, and none needs the whole."""
+    wrong = [
+        f"line {line}: {name}"
+        for line, name in imports_of(TREES[path])
+        if (inner := known_module(name))
+        and inner.split(".")[1] == path.relative_to(ROOT).parts[0]
+        and place_of(MODULES[inner]) > place_of(path)
+    ]
+    assert not wrong
+
+
+@each_source
+def test_no_file_is_too_long(path):
+    """A file tells one story."""
+    most = LONGER.get(path.relative_to(ROOT).as_posix(), MAX_LINES)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+
+
+def classes_of(path: Path) -> Iterator[ast.ClassDef]:
+    """The classes of a file."""
+    return (node for node in ast.walk(TREES[path]) if isinstance(node, ast.ClassDef))
+
+
+@each_source
+def test_no_class_does_too_much(path):
+    """At most ten public methods or so, and seven arguments to make one."""
+    for kind in classes_of(path):
+        methods = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
+        public = [node.name for node in methods if not node.name.startswith("_")]
+        assert len(public) <= 12, f"{kind.name}: {public}"
+        for made in (node for node in methods if node.name == "__init__"):
+            arguments = [*made.args.posonlyargs, *made.args.args, *made.args.kwonlyargs][1:]
+            assert len(arguments) <= 7, f"{kind.name} takes {len(arguments)} arguments"
+
+
+def test_every_module_has_its_test():
+    """Under the same path in tests/, or a test that names the file it covers in COVERED_BY."""
+    tests = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    missing = []
+    for path in SOURCES:
+        place = path.relative_to(ROOT)
+        mirror = (place.parent / f"test_{place.name}").as_posix()
+        if path.name != "__init__.py" and mirror not in tests:
+            covered = COVERED_BY.get(place.as_posix())
+            if covered is None or covered not in tests:
+                missing.append(place.as_posix())
+    assert not missing, missing
 
 
 @each_source

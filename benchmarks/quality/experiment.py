@@ -1,62 +1,77 @@
-"""What an experiment is: a settings file, and a split that is fixed by a file beside it."""
+"""What an experiment is: one settings file, and splits that all its methods share."""
 
+import csv
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from knowmine.client.data.dataset import HiddenMasks, SiteData
-from knowmine.client.data.folder import Case, read_stems, scan
+from knowmine.client.data.dataset import HiddenMasks, SiteData, split_sites
+from knowmine.client.data.folder import Case, scan
 from knowmine.client.data.sampling import ranked
+from knowmine.client.settings import SamSettings
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import DataError, UsageError
+from knowmine.shared.files import write_atomically
 from knowmine.shared.settings import MiningSettings, Plan, Settings, read_settings
-from knowmine.shared.weights import write_atomically
 
 HERE = Path(__file__).parent
-KINDS = ("labelled", "probe", "unlabelled", "test")
+SETS = ("labelled", "probe", "unlabelled", "test")
+METHODS = (
+    *("alone", "supervised", "self-training", "paper", "knowmine"),
+    *("supervised-all", "oracle"),
+)
 
-Setting = Literal["federated", "pooled", "local"]
-METHODS = ("supervised", "supervised-all", "self-training", "paper", "knowmine", "oracle")
+Split: TypeAlias = dict[str, dict[str, Any]]
+"""By site: `data`, the name of its data set, and the case ids of each of SETS."""
 
 
 class Division(Settings):
-    """How a split file is drawn, once; runs read the file alone."""
+    """How one data set is divided into sites."""
 
-    data: str = Field(description="Name of the data set, a folder given as --data NAME=FOLDER.")
-    sites: int = Field(1, ge=1, description="Sites that it is divided into.")
-    labelled: float = Field(ge=0, le=1, description="Share of the images with labels.")
-    test: str | None = Field(None, description="List of test stems in the folder.")
-    test_where: dict[str, str] = Field(
-        default_factory=dict, description="Column of index.csv and the value that test images have."
+    data: str = Field(description="Name of the data set, given as --data NAME=FOLDER.")
+    masks: str = Field("masks", description="Folder of the masks within the data set.")
+    where: dict[str, str] = Field(
+        default_factory=dict, description="Only images with these values in index.csv take part."
     )
-    group_by: str | None = Field(None, description="Column of index.csv; groups stay together.")
+    sites: int = Field(1, ge=1, description="Number of sites.")
+    alpha: float | None = Field(None, gt=0, description="Dirichlet concentration of site sizes.")
+    labelled: float | None = Field(
+        None, ge=0, le=1, description="Fraction with labels; not set: the experiment's `labels`."
+    )
+    test: str | None = Field(None, description="List of test images within the data set.")
+    test_where: dict[str, str] = Field(
+        default_factory=dict, description="Column of index.csv and its value in test images."
+    )
+    group_by: str | None = Field(
+        None, description="Column of index.csv; a group is never in training and test both."
+    )
     validation: int = Field(
         0,
         ge=0,
-        description="Images of each site that would be unlabelled and are scored instead; its test "
-        "images then take no part. For choices, which no test image may see.",
+        description="Unlabelled images of each site to score in place of its test images. Choices "
+        "between settings are made on these.",
     )
-    probe: float = Field(0.2, ge=0, lt=1, description="Part of the labels that judge at first.")
-    alpha: float | None = Field(None, gt=0, description="Dirichlet concentration of site sizes.")
 
 
 class Experiment(Settings):
-    """One line of the results: the same images, steps and seeds for every method."""
+    """What is compared: the same images, steps and seeds for every method."""
 
     divisions: tuple[Division, ...] = Field(min_length=1, description="Where the images are from.")
-    setting: Setting = Field(description="federated, all data in one place, or each site alone.")
-    methods: tuple[str, ...] = Field(description="What is compared.")
+    labels: tuple[float, ...] = Field(min_length=1, description="Fractions of labels to compare.")
+    methods: tuple[str, ...] = Field(description="Methods or variants to compare.")
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Further methods: knowmine with some of its mining settings changed.",
+        description="Further methods: knowmine with some `mining` settings changed.",
     )
-    seeds: tuple[int, ...] = Field((0,), description="Each runs every method once.")
+    seeds: tuple[int, ...] = Field((0, 1, 2), description="Each draws its own labels and batches.")
     plan: Plan = Field(default_factory=Plan, description="As in a simulation; the method varies.")
     run: RunSettings = Field(default_factory=RunSettings, description="Rounds and server.")
-    labels: float = Field(ge=0, le=1, description="Share of labels, as it is reported.")
+    sam: SamSettings = Field(default_factory=SamSettings, description="SAM's weights.")
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Self:
@@ -64,13 +79,40 @@ class Experiment(Settings):
             self.mining_with(changes)
         if unknown := set(self.methods) - {*METHODS, *self.variants}:
             raise ValueError(
-                f"methods: {sorted(unknown)} are neither of {list(METHODS)} nor in `variants`"
+                f"methods {sorted(unknown)} are neither in {list(METHODS)} nor in `variants`"
             )
         return self
 
     def mining_with(self, changes: Mapping[str, Any]) -> MiningSettings:
         """The plan's mining settings with some of them changed."""
         return MiningSettings.model_validate({**self.plan.mining.model_dump(), **changes})
+
+    def cells(self) -> "Iterator[Cell]":
+        """Every run of the experiment; all methods of one split follow each other."""
+        for labels in self.labels:
+            for seed in self.seeds:
+                for method in self.methods:
+                    yield Cell(labels, method, seed)
+
+
+class Cell(NamedTuple):
+    """One run of an experiment."""
+
+    labels: float
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{percent(self.labels)}-{self.method}-{self.seed}"
+
+
+def percent(labels: float) -> str:
+    """A fraction of labels as file names and tables show it.
+
+    >>> percent(0.05), percent(0.005)
+    ('5', '0.5')
+    """
+    return f"{100 * labels:.4g}"
 
 
 def read_experiment(name: str) -> Experiment:
@@ -82,88 +124,140 @@ def read_experiment(name: str) -> Experiment:
     return read_settings(Experiment, file, {})
 
 
-def split_file(name: str, seed: int) -> Path:
-    """Where the split of an experiment and seed is kept."""
-    return HERE / "splits" / f"{name}-{seed}.json"
+def prepared(experiment: Experiment, folders: Mapping[str, Path], home: Path) -> dict[str, Path]:
+    """The folder of each data set; a folder of links in `home` if a division selects from it.
+
+    Raises `UsageError` for a data set that was not given, `DataError` where nothing is selected.
+    """
+    found = {}
+    for division in experiment.divisions:
+        if division.data not in folders:
+            raise UsageError(f"this experiment needs --data {division.data}=FOLDER")
+        found[division.data] = folders[division.data]
+        if division.where or division.masks != "masks":
+            found[division.data] = _linked(division, folders[division.data], home / division.data)
+    return found
 
 
-def read_split(file: Path) -> dict[str, dict[str, Any]]:
-    """Site name to its data set and its stems by kind."""
-    try:
-        split: dict[str, dict[str, Any]] = json.loads(file.read_text())["sites"]
-    except FileNotFoundError:
-        raise UsageError(
-            f"no split at {file}; draw it once with `python -m benchmarks.quality.make_splits`"
-        ) from None
+def _linked(division: Division, folder: Path, links: Path) -> Path:
+    """A data folder of links to the images that `where` selects and to their masks."""
+    rows = [
+        row
+        for row in _index(folder)
+        if all(row.get(column) == value for column, value in division.where.items())
+    ]
+    if not rows:
+        raise DataError(f"{folder / 'index.csv'} has no row with {division.where}")
+    chosen = {row["stem"] for row in rows}
+    for source, name in (("images", "images"), (division.masks, "masks")):
+        (links / name).mkdir(parents=True, exist_ok=True)
+        for file in (folder / source).iterdir():
+            link = links / name / file.name
+            if file.stem in chosen and not link.exists():
+                link.symlink_to(file.resolve())
+    with (links / "index.csv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return links
+
+
+def _index(folder: Path) -> list[dict[str, str]]:
+    with (folder / "index.csv").open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def split_of(
+    experiment: Experiment, labels: float, seed: int, folders: Mapping[str, Path], file: Path
+) -> Split:
+    """The split kept in `file`, or one that is drawn now and kept there for all methods."""
+    if not file.exists():
+        keep(file, draw(experiment, labels, seed, folders), indent=None)
+    split: Split = json.loads(file.read_text())
     return split
 
 
-def pooled(split: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """All sites' images as those of one, where they are of one data set."""
-    sets = {site["data"] for site in split.values()}
-    if len(sets) != 1:
-        raise UsageError(f"cannot pool {sorted(sets)}: one site reads one folder")
-    kinds = {kind: sorted(stem for site in split.values() for stem in site[kind]) for kind in KINDS}
-    return {"pooled": {"data": sets.pop(), **kinds}}
+def draw(experiment: Experiment, labels: float, seed: int, folders: Mapping[str, Path]) -> Split:
+    """Draw test images, labels and calibration images; the sites of all divisions are counted."""
+    sites: Split = {}
+    for division in experiment.divisions:
+        fraction = labels if division.labelled is None else division.labelled
+        for data in _drawn(division, fraction, seed, folders[division.data]):
+            ids = {name: sorted(case.stem for case in getattr(data, name)) for name in SETS}
+            sites[f"site-{len(sites) + 1}"] = {"data": division.data, **ids}
+    return sites
+
+
+def _drawn(division: Division, labels: float, seed: int, folder: Path) -> list[SiteData]:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
+        test = Path(division.test) if division.test else None
+        if division.test_where:
+            ((column, value),) = division.test_where.items()
+            rows = [row["stem"] for row in _index(folder) if row[column] == value]
+            listed.write("\n".join(rows))
+            listed.flush()
+            test = Path(listed.name)
+        drawn = split_sites(
+            folder,
+            division.sites,
+            dirichlet_alpha=division.alpha,
+            labelled=labels,
+            test=test,
+            group_by=division.group_by,
+            seed=seed,
+        )
+    return [_validated(data, division.validation, seed) for data, _ in drawn.values()]
+
+
+def _validated(data: SiteData, count: int, seed: int) -> SiteData:
+    """The site with `count` of its unlabelled images in place of its test images; 0: as it is."""
+    if not count:
+        return data
+    chosen = set(ranked([case.stem for case in data.unlabelled], seed, "validation")[:count])
+    return replace(
+        data,
+        test=tuple(case for case in data.unlabelled if case.stem in chosen),
+        unlabelled=tuple(case for case in data.unlabelled if case.stem not in chosen),
+    )
 
 
 def site_data(
     name: str, site: Mapping[str, Any], folders: Mapping[str, Path], method: str
 ) -> tuple[SiteData, HiddenMasks]:
-    """A site as its split says. All masks that a method may not learn from are hidden.
+    """A site by its split. Masks that a method may not learn from are hidden.
 
-    `supervised-all` alone has the masks of the images that others call unlabelled.
+    Only `supervised-all` sees the masks of the images that are unlabelled for the others.
+    Raises `DataError` where the folder lacks images of the split.
     """
-    if site["data"] not in folders:
-        raise UsageError(f"this experiment needs --data {site['data']}=FOLDER")
-    cases = {case.stem: case for case in scan(folders[site["data"]])}
-    missing = sorted(stem for kind in KINDS for stem in site[kind] if stem not in cases)
+    folder = folders[site["data"]]
+    cases = {case.stem: case for case in scan(folder)}
+    missing = sorted(stem for key in SETS for stem in site[key] if stem not in cases)
     if missing:
         raise DataError(
-            f"{folders[site['data']]} lacks {len(missing)} images of site {name}'s split, "
-            f"{missing[0]} first: it is not the data that the split was drawn from"
+            f"{folder} lacks {len(missing)} images of the split of {name}, {missing[0]} first: the "
+            "split was drawn from other data"
         )
-    lists = {kind: list(site[kind]) for kind in KINDS}
+    ids = {key: list(site[key]) for key in SETS}
     if method == "supervised-all":
-        lists["labelled"] += lists.pop("unlabelled")
-        lists["unlabelled"] = []
-    seen = {*lists["labelled"], *lists["probe"]}
+        ids["labelled"] += ids["unlabelled"]
+        ids["unlabelled"] = []
+    seen = {*ids["labelled"], *ids["probe"]}
 
-    def of(kind: str) -> tuple[Case, ...]:
-        chosen = [cases[stem] for stem in lists[kind]]
-        return tuple(
-            case if case.stem in seen else Case(case.stem, case.image, None, case.group)
-            for case in chosen
-        )
+    def of(key: str) -> tuple[Case, ...]:
+        found = (cases[stem] for stem in ids[key])
+        return tuple(case if case.stem in seen else replace(case, mask=None) for case in found)
 
     hidden = {
         stem: mask
-        for kind in ("unlabelled", "test")
-        for stem in lists[kind]
+        for key in ("unlabelled", "test")
+        for stem in ids[key]
         if (mask := cases[stem].mask) is not None
     }
-    data = SiteData(name, of("labelled"), of("probe"), of("unlabelled"), of("test"))
-    return data, HiddenMasks(hidden)
+    labelled, calibration, unlabelled, test = map(of, SETS)
+    return SiteData(name, labelled, calibration, unlabelled, test), HiddenMasks(hidden)
 
 
-def keep_result(file: Path, found: Mapping[str, Any]) -> None:
-    """Write a result, whole or not at all."""
+def keep(file: Path, found: Any, indent: int | None = 1) -> None:
+    """Write JSON, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
-
-
-def training_split(
-    data: Path, train_list: str, draw: str, labelled: int, unlabelled: int
-) -> dict[str, Any]:
-    """One site of so many labelled and unlabelled training images, drawn in the name of `draw`.
-
-    Nothing is kept to probe or to test: what chooses a recipe looks at training images alone.
-    """
-    stems = ranked(read_stems(data / train_list, scan(data)), 0, draw)
-    return {
-        "data": "data",
-        "labelled": stems[:labelled],
-        "probe": [],
-        "unlabelled": stems[labelled : labelled + unlabelled],
-        "test": [],
-    }
+    write_atomically(file, (json.dumps(found, indent=indent) + "\n").encode())

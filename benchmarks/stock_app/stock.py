@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp

@@ -30,6 +30,7 @@ from knowmine.client.audit.receipts import (
     read_line,
     signed_line,
 )
+from knowmine.client.audit.retention import Past, Records
 from knowmine.client.audit.verify import (
     closed_name,
     examine,
@@ -37,10 +38,8 @@ from knowmine.client.audit.verify import (
     totals_after,
     verify,
 )
-from knowmine.client.egress.policy import Records
-from knowmine.client.egress.questions import Past
 from knowmine.shared.errors import CannotWrite, Refused, UsageError
-from knowmine.shared.lock import FolderLock
+from knowmine.shared.files import FolderLock
 from knowmine.shared.trust.countersign import Confirmation, Head, is_countersigned
 from knowmine.shared.trust.keys import audit_line, make_private_folder, sync_folder
 
@@ -276,8 +275,3 @@ class Chain:
                 break
             old.append((file, receipts[-1].number, hash_of(lines[-1])))
         return old
-
-
-def record_of(state: Path) -> Path:
-    """Where a site's record is, in its state folder."""
-    return state / "audit" / "receipts.jsonl"

@@ -4,21 +4,45 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from knowmine.client.audit.log import record_of
 from knowmine.client.audit.receipts import Receipt
 from knowmine.client.audit.verify import examine, files_of
-from knowmine.client.settings import ClientSettings, policy_of
-from knowmine.client.storage.encryption import PROJECT, VAULT_KEYS, Seal
+from knowmine.client.paths import VAULT_KEYS, audit_log_of
+from knowmine.client.settings import ClientSettings
+from knowmine.client.storage.encryption import PROJECT, Seal
 from knowmine.client.storage.participation import Participation, Took
 from knowmine.shared.errors import CannotWrite, UsageError
 from knowmine.shared.trust.keys import audit_line, load_audit_key
 
 RUNS_SHOWN = 6
+
+
+class Limits(Protocol):
+    """What this report needs of the site's policy."""
+
+    @property
+    def approval(self) -> str:
+        """Whether updates wait for a person."""
+
+    @property
+    def rounds(self) -> int:
+        """Updates that may leave, in all runs together."""
+
+    @property
+    def gigabytes(self) -> float:
+        """What may leave, in all runs together."""
+
+    def digest(self) -> str:
+        """SHA-256 of the policy."""
+
+    def model_dump_json(self, *, indent: int) -> str:
+        """The policy as JSON."""
+
+
 _HOW_TO = """This is the record of what left one site of a knowmine federation.
 
     knowmine-client audit verify receipts.jsonl --key audit.pub
@@ -30,11 +54,11 @@ confirmation by the server is checked. By hand: each line's `previous` is the SH
 """
 
 
-def summary_of(settings: ClientSettings) -> dict[str, Any]:
+def summary_of(settings: ClientSettings, policy: Limits) -> dict[str, Any]:
     """What left, by run and in all; the verdict on the record; and what the policy still allows."""
     key = load_audit_key(settings.keys / "audit.key")
-    verdict, receipts = examine(record_of(settings.state), [key.public_key()])
-    policy, last = policy_of(settings), receipts[-1] if receipts else None
+    verdict, receipts = examine(audit_log_of(settings.state), [key.public_key()])
+    last = receipts[-1] if receipts else None
     return {
         "site": settings.site,
         "verdict": {**verdict.as_json(), "words": str(verdict)},
@@ -76,8 +100,7 @@ def screen(summary: Mapping[str, Any]) -> str:
             f"In all {left['updates']} updates of {left['updates_allowed']} allowed, and "
             f"{left['bytes'] / 1e6:.2f} MB of {left['bytes_allowed'] / 1e6:.0f} MB."
         ),
-        "An update is the model's tensors, SAM's tuned decoder where the run shares it, counts and",
-        "means; scores and introductions are counts, sums and the site's name. Nothing else passes",
+        "An update is the model's tensors, counts and means; scores and introductions are counts, sums and the site's name. Nothing else passes",
         "this door.",
         (
             f"Refused at the door: {refused or 'nothing'}. Policy {policy['digest'][:16]}, approval "
@@ -108,18 +131,18 @@ def rounds_of(settings: ClientSettings, stem: str) -> Sequence[Took]:
     return Participation(settings.state / "site", Seal(folder)).rounds_of(stem)
 
 
-def export(settings: ClientSettings, out: Path) -> int:
+def export(settings: ClientSettings, policy: Limits, out: Path) -> int:
     """Write the record, its public key, the policy and how to check it; how many files.
 
     Raises `UsageError` where `out` exists or there is no record.
     """
-    files = files_of(record_of(settings.state))
+    files = files_of(audit_log_of(settings.state))
     if not files:
         raise UsageError(f"no record in {settings.state}: nothing has left this site")
     public = audit_line(load_audit_key(settings.keys / "audit.key"))
     texts = {
         "audit.pub": public + "\n",
-        "policy.json": policy_of(settings).model_dump_json(indent=1) + "\n",
+        "policy.json": policy.model_dump_json(indent=1) + "\n",
         "README.txt": _HOW_TO,
     }
     try:

@@ -1,1 +1,1 @@
-"""What would go wrong, before the site joins."""
+"""Find out what would go wrong before the site joins."""

@@ -1,4 +1,4 @@
-"""The doctor: what a hospital should know before its site takes part, and whenever it does not."""
+"""Check everything that a site needs before it takes part: data, weights, machine, keys, network."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,9 +20,9 @@ CANARY_IMAGES = 8
 
 
 def check_site(settings: ClientSettings) -> Iterator[Finding]:
-    """All findings, area by area, as they come; nothing is sent but a greeting to the server."""
+    """All findings, area by area. Only a greeting and test bytes are sent to the server."""
     of_data = _guarded("data", lambda: check_data(settings))
-    labelled, unlabelled = (int(_fact(of_data, kind) or 0) for kind in ("labelled", "unlabelled"))
+    unlabelled = int(_fact(of_data, "unlabelled") or 0)
     yield from of_data
     yield from _guarded("weights", lambda: check_weights(settings))
     yield from _guarded("machine", lambda: check_machine(settings))
@@ -32,11 +32,11 @@ def check_site(settings: ClientSettings) -> Iterator[Finding]:
     of_network = _guarded("network", lambda: check_network(settings))
     yield from of_network
     upload_mbit_s = _fact(of_network, "upload_mbit_s")
-    yield from _guarded("pace", lambda: _pace(settings, labelled, unlabelled, upload_mbit_s))
+    yield from _guarded("pace", lambda: _pace(settings, unlabelled, upload_mbit_s))
 
 
 def canary(settings: ClientSettings) -> Iterator[Finding]:
-    """One whole round on eight images of each kind, from a fresh model; nothing is sent or kept."""
+    """One complete round on eight images of each kind, with a new model; nothing is sent or kept."""
     import time
 
     from knowmine.client.data.dataset import open_site
@@ -59,7 +59,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
         plan = Plan(
             model=settings.model,
             training=TrainingSettings(steps=4, batch=4),
-            mining=MiningSettings(warmup_rounds=0, images=CANARY_IMAGES, tune_steps=4),
+            mining=MiningSettings(warmup_rounds=0, images=CANARY_IMAGES),
         )
         weights = weights_of(build_model(settings.model, 0))
         with rehearsal(settings, few, hidden) as site:
@@ -72,31 +72,29 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
                 manifest=worker.manifest,
             )
     except (KnowmineError, OSError) as error:
-        yield stopped("canary", error, "a round would fail here as well")
+        yield stopped("canary", error, "a real round would fail as well")
         return
     yield Finding(
         "canary",
         "good",
         f"a round on {CANARY_IMAGES} images of each kind took {time.monotonic() - started:.0f} s: "
         f"trained on {update.labelled} labels, kept {update.mined.kept} pseudo-labels, scored "
-        f"{scores.test_images} test images; nothing was sent, and its folder is gone",
+        f"{scores.test_images} test images; nothing was sent, and its folder is deleted",
     )
 
 
 def _guarded(area: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """The findings, or the one that says why there are none: one broken area hides no other."""
+    """The findings of an area, or the one error that stopped it: the other areas still run."""
     try:
         return look()
     except (KnowmineError, OSError) as error:
-        return [stopped(area, error, "nothing more is known of this")]
+        return [stopped(area, error, "this area could not be checked further")]
 
 
-def _pace(
-    settings: ClientSettings, labelled: int, unlabelled: int, upload_mbit_s: float | None
-) -> list[Finding]:
-    from knowmine.client.check.pace import check_pace  # torch takes seconds: not before it is due
+def _pace(settings: ClientSettings, unlabelled: int, upload_mbit_s: float | None) -> list[Finding]:
+    from knowmine.client.check.pace import check_pace  # late: torch takes seconds
 
-    return check_pace(settings, labelled, unlabelled, upload_mbit_s)
+    return check_pace(settings, unlabelled, upload_mbit_s)
 
 
 def _fact(findings: list[Finding], key: str) -> float | None:

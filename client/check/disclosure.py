@@ -22,20 +22,19 @@ from knowmine.client.data.dataset import open_site
 from knowmine.client.device import settle
 from knowmine.client.egress.release import release
 from knowmine.client.paths import save_picture
-from knowmine.client.sam.model import Tunable
+from knowmine.client.sam.interface import Sam
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site import round as site_round
 from knowmine.client.site.open import rehearsal
 from knowmine.client.site.site import Site
 from knowmine.shared.errors import KnowmineError, RunFailed
 from knowmine.shared.log import Progress, Silent
-from knowmine.shared.mask_decoder import DECODER, DECODER_BYTES
 from knowmine.shared.protocol import EvaluateTask, TrainTask
 from knowmine.shared.settings import Plan, TrainingSettings
 from knowmine.shared.trust.countersign import Head
 from knowmine.shared.unetplusplus import build_model, put_weights, weights_of
 from knowmine.shared.weights import Weights
-from knowmine.shared.wire import codec, packing
+from knowmine.shared.wire import codec, packing, tensors
 from knowmine.shared.wire.changes import Form, pack_change
 
 KINDS = ("labelled", "probe", "test")
@@ -78,20 +77,19 @@ def _looked_at(
     before = weights_of(build_model(settings.model, 0))
     # In a first round nothing is mined, so SAM is not needed.
     update = release(
-        site_round.improve(site, TrainTask(1, 1, plan, before)), manifest=site.manifest
+        site_round.improve(site, TrainTask(1, 1, plan, before)), manifest=site.models.manifest
     )
     scores = release(
         site_round.evaluate(site, EvaluateTask(1, 1, plan, update.weights)),
-        manifest=site.manifest,
+        manifest=site.models.manifest,
     )
-    hello = release(site.hello(), manifest=site.manifest)
+    hello = release(site.hello(), manifest=site.models.manifest)
     yield _listed("hello", contents(codec.pack_reply(hello)))
     yield _listed("update", contents(beside_head(codec.pack_reply(update))))
     for form in FORMS:
         packed = pack_change(update.weights, before, form, {}, seed=0)
         held = contents(beside_head(codec.pack_reply(update, packed.data)))
         yield _listed_change(form, held)
-    yield _listed_decoder()
     yield _listed("scores", contents(beside_head(codec.pack_reply(scores))))
     yield _membership(site, before, update.weights)
     yield _inversion(site, settings, before, steps, progress)
@@ -113,7 +111,7 @@ def contents(records: Any) -> dict[str, Any]:
         if group in records.array_records:
             for packed in records.array_records[group].values():
                 data = packed.data
-                if packed.stype == codec.CHANGE:
+                if packed.stype == tensors.CHANGE:
                     data = zstandard.ZstdDecompressor().decompress(data)
                 for name, array in packing.unpack(data).items():
                     tensors.append(
@@ -152,36 +150,21 @@ def _listed_change(form: str, held: dict[str, Any]) -> Finding:
     return Finding("leaves", "note", what, facts={"kind": "update", "form": form, **held})
 
 
-def _listed_decoder() -> Finding:
-    """What goes beside an update, where the run's plan shares it; this pretend round tunes none."""
-    tensors = [
-        {"name": name, "shape": list(spec.shape), "dtype": spec.dtype}
-        for name, spec in DECODER.items()
-    ]
-    what = (
-        "beside the update of a round that tuned SAM, where the plan says mining.share_decoder: "
-        f"{len(tensors)} tensors of its mask decoder ({DECODER_BYTES} bytes), on which no attack "
-        "is tried here; sam_decoder: false in policy.yaml keeps them"
-    )
-    facts = {"kind": "decoder", "tensors": tensors, "bytes": DECODER_BYTES}
-    return Finding("leaves", "note", what, facts=facts)
-
-
 def _membership(site: Site, before: Weights, after: Weights) -> Finding:
-    cases = [(i, site.scorer.truth(c.stem, site.settings.image_px))
-             for i, c in enumerate(site.test.cases)]  # fmt: skip
+    cases = [(i, site.scorer.truth(c.stem, site.models.settings.image_px))
+             for i, c in enumerate(site.images.test.cases)]  # fmt: skip
     usable = [(i, truth) for i, truth in cases if truth is not None]
-    trained = [site.labelled, site.probe]
+    trained = [site.images.labelled, site.images.probe]
     images = torch.cat([kind.images for kind in trained])
     truth = torch.cat([kind.truth for kind in trained])
     if not usable or not len(images):
         return Finding("membership", "note", "not tried: it needs labelled and test images")
-    values = torch.arange(1, site.settings.classes + 1).view(1, -1, 1, 1)
+    values = torch.arange(1, site.models.settings.classes + 1).view(1, -1, 1, 1)
     masks = torch.from_numpy(np.stack([mask for _, mask in usable]))[:, None] == values
-    held_out = site.test.images[[i for i, _ in usable]]
+    held_out = site.images.test.images[[i for i, _ in usable]]
     found = {}
     for name, weights in (("update", after), ("unseen", before)):
-        model = build_model(site.settings.model_copy(update={"pretrained": False}), 0)
+        model = build_model(site.models.settings.model_copy(update={"pretrained": False}), 0)
         put_weights(model, weights)
         found[name] = membership(losses_of(model, images, truth), losses_of(model, held_out, masks))
     text = {k: f"{v.auc:.2f} (95 %: {v.low:.2f} to {v.high:.2f})" for k, v in found.items()}
@@ -199,14 +182,14 @@ def _inversion(
     site: Site, settings: ClientSettings, before: Weights, steps: int, progress: Progress
 ) -> Finding:
     """A batch of two crops from its own gradient, and from that of two others."""
-    if len(site.labelled) < 2 * BATCH:
+    if len(site.images.labelled) < 2 * BATCH:
         return Finding("inversion", "note", f"not tried: it needs {2 * BATCH} labelled images")
-    model = build_model(site.settings.model_copy(update={"pretrained": False}), 0)
+    model = build_model(site.models.settings.model_copy(update={"pretrained": False}), 0)
     put_weights(model, before)
     model.eval()
-    middle = _middle(site.settings.image_px)
-    images = site.labelled.images[: 2 * BATCH, :, middle, middle] / 255
-    truth = site.labelled.truth[: 2 * BATCH, :, middle, middle]
+    middle = _middle(site.models.settings.image_px)
+    images = site.images.labelled.images[: 2 * BATCH, :, middle, middle] / 255
+    truth = site.images.labelled.truth[: 2 * BATCH, :, middle, middle]
     own, mask = images[:BATCH], truth[:BATCH]
     progress.start("inverting gradients", 2 * steps)
     made = []
@@ -245,5 +228,5 @@ def _beside(*columns: Tensor) -> Image.Image:
     return Image.fromarray((rows * 255).round().to(torch.uint8).numpy())
 
 
-def _no_sam() -> Tunable:
+def _no_sam() -> Sam:
     raise RunFailed("a first round asks no SAM")

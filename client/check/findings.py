@@ -1,4 +1,4 @@
-"""What a check found: each finding says what, why it matters and how to mend it."""
+"""The findings of a check: each says what was seen, why it matters and how to fix it."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,9 +10,10 @@ LEVELS: tuple[Level, ...] = ("good", "note", "warning", "error")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One finding.
 
-    area: data, weights, machine, isolation, disk, keys, network, pace, canary, leaves, ... facts: numbers for scripts.
+    area: data, weights, machine, isolation, disk, keys, network, pace, canary or leaves. what: what
+    was seen. why: why it matters. mend: how to fix it. facts: numbers for scripts.
     """
 
     area: str
@@ -24,18 +25,18 @@ class Finding:
 
 
 def stopped(area: str, error: Exception, why: str) -> Finding:
-    """What ended a look at an area before its time; what the system says of a file names it."""
+    """The finding for an error that stopped the check of an area; a system error names the file."""
     if not isinstance(error, OSError):
         return Finding(area, "error", str(error), why)
     where = f" ({error.filename})" if error.filename else ""
     what = f"the system says: {error.strerror or error}{where}"
     return Finding(
-        area, "error", what, why, "see whose it is, its mode, and whether the disk is full"
+        area, "error", what, why, "check its owner, its mode, and whether the disk is full"
     )
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The gravest level among them.
+    """The most serious level of the findings.
 
     >>> worst([Finding("disk", "good", "9 GB free"), Finding("keys", "warning", "ends soon")])
     'warning'
@@ -44,6 +45,6 @@ def worst(findings: Iterable[Finding]) -> Level:
 
 
 def as_json(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The report for scripts."""
+    """The findings as JSON."""
     findings = list(findings)
     return {"level": worst(findings), "findings": [asdict(finding) for finding in findings]}

@@ -1,4 +1,4 @@
-"""Look at the way to the coordinator: proxy, TLS, clock, latency, bandwidth, versions."""
+"""Check the connection to the coordinator: proxy, TLS, clock, latency, bandwidth, versions."""
 
 import os
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ MAX_CLOCK_S = 60.0
 
 
 def check_network(settings: ClientSettings) -> list[Finding]:
-    """Ask the server whether this site is welcome, and measure the way there."""
+    """Greet the server, and measure latency and bandwidth."""
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     found = [Finding("network", "note", f"through the proxy {_masked(proxy)}")] if proxy else []
     try:
@@ -27,14 +27,14 @@ def check_network(settings: ClientSettings) -> list[Finding]:
             settings.network, settings.site, keys, settings.keys, settings.state / COURIER, silent()
         )
         try:
-            link.probe(b"")  # pays for the connection
+            link.probe(b"")  # opens the connection
             answer, latency_s, there = link.probe(b"")
             _, upload_s, _ = link.probe(bytes(PAYLOAD_BYTES))
         finally:
             link.close()
     except KnowmineError as error:
         why = "no round reaches this site"
-        mend = "one outgoing TCP connection to that address has to be allowed"
+        mend = "allow one outgoing TCP connection to that address"
         return [*found, Finding("network", "error", str(error), why, mend)]
     bits = PAYLOAD_BYTES * 8 / max(1e-6, upload_s - latency_s) / 1e6
     what = f"{settings.network.server} answers in {latency_s * 1000:.0f} ms, {bits:.0f} Mbit/s up"
@@ -44,29 +44,29 @@ def check_network(settings: ClientSettings) -> list[Finding]:
 
 
 def versions(answer: dict[str, object]) -> list[Finding]:
-    """Whether the server, by its answer to a greeting, speaks as this site does."""
+    """Whether the server's answer has the same protocol version as this site."""
     ours = version("knowmine")
     if answer.get("protocol") != PROTOCOL:
-        what = f"the server speaks protocol {answer.get('protocol')}, this site {PROTOCOL}"
+        what = f"the server uses protocol {answer.get('protocol')}, this site {PROTOCOL}"
         mend = f"install knowmine {answer.get('version')} here, or ask the coordinator to update"
-        return [Finding("network", "error", what, "they do not understand each other", mend)]
+        return [Finding("network", "error", what, "they cannot work together", mend)]
     what = f"the server runs knowmine {answer.get('version')}, this site {ours}"
     return [Finding("network", "good", what)]
 
 
 def clock(there: datetime | None) -> list[Finding]:
-    """Whether this machine has the server's time, to the minute."""
+    """Whether this machine's clock agrees with the server's to a minute."""
     if there is None:
         return []
     wrong_s = (datetime.now(UTC) - there).total_seconds()
     if abs(wrong_s) < MAX_CLOCK_S:
         return [Finding("network", "good", "the clock agrees with the server's")]
     what = f"this machine's clock is {abs(wrong_s):.0f} s {'ahead' if wrong_s > 0 else 'behind'}"
-    why = "the site corrects for it when it talks to the server, but logs and certificates do not"
+    why = "the site corrects for it in its requests, but logs and certificates stay wrong"
     return [Finding("network", "warning", what, why, "set it, or start a time service (NTP)")]
 
 
 def _masked(proxy: str) -> str:
-    """A proxy's address without the password that may stand in it."""
+    """A proxy's address without the password that it may contain."""
     scheme, _, rest = proxy.rpartition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else rest.rpartition("@")[2]

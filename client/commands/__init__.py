@@ -1,1 +1,1 @@
-"""Arguments to settings, outcomes to words."""
+"""Turn arguments into settings, and outcomes into words; one file for each command."""

@@ -1,4 +1,4 @@
-"""The command line of `knowmine-client approve`."""
+"""`knowmine-client approve`: list the updates that wait, let one leave or keep it here."""
 
 import getpass
 from pathlib import Path
@@ -13,20 +13,22 @@ from knowmine.shared.settings import read_settings
 def approve(
     settings: Annotated[Path, typer.Argument(help="This site's settings, such as client.yaml.")],
     name: Annotated[
-        str | None, typer.Argument(help="The update to decide on. Not set: list what waits.")
+        str | None, typer.Argument(help="The update to decide on. Not set: list those that wait.")
     ] = None,
-    refuse: Annotated[bool, typer.Option("--refuse", help="Keep it here instead.")] = False,
+    refuse: Annotated[bool, typer.Option("--refuse", help="Keep it here.")] = False,
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
-    """Let an update leave that waits for a person, or refuse it.
+    """Approve an update that waits for a person, or refuse it.
 
-    Without a name it lists what waits and where the page is that says what would leave. Example:
-    knowmine-client approve lyon/client.yaml 0003-5f0a91c2d4e7
+    Without a name it lists the updates that wait, each with a page that shows what would leave.
+
+    Example: knowmine-client approve lyon/client.yaml 0003-5f0a91c2d4e7
     """
     from knowmine.client.egress import approval
+    from knowmine.client.paths import PENDING
     from knowmine.client.settings import ClientSettings
 
-    folder = read_settings(ClientSettings, settings, {}).state / approval.PENDING
+    folder = read_settings(ClientSettings, settings, {}).state / PENDING
     text = checked_format(format_) == "text"
     if name is not None:
         decide = approval.refuse if refuse else approval.approve

@@ -1,4 +1,4 @@
-"""The command line of `knowmine-client audit`: what left, on one screen, checked and exported."""
+"""`knowmine-client audit`: show, verify and export the record of what left the site."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,13 @@ _Format = Annotated[str, typer.Option("--format", help="text or json.")]
 def show(
     settings: _Settings,
     case: Annotated[
-        str | None, typer.Option(help="When did the case of this stem take part?")
+        str | None, typer.Option(help="Case id: show the rounds that used this case.")
     ] = None,
     format_: _Format = "text",
 ) -> None:
     """What left this site, on one screen. Example: knowmine-client audit show lyon/client.yaml"""
     from knowmine.client.audit.report import rounds_of, screen, summary_of
+    from knowmine.client.egress.policy import policy_of
     from knowmine.client.settings import ClientSettings
 
     read = read_settings(ClientSettings, settings, {})
@@ -36,9 +37,9 @@ def show(
         for one in took if text else []:
             typer.echo(f"{one.time}  round {one.round}: {one.as_}")
         if text and not took:
-            typer.echo("It took part in no round that this site remembers.")
+            typer.echo("No recorded round used this case.")
         return
-    summary = summary_of(read)
+    summary = summary_of(read, policy_of(read))
     if text:
         typer.echo(screen(summary))
     else:
@@ -49,7 +50,9 @@ def show(
 
 @audit.command()
 def verify(
-    record: Annotated[Path, typer.Argument(help="The file receipts.jsonl, older ones beside it.")],
+    record: Annotated[
+        Path, typer.Argument(help="The file receipts.jsonl, with older parts beside it.")
+    ],
     key: Annotated[list[Path], typer.Option(help="The site's public key; may be repeated.")],
     server_key: Annotated[
         list[Path] | None,
@@ -57,17 +60,19 @@ def verify(
     ] = None,
     head: Annotated[
         list[str] | None,
-        typer.Option(help="A head that the site published: it must be in the record."),
+        typer.Option(help="A head that the site published; it must be in the record."),
     ] = None,
     rounds: Annotated[
         Path | None,
-        typer.Option(help="The server's RUN/rounds: each head in it of this site must be there."),
+        typer.Option(
+            help="The server's RUN/rounds; each head of this site in it must be in the record."
+        ),
     ] = None,
     format_: _Format = "text",
 ) -> None:
-    """Check a record by its files and public keys; no network, no settings.
+    """Check a record with only its files and public keys; no network, no settings.
 
-    Exit code 0: right; 4: wrong, with the first wrong line. Example: knowmine-client audit verify
+    Exit code 0: valid; 4: invalid, with the first wrong line. Example: knowmine-client audit verify
     receipts.jsonl --key audit.pub --server-key server.crt --rounds RUN/rounds
     """
     from knowmine.client.audit.heads import heads_in, heads_of
@@ -92,12 +97,14 @@ def export(
     settings: _Settings,
     out: Annotated[Path, typer.Argument(help="New .zip file for the auditor.")],
 ) -> None:
-    """The record with its public key and how to check it, for whoever audits this site.
+    """Export the record, its public key and instructions, for the auditor of this site.
 
     It names no case. Example: knowmine-client audit export lyon/client.yaml lyon-audit.zip
     """
     from knowmine.client.audit.report import export as write
+    from knowmine.client.egress.policy import policy_of
     from knowmine.client.settings import ClientSettings
 
-    files = write(read_settings(ClientSettings, settings, {}), out)
+    read = read_settings(ClientSettings, settings, {})
+    files = write(read, policy_of(read), out)
     typer.echo(f"{files} files in {out}. Check it: knowmine-client audit verify --help")

@@ -1,4 +1,4 @@
-"""The command line of `knowmine-client check`."""
+"""`knowmine-client check`: print what would go wrong, and how to fix it."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from knowmine.shared import talk
+from knowmine.shared import verbosity
 from knowmine.shared.command import checked_format, say_json
 from knowmine.shared.settings import read_settings
 
@@ -27,7 +27,10 @@ MARKS = {
 def check(
     settings: Annotated[Path, typer.Argument(help="This site's settings, such as client.yaml.")],
     with_canary: Annotated[
-        bool, typer.Option("--canary", help="Also do one round on eight images; nothing is sent.")
+        bool,
+        typer.Option(
+            "--canary", help="Also run one round on eight images of each kind; nothing is sent."
+        ),
     ] = False,
     with_leaves: Annotated[
         bool,
@@ -38,9 +41,9 @@ def check(
     ] = 32,
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
-    """Look at data, weights, machine, keys and network, and say how to mend what is wrong.
+    """Check data, weights, machine, keys and network, and say how to fix what is wrong.
 
-    Exit code 0: nothing stands in the way; 2: an error was found. Example: knowmine-client check
+    Exit code 0: no error; 2: an error was found. Example: knowmine-client check
     lyon/client.yaml
     """
     from knowmine.client.check.check import canary, check_site
@@ -56,7 +59,7 @@ def check(
         _leaving(read, attack_steps, text) if with_leaves else (),
     ):
         found.append(finding)
-        if text and not (talk.quiet() and finding.level in ("good", "note")):
+        if text and not (verbosity.quiet() and finding.level in ("good", "note")):
             colour, mark = MARKS[finding.level]
             console.print(f"[{colour}]{mark:>2}[/] [bold]{finding.area}[/]: ", end="")
             console.print(finding.what, markup=False, highlight=False, soft_wrap=True)
@@ -69,14 +72,14 @@ def check(
 
 
 def _leaving(settings: "ClientSettings", steps: int, text: bool) -> Iterator["Finding"]:
-    """What would leave, with how far it is on standard error."""
+    """The findings about what would leave; progress goes to standard error."""
     from knowmine.client.check.disclosure import what_leaves
 
     yield from what_leaves(settings, steps=steps, progress=_Steps() if text else None)
 
 
 class _Steps:
-    """A `Progress` of one line on standard error for each step."""
+    """A `Progress` that prints one line a step to standard error."""
 
     def start(self, step: str, total: int) -> None:
         typer.echo(f"     {step} ({total}) ...", err=True)

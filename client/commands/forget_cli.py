@@ -1,4 +1,4 @@
-"""The command line of `knowmine-client forget`."""
+"""`knowmine-client forget`: destroy what the site keeps of a case or of the project."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,10 @@ from knowmine.shared.settings import read_settings
 
 def forget(
     settings: Annotated[Path, typer.Argument(help="This site's settings, such as client.yaml.")],
-    case: Annotated[str | None, typer.Option(help="The stem of one case.")] = None,
-    project: Annotated[bool, typer.Option("--project", help="All that the project kept.")] = False,
+    case: Annotated[str | None, typer.Option(help="The case id.")] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="Everything that the project kept.")
+    ] = False,
 ) -> None:
     """Destroy what is kept of a case or of the project: keys, embeddings, pseudo-labels, scores.
 
@@ -20,12 +22,12 @@ def forget(
     lyon/client.yaml --case scan-0012
     """
     if (case is None) == (not project):
-        raise UsageError("forget what? give either --case STEM or --project")
+        raise UsageError("forget what? give either --case CASE or --project")
     from knowmine.client.settings import ClientSettings
-    from knowmine.client.storage.forget import forget_case, forget_project
+    from knowmine.client.site.forget import forget_case, forget_project
 
     read = read_settings(ClientSettings, settings, {})
     files = forget_project(read) if case is None else forget_case(read, case)
-    typer.echo(f"{files} files were destroyed or cleaned; a receipt says so.")
+    typer.echo(f"{files} files were destroyed or cleaned; a receipt records it.")
     if case is not None:
-        typer.echo(f"So that it takes no part again, add it to {read.data / 'withdrawn.txt'}.")
+        typer.echo(f"To exclude it from later rounds, add it to {read.data / 'withdrawn.txt'}.")

@@ -1,16 +1,16 @@
-"""A site's log as a person at its terminal reads it: one short line for what they want to know."""
+"""Turn events of the site's log into short lines for the person at the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
 WRONG = frozenset(("failed", "dropped", "not renewed", "expiry", "clock"))
-"""Events that a person hears of even when they asked for quiet."""
+"""Events that are printed even with --quiet."""
 
 _DOING = {"train": "train", "evaluate": "score the model", "query": "introduce itself"}
 
 
 class Lines:
-    """Turns events of the site's log into lines, and leaves out what was just said.
+    """Turns events into lines, and drops a line that repeats the last one.
 
     >>> Lines().of("joined", {"server": "localhost:9443"})
     'connected to localhost:9443; waiting to be asked'
@@ -20,7 +20,7 @@ class Lines:
         self._last = ""
 
     def of(self, event: str, fields: Mapping[str, Any]) -> str:
-        """The line for an event; empty where there is nothing new to say."""
+        """The line for an event; empty if there is nothing new."""
         line = _line(event, fields)
         if line == self._last:
             return ""

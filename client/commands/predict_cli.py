@@ -1,4 +1,4 @@
-"""`knowmine-client predict`: arguments to `predict_files`, its outcome to words or JSON."""
+"""`knowmine-client predict`: pass arguments to `predict_files`, print its outcome."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from knowmine.shared import talk
+from knowmine.shared import verbosity
 from knowmine.shared.command import checked_format, say_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def predict(
         typer.Option(help="The coordinator's public key (PEM); the model must be signed with it."),
     ] = None,
     unsigned: Annotated[
-        bool, typer.Option("--unsigned", help="Take a model that nobody signed: your own.")
+        bool, typer.Option("--unsigned", help="Accept a model without a signature: your own.")
     ] = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
@@ -37,7 +37,7 @@ def predict(
     Nothing is sent anywhere. Example:
     knowmine-client predict polyps-model case.dcm more/ --out masks --key coordinator.pub
     """
-    # Imported late: decoders take half a second, and --help should not.
+    # Imported late, because decoders take half a second to import and --help must be fast.
     from knowmine.client.predict.predict import predict_files
 
     checked_format(format_)
@@ -61,7 +61,7 @@ def predict(
 
 
 def report_of(outcome: "Outcome") -> dict[str, Any]:
-    """The outcome as `--format json` prints it."""
+    """The outcome for `--format json`."""
     package = outcome.package
     return {
         "images": outcome.images,
@@ -81,7 +81,7 @@ def _say(outcome: "Outcome", console: Console) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def nice(text: str, style: str = "") -> None:
-        if not talk.quiet():
+        if not verbosity.quiet():
             line(text, style)
 
     from knowmine.shared.package import PUBLIC_KEY
@@ -91,27 +91,27 @@ def _say(outcome: "Outcome", console: Console) -> None:
         nice(f"Model {package.card.name}, signed with the key that you gave", "green")
     elif package.signer:
         line(
-            f"Model {package.card.name} is as it was signed, with a key of fingerprint "
+            f"Model {package.card.name} has not changed since it was signed with the key of fingerprint "
             f"{package.signer}; that key came with the model, so it does not show who signed: "
-            "compare the fingerprint with the coordinator's by telephone, keep "
+            "compare the fingerprint with the coordinator's by telephone, keep a copy of "
             f"{package.folder / PUBLIC_KEY} elsewhere, and give it as --key from then on",
             "yellow",
         )
     else:
-        line(f"Model {package.card.name} is not signed: nobody vouches for it", "yellow")
+        line(f"Model {package.card.name} is not signed: its origin is unknown", "yellow")
     for error in outcome.failed.values():
         line(error, "red")
     for file, reason in outcome.without_seg.items():
-        line(f"{file}: {reason}; its masks are written as PNG", "yellow")
+        line(f"{file}: {reason}; its masks are only written as PNG", "yellow")
     nice(f"{outcome.images} masks in {outcome.out}, areas in {outcome.out / 'areas.csv'}")
     if outcome.doubted:
         first = ", ".join(outcome.doubted[:5]) + (", ..." if len(outcome.doubted) > 5 else "")
-        line(f"{len(outcome.doubted)} in doubt, look at these first: {first}", "yellow")
+        line(f"{len(outcome.doubted)} in doubt, check these first: {first}", "yellow")
     nice("Research software, not a medical device: look at every mask.")
 
 
 class _Shown:
-    """A progress bar where there is a terminal, nothing elsewhere."""
+    """A progress bar on a terminal; nothing elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Bar(
@@ -121,7 +121,7 @@ class _Shown:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=talk.quiet() or not console.is_terminal,
+            disable=verbosity.quiet() or not console.is_terminal,
         )
 
     def start(self, step: str, total: int) -> None:
@@ -131,7 +131,7 @@ class _Shown:
         self._bar.advance(self._task, n)
 
     def done(self) -> None:
-        """The bar goes when its context is left."""
+        """The bar disappears when its context ends."""
 
     def __enter__(self) -> Self:
         self._bar.start()

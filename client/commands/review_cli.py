@@ -1,4 +1,4 @@
-"""`knowmine-client review`: a run's pseudo-labels on a page for one person on this machine."""
+"""`knowmine-client review`: open a page on this machine to review a run's pseudo-labels."""
 
 import webbrowser
 from contextlib import ExitStack
@@ -16,34 +16,37 @@ def review(
         Path, typer.Argument(help="A simulation's run folder, client.yaml, or a state folder.")
     ],
     role: Annotated[
-        str, typer.Option(help="Who decides, by role; it stands in every decision.")
+        str, typer.Option(help="Role of the person who decides; part of every decision.")
     ] = "reviewer",
     data: Annotated[
         Path | None, typer.Option(help="Data folder with the images, if it was moved.")
     ] = None,
-    sam: Annotated[str | None, typer.Option(help="SAM to click: a name or a file.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8737,
+    sam: Annotated[str | None, typer.Option(help="SAM for clicks: a name or a file.")] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")
+    ] = 8737,
     open_browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
 ) -> None:
-    """Look at pseudo-labels, worst first: accept, reject or correct them.
+    """Review pseudo-labels, worst first: accept, reject or correct them.
 
-    The page is on this machine only, and needs no network. What is decided counts from the next
-    round on. Example: knowmine-client review lyon/client.yaml --role radiologist
+    The page is only on this machine and needs no network. Decisions count from the next round on.
+    Example: knowmine-client review lyon/client.yaml --role radiologist
     """
-    # Imported late: torch takes seconds, and --help should not.
+    # Imported late, because torch takes seconds to import and --help must be fast.
     from knowmine.client.device import settle
     from knowmine.client.review.server import ReviewServer
     from knowmine.client.review.session import Review
-    from knowmine.client.review.sources import find_places, is_going
-    from knowmine.client.sam.model import Sam, load_sam
+    from knowmine.client.review.sources import find_run, is_running
+    from knowmine.client.sam.interface import Sam
+    from knowmine.client.sam.model import load_sam
     from knowmine.client.sam.weights import find_weights
-    from knowmine.shared.lock import FolderLock
+    from knowmine.shared.files import FolderLock
 
     if not role.strip() or len(role) > 40 or not role.isprintable():
         raise UsageError(f"--role {role!r}: expected up to 40 letters, such as radiologist")
-    found = find_places(run, data, sam)
+    found = find_run(run, data, sam)
     settle(found.machine.threads)
 
     def open_sam() -> Sam:
@@ -51,16 +54,16 @@ def review(
         return load_sam(weights, device=found.machine.device, threads=found.machine.threads)
 
     with ExitStack() as stack:
-        # One review at a time writes in a site's folder; a running round only reads there.
-        for place in found.places:
-            stack.callback(FolderLock(place.folder).release)
-        work = Review(found.places, open_sam, found.cache / "embeddings", role.strip())
-        cases = work.cases()
-        server = ReviewServer(work, found.title, lambda: is_going(run), port)
-        if found.going:
-            typer.echo("The run is not over: what you decide counts from its next round on.")
-        typer.echo(f"{len(cases)} pseudo-labels to look at. Open {server.url}")
-        say("The address works once, on this machine only. Ctrl-C ends the review.")
+        # Only one review at a time may write in a site's folder; a running round only reads there.
+        for site in found.sites:
+            stack.callback(FolderLock(site.folder).release)
+        work = Review(found.sites, open_sam, found.cache / "embeddings", role.strip())
+        cases = work.cases.listed()
+        server = ReviewServer(work, found.title, lambda: is_running(run), port)
+        if found.running:
+            typer.echo("The run is in progress: your decisions count from its next round on.")
+        typer.echo(f"{len(cases)} pseudo-labels to review. Open {server.url}")
+        say("The address works once, and only on this machine. Ctrl-C ends the review.")
         if open_browser:
             webbrowser.open(server.url)
         server.run()

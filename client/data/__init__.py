@@ -1,1 +1,1 @@
-"""The hospital's images and masks: read, matched, divided, scored."""
+"""The hospital's images and masks: read them, pair them, split them, score against them."""

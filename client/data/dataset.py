@@ -1,11 +1,12 @@
-"""This site's labelled, probe, unlabelled and test images, the same for the same seed.
+"""Split a site's images into labelled, calibration, unlabelled and test images.
 
-client/data/folder.py says what a data folder holds, client/data/split.py which images are for what,
-client/data/sampling.py how a draw is made, and client/data/loading.py decodes what was drawn.
+The same seed gives the same split. `folder.py` reads a data folder, `split.py` decides the use of
+each image, `sampling.py` makes the random draws, and `loading.py` decodes the chosen images.
 
-A mask that the run may not learn from, because its image is a test image or stands in for an
-unlabelled one, is hidden: its path is taken out of the `Case` and put into `HiddenMasks`, which
-client/data/scoring.py alone opens. Nothing here opens a hidden mask, not even its header.
+A mask is hidden if the run may not learn from it: its image is a test image, or it counts as
+unlabelled in this run. The path of a hidden mask is removed from the `Case` and put into
+`HiddenMasks`. Only `scoring.py` opens it. Nothing in this file opens a hidden mask, not even its
+header.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,11 @@ from knowmine.client.data.loading import (
     Loaded,
     header_problem,
     load_images,
-    load_masks,
     refuse_many_bad,
 )
 from knowmine.client.data.sampling import grouped, ranked, site_shares, whole_groups
 from knowmine.client.data.split import Division, deal_cases, divide, rounded
-from knowmine.client.storage.participation import WITHDRAWN
+from knowmine.client.data.withdrawn import WITHDRAWN
 from knowmine.shared.errors import DataError, SettingsError
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "Loaded",
     "SiteData",
     "load_images",
-    "load_masks",
     "open_site",
     "refuse_many_bad",
     "scan",
@@ -40,18 +39,18 @@ __all__ = [
 ]
 
 MOST_PROBE = 48
-"""Images that a probe set has at most: more hardly judge better, SAM has to look at each, and they
-are worth more as labels."""
+"""Most images in the calibration set. More hardly improve the quality estimate, SAM has to encode
+each of them, and they are worth more as labels."""
 
 
 @dataclass(frozen=True)
 class SiteData:
-    """What one site has. Masks of `unlabelled` and `test` cases are None: hidden or absent.
+    """One site's cases by use. Cases in `unlabelled` and `test` have no mask: hidden or absent.
 
-    probe: labelled images that judge and are not trained on.
-    left_out: "stem: reason" of each image that the headers show to be of no use.
-    warnings: what a person should know about the folder, in sentences.
-    withdrawn: list of cases that take no part any more, read at each round; it may not be there.
+    probe: the calibration set: labelled images that are not trained on.
+    left_out: "case id: reason" of each image whose headers show that it cannot be used.
+    warnings: sentences about the folder for a person to read.
+    withdrawn: file that lists withdrawn cases. Each round reads it; it may not exist.
     """
 
     name: str
@@ -66,7 +65,7 @@ class SiteData:
 
 @dataclass(frozen=True)
 class HiddenMasks:
-    """Where the masks are that nothing but the scorer may open: stem to path."""
+    """Case id to path of the masks that only the scorer may open."""
 
     paths: Mapping[str, Path] = field(repr=False)
 
@@ -84,19 +83,19 @@ def open_site(
     max_bad_share: float = 0.1,
     max_image_px: int = MAX_IMAGE_PX,
 ) -> tuple[SiteData, HiddenMasks]:
-    """One site from its own data folder.
+    """Split one data folder of one site.
 
-    labelled: None takes all masks there are (those in labelled.txt, if there is one); a float in
-        (0, 1] a fraction of them, at least one; an int that many; 0 none. 1.0 also insists that
-        every image has a mask, where no labelled.txt says otherwise.
-    probe_fraction: part of the labelled images, rounded down, that becomes the probe set; it has
-        MOST_PROBE images at most.
-    test: list of test stems, looked for in the folder first; None takes test.txt in the folder
-        or, where there is none, draws `test_fraction` of the images that have masks.
-    group_by: column of index.csv; a group is never on both sides of the test set's border.
+    labelled: which masks to use. None: all, or those in labelled.txt if it exists. A float in
+        (0, 1]: this fraction of them, at least one. An int: this many. 0: none. Without
+        labelled.txt, 1.0 also requires a mask for every image.
+    probe_fraction: part of the labelled images, rounded down, that becomes the calibration set; at
+        most MOST_PROBE images.
+    test: file that lists the test cases, looked up in the folder first. None: test.txt in the
+        folder; without it, `test_fraction` of the images with masks is drawn.
+    group_by: column of index.csv. A group is never divided between the test set and the rest.
 
-    Raises `DataError`, also where more than `max_bad_share` of the images cannot be used, and
-    `SettingsError` for numbers that mean nothing.
+    Raises `DataError`, also if more than `max_bad_share` of the images cannot be used, and
+    `SettingsError` for numbers out of range.
     """
     _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
     division = divide(folder, labelled, test, test_fraction, group_by, seed)
@@ -126,11 +125,11 @@ def split_sites(
     max_bad_share: float = 0.1,
     max_image_px: int = MAX_IMAGE_PX,
 ) -> dict[str, tuple[SiteData, HiddenMasks]]:
-    """Divide one data folder over simulated sites `site-1` to `site-N`.
+    """Split one data folder between simulated sites `site-1` to `site-N`.
 
-    The test set is drawn first; it and the rest are then dealt over the sites in the same
-    proportions: even, or drawn from Dirichlet(`dirichlet_alpha`), where smaller is less even.
-    The other arguments are those of `open_site`; `labelled` counts at each site.
+    The test set is drawn first. The test set and the rest are then dealt to the sites in the same
+    proportions: even, or drawn from Dirichlet(`dirichlet_alpha`); a smaller alpha is less even.
+    The other arguments are those of `open_site`; `labelled` applies to each site.
     """
     _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
     if sites < 1:
@@ -142,15 +141,15 @@ def split_sites(
         )
     division = divide(folder, labelled, test, test_fraction, group_by, seed)
     shares = site_shares(sites, dirichlet_alpha, seed)
-    # Images with labels are dealt before the others, so that each site gets its part of both.
+    # Labelled images are dealt before the others, so that each site gets its part of both.
     rest = deal_cases(division.rest, division.labels, shares, seed)
     held_out = deal_cases(division.test, division.labels, shares, seed)
     if not all(rest):
         unit = f"groups of {group_by}" if group_by else "images"
         have = len({case.group for case in division.rest})
         raise DataError(
-            f"{folder} has {have} {unit} beside the test set, too few for {sites} sites; expected "
-            "at least one for each, so ask for fewer sites"
+            f"{folder} has {have} {unit} outside the test set, too few for {sites} sites; expected "
+            "at least one per site, so ask for fewer sites"
         )
     return {
         f"site-{i}": _site(
@@ -197,7 +196,7 @@ def _site(
     *,
     withdrawn: Path,
 ) -> tuple[SiteData, HiddenMasks]:
-    """Draw labels and probe set, hide the other masks, leave out what headers show to be bad."""
+    """Draw labels and calibration set, hide the other masks, leave out images with bad headers."""
     test, rest, labels, notes = division
     drawn = _draw_labels(name, labels & {case.stem for case in rest}, labelled, seed)
     hidden = {c.stem: c.mask for c in (*test, *rest) if c.mask and c.stem not in drawn}
@@ -209,17 +208,17 @@ def _site(
         if (problem := header_problem(case, max_image_px))
     }
     refuse_many_bad(name, list(problems.values()), len(cases), max_bad_share)
-    # A test image without a mask can neither be scored nor, being a test image, be mined. It is
-    # no bad image either: whole groups go to the test set, whatever part of them has masks.
+    # A test image without a mask cannot be scored, and a test image cannot be mined. It is not a
+    # bad image either: a whole group goes to the test set, even if only some of it has masks.
     idle = {case.stem for case in test if case.mask is None and case.stem not in problems}
     if idle:
-        notes += (f"{len(idle)} test images have no mask and take no part",)
+        notes += (f"{len(idle)} test images have no mask and are not used",)
 
     usable = [case for stem, case in cases.items() if stem not in problems and stem not in idle]
     with_label = [case for case in usable if case.mask]
     probe = _draw_probe(with_label, probe_fraction, seed)
     if not probe and int(probe_fraction * len(with_label)) and len(with_label) > 1:
-        notes += ("no labelled group is small enough for the probe set, which stays empty",)
+        notes += ("no labelled group is small enough for the calibration set, which stays empty",)
     in_test = {case.stem for case in test}
     data = SiteData(
         name=name,
@@ -233,7 +232,7 @@ def _site(
     )
     if not any((data.labelled, data.unlabelled)):
         raise DataError(
-            f"site '{name}' has no usable image beside its test set:\n  "
+            f"site '{name}' has no usable image outside its test set:\n  "
             + "\n  ".join(data.left_out[:3])
         )
     return data, HiddenMasks({stem: path for stem, path in hidden.items() if stem not in problems})
@@ -250,14 +249,14 @@ def _draw_labels(
         count = labelled
         if count > len(labels):
             raise DataError(
-                f"site '{name}': asked for {count} labelled images, only {len(labels)} have masks "
+                f"site '{name}': asked for {count} labelled images, but only {len(labels)} have masks "
                 "that may be used; ask for fewer, or for a fraction"
             )
     return set(ranked(labels, seed, "labelled")[:count])
 
 
 def _draw_probe(cases: Sequence[Case], fraction: float, seed: int) -> set[str]:
-    """Stems of the probe set: whole groups, never more than MOST_PROBE images, never the last label."""
+    """Case ids of the calibration set: whole groups, at most MOST_PROBE images, not the last label."""
     groups = grouped(cases, lambda case: case.group)
     sizes = {group: len(of) for group, of in groups.items()}
     count = min(int(fraction * len(cases)), MOST_PROBE, len(cases) - 1)

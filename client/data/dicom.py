@@ -1,6 +1,6 @@
-"""Read one DICOM file as a viewer shows it.
+"""Read one DICOM image as a viewer shows it.
 
-Pillow's formats stand in images.py; this file is what DICOM needs beside them.
+`images.py` reads the other formats.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from knowmine.shared.errors import DataError
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-"""What DICOM files may end in, lower case; `.ima` is Siemens'."""
+"""Suffixes of DICOM files, lower case; Siemens scanners write `.ima`."""
 
 MAX_FRAMES = 10_000
-"""Frames above which a header is taken for damaged rather than a long recording (5 min at 30/s)."""
+"""A header that declares more frames counts as damaged (this is 5 minutes at 30 frames a second)."""
 
 _OTHERS = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".csv", ".txt", ".json"}
@@ -29,10 +29,11 @@ _OTHERS = frozenset(
 
 
 def is_dicom(path: Path) -> bool:
-    """By suffix, or for unknown ones by the mark that DICOM files carry at byte 128 (PS3.10, 7.1).
+    """Whether a file is DICOM: by its suffix, else by the "DICM" mark at byte 128 (PS3.10, 7.1).
 
-    Files from hospital archives often have no suffix, a UID's last part or a maker's word for one.
-    A DICOMDIR carries the mark too; it is a medium's table of contents and no image.
+    Files from hospital archives often have no suffix; what looks like one is then the last part of
+    a UID or a vendor's own word. A DICOMDIR has the mark too, but it lists files and is not an
+    image.
     """
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
@@ -47,24 +48,24 @@ def is_dicom(path: Path) -> bool:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) from the header."""
+    """(H, W), from the header."""
     header = read_dataset(path, header_only=True)
     frames = frames_of(header)
     if frames > 1:
         raise DataError(f"has {frames} frames, expected one; export each frame as a file")
     if "Rows" not in header or "Columns" not in header:
-        raise DataError("is a DICOM file without an image (no Rows and Columns); leave it out")
+        raise DataError("is a DICOM file without an image (no Rows and Columns); remove it")
     return int(header.Rows), int(header.Columns)
 
 
 def frames_of(header: Dataset) -> int:
-    """How many frames a header declares, 1 if it says nothing; raises `DataError` for nonsense."""
+    """The number of frames in a header, 1 if not given. Raises `DataError` for an impossible one."""
     try:
         value = header.get("NumberOfFrames")
         frames = 1 if value in (None, "") else int(value)
     except (TypeError, ValueError, OverflowError):
         raise DataError(
-            "has a NumberOfFrames that is no number: its header is damaged; export it again"
+            "has a NumberOfFrames that is not a number: its header is damaged; export it again"
         ) from None
     if not 1 <= frames <= MAX_FRAMES:
         raise DataError(
@@ -75,13 +76,13 @@ def frames_of(header: Dataset) -> int:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8: rescaled, windowed, MONOCHROME1 inverted."""
+    """The image, (H, W, 3) uint8: rescaled, windowed, and inverted if it is MONOCHROME1."""
     dataset = read_dataset(path)
     return show(pixel_array(dataset), dataset)
 
 
 def show(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """One frame's stored pixels as (H, W, 3) uint8, by the values in `dataset`."""
+    """Stored pixels of one frame as (H, W, 3) uint8, windowed by the values in `dataset`."""
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
@@ -93,7 +94,7 @@ def show(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
 
 
 def read_stored(path: Path) -> NDArray[Any]:
-    """(H, W) as stored, without window or inversion: what a mask means by its numbers."""
+    """Stored pixels (H, W) without window or inversion: in a mask the numbers are the classes."""
     values = pixel_array(read_dataset(path))
     if values.ndim != 2:
         raise DataError(f"is a colour picture {values.shape}, expected one channel of numbers")
@@ -103,21 +104,23 @@ def read_stored(path: Path) -> NDArray[Any]:
 def read_dataset(
     path: Path, *, header_only: bool = False, tags: Sequence[str] | None = None
 ) -> Dataset:
-    """The file, or its header alone; raises what pydicom raises, and `DataError`.
+    """The file, or only its header. Raises `DataError`, and whatever pydicom raises.
 
-    tags: keywords of those to read, None for all.
+    tags: keywords to read; None reads all.
     """
-    # A deflated file is inflated whole before its size can be known: a bomb could hide there.
+    # A deflated file is inflated completely before its size is known, so it may be a bomb.
     meta = read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise DataError("is a deflated DICOM file, which is not read; export it uncompressed")
+        raise DataError(
+            "is a deflated DICOM file, which cannot be read here; export it uncompressed"
+        )
     return dcmread(
         path, stop_before_pixels=header_only, specific_tags=None if tags is None else list(tags)
     )
 
 
 def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale the finite range of `pixels` to 0..255; a constant becomes 0."""
+    """Scale the finite range of `pixels` to 0..255. A constant image becomes 0."""
     finite = np.isfinite(pixels)
     if not finite.any():
         raise DataError("holds no finite pixel; export it again")
@@ -126,17 +129,17 @@ def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def stretch(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """0 at `low` and below, 255 at `high` and above."""
+    """Scale `low`..`high` linearly to 0..255 and clip."""
     if high <= low:
-        # A window of width 1 is a threshold; a constant image has nothing to show.
+        # A window of width 1 is a threshold. A constant image becomes 0.
         return np.where(pixels > high, 255, 0).astype(np.uint8)
     scaled: NDArray[np.float32] = (pixels.astype(np.float32) - low) * (255 / (high - low))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _windowed(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """Apply the VOI window (PS3.3, C.11.2.1.2), else the VOI table, else the image's range."""
-    # Some scanners write the tags and leave them empty: that is no window.
+    """Apply the VOI window (PS3.3, C.11.2.1.2), else the VOI table, else scale the full range."""
+    # Some scanners write empty tags; that is not a window.
     empty = (None, "")
     if dataset.get("WindowCenter") not in empty and dataset.get("WindowWidth") not in empty:
         centre, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)

@@ -1,12 +1,13 @@
-"""What a data folder holds: cases by stem, groups from index.csv, lists of stems.
+"""List a data folder: its cases, the groups in index.csv, and the lists of case ids.
 
 ```
-images/     PNG, JPEG, TIFF, BMP or DICOM (under any name), one file a stem
-masks/      the same stems; an image without a mask is unlabelled
-test.txt, labelled.txt      optional: one stem a line
-index.csv                   optional: a column `stem`, and columns to group by
+images/     PNG, JPEG, TIFF, BMP or DICOM (with any file name), one file a case
+masks/      the same case ids; an image without a mask is unlabelled
+test.txt, labelled.txt      optional: one case id a line
+index.csv                   optional: a column `stem` (the case id), and columns to group by
 ```
-Names alone are looked at here; no image or mask is opened.
+The case id is the file name without its suffix. This file only reads names and lists; it opens no
+image and no mask.
 """
 
 import csv
@@ -22,10 +23,10 @@ IMAGES, MASKS, INDEX = "images", "masks", "index.csv"
 
 @dataclass(frozen=True)
 class Case:
-    """One image and, where it may be learned from, its mask.
+    """One image and, if the run may learn from it, its mask.
 
-    mask: None where there is no mask and where it is hidden; the path itself is withheld then.
-    group: images of one group stay together (frames of one video); its stem if it has no group.
+    stem: the case id. mask: None if there is no mask or if it is hidden.
+    group: images of one group stay together (frames of one video); the case id if it has no group.
     """
 
     stem: str
@@ -35,15 +36,15 @@ class Case:
 
 
 def scan(folder: Path) -> tuple[Case, ...]:
-    """All images of a data folder with the masks beside them, by stem.
+    """All images of a data folder with their masks, in the order of their case ids.
 
-    Files whose names begin with a dot, folders and other files are passed over. Raises
-    `DataError`: no folder, no image, two files with one stem, a mask without an image.
+    Files whose names begin with a dot, folders and other files are ignored. Raises `DataError` for
+    a missing folder, no image, two files with one case id, or a mask without an image.
     """
     if not (folder / IMAGES).is_dir():
         raise DataError(
             f"{folder} has no folder {IMAGES}/; expected {IMAGES}/ and, for labelled images, "
-            f"{MASKS}/ with equal stems"
+            f"{MASKS}/ with the same case ids (file names without suffix)"
         )
     images = _by_stem(folder / IMAGES)
     masks = _by_stem(folder / MASKS) if (folder / MASKS).is_dir() else {}
@@ -56,19 +57,19 @@ def scan(folder: Path) -> tuple[Case, ...]:
     alone = masks.keys() - images.keys()
     if alone:
         raise DataError(
-            f"{folder / MASKS}: {len(alone)} masks have no image of the same stem "
-            f"({first_few(alone)}); name a mask exactly like its image, or move it out"
+            f"{folder / MASKS}: {len(alone)} masks have no image with the same case id "
+            f"({first_few(alone)}); name a mask exactly like its image, or remove it"
         )
     return tuple(Case(stem, path, masks.get(stem), stem) for stem, path in images.items())
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """Stem to image of a data folder, without a word about masks."""
+    """Case id to image file of a data folder."""
     return {case.stem: case.image for case in scan(folder)}
 
 
 def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case, ...]:
-    """The cases with the groups that a column of the folder's index.csv gives them."""
+    """The cases with their groups from a column of the folder's index.csv."""
     file = folder / INDEX
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
@@ -86,12 +87,12 @@ def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case,
                 if group_of.setdefault(stem, group) != group:
                     raise DataError(
                         f"{file} gives {stem} two values of {column}: {group_of[stem]} and "
-                        f"{group}; expected one, so mend the table"
+                        f"{group}; expected one, so correct the table"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"cannot read {file}: {error}; grouping by '{column}' needs it as UTF-8 text with "
-            f"the columns stem and {column}"
+            f"cannot read {file}: {error}; to group by '{column}', it must be UTF-8 text with the "
+            f"columns stem and {column}"
         ) from None
     without = [case.stem for case in cases if not group_of.get(case.stem)]
     if without:
@@ -103,41 +104,41 @@ def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case,
 
 
 def read_stems(file: Path, cases: Iterable[Case]) -> set[str]:
-    """Stems listed in a file, one a line; `a.png` stands for `a`.
+    """The case ids listed in a file, one a line; a line `a.png` means case `a`.
 
-    Raises `DataError`: unreadable, or a stem that is no image of the folder.
+    Raises `DataError` if the file cannot be read or names a case without an image.
     """
     known = {case.stem for case in cases}
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"cannot read {file}: {error}; expected a text file with one stem a line"
+            f"cannot read {file}: {error}; expected a text file with one case id a line"
         ) from None
     stems = {_as_stem(line.strip(), known) for line in lines if line.strip()}
     unknown = stems - known
     if unknown:
         raise DataError(
-            f"{file} names {len(unknown)} stems that have no image ({first_few(unknown)}); "
-            "expected stems of this folder's images, one a line"
+            f"{file} names {len(unknown)} cases that have no image ({first_few(unknown)}); "
+            "expected case ids of this folder's images, one a line"
         )
     return stems
 
 
 def other_files(folder: Path) -> int:
-    """How many files in images/ and masks/ are neither images nor hidden."""
+    """The number of files in images/ and masks/ that are not images; dot files do not count."""
     folders = [folder / part for part in (IMAGES, MASKS) if (folder / part).is_dir()]
     return sum(not is_image_file(path) for part in folders for path in _files(part))
 
 
-def first_few(names: Collection[str], count: int = 3) -> str:
-    """Up to `count` of the names in order, for a message.
+def first_few(names: Collection[str]) -> str:
+    """The first three names in order, for a message.
 
     >>> first_few({"c", "a", "d", "b"})
     'a, b, c, ...'
     """
-    shown = ", ".join(sorted(names)[:count])
-    return f"{shown}, ..." if len(names) > count else shown
+    shown = ", ".join(sorted(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -148,14 +149,14 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         other = found.setdefault(stem_of(path), path)
         if other is not path:
             raise DataError(
-                f"{folder} holds {other.name} and {path.name}, two files of one stem; expected "
-                "one, so rename or remove the other"
+                f"{folder} holds {other.name} and {path.name}, two files with one case id; "
+                "expected one, so rename or remove the other"
             )
     return found
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files in the order of their names; a link that leads nowhere counts, to be named later."""
+    """Files in the order of their names. A broken link is included, so that it is reported later."""
     try:
         return sorted(
             path

@@ -1,13 +1,12 @@
-"""Read an image or a mask as the person who made it saw it, or say what is wrong with the file.
+"""Read an image or a mask as a viewer shows it, or say what is wrong with the file.
 
-Frames: the original frame is the image as shown, (H, W) after EXIF rotation; the model frame is
-the image warped to a square of `px` pixels.
+Frames: the original frame is the image as shown, (H, W) after EXIF rotation. The model frame is
+the image resized to a square of `px` pixels.
 
-Files come from outside: the header's size is checked before a pixel is decoded, few decoders
-are tried, and whatever they trip over becomes a `DataError`.
+Files come from outside. The size in the header is checked before a pixel is decoded, only a few
+decoders are tried, and any error that they raise becomes a `DataError`.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,32 +18,33 @@ from PIL import Image
 
 from knowmine.client.data import dicom
 from knowmine.shared.errors import DataError
+from knowmine.shared.files import sha256_of
 
 IMAGE_SUFFIXES = dicom.SUFFIXES | {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
-"""What an image or mask file may end in, lower case; DICOM may also have no suffix at all."""
+"""Suffixes of image and mask files, lower case; a DICOM file may also have none."""
 
 MAX_IMAGE_PX = 100_000_000
-"""Pixels above which a file is taken for a decompression bomb rather than an image."""
+"""A file with more pixels counts as a decompression bomb."""
 
-# JPEG stands for MPO too, the JPEG of some telephones; its first picture is taken.
+# JPEG includes MPO, which some telephones write; its first picture is used.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# A lossy or antialiased two-valued mask: how far from black or white, as a share of the
-# brightest value, still counts as either, and how many pixels may lie between.
+# A lossy or antialiased two-valued mask: values this close to black or white, as a fraction of the
+# brightest value, count as black or white; at most this fraction of the pixels may lie between.
 _NEAR = 0.25
 _MAX_BETWEEN = 0.02
-# More than two values, and the brightest no higher than any class number: a label map.
+# More than two values, none above this: the mask is a label map of several classes.
 _MAX_CLASS = 32
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the name, or for unknown suffixes the DICOM mark inside, says image."""
+    """Whether a file is an image, by its suffix or by the DICOM mark inside."""
     return path.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(path)
 
 
 def stem_of(path: Path) -> str:
-    """The name that pairs an image with its mask: without a known suffix, else whole.
+    """The case id, which pairs an image with its mask: the file name without a known suffix.
 
     >>> stem_of(Path("polyp.01.PNG")), stem_of(Path("1.2.840.1"))
     ('polyp.01', '1.2.840.1')
@@ -53,9 +53,9 @@ def stem_of(path: Path) -> str:
 
 
 def image_size(path: Path, *, max_image_px: int = MAX_IMAGE_PX) -> tuple[int, int]:
-    """(H, W) of the image as shown, from the header alone.
+    """(H, W) of the image as shown, from the header.
 
-    Raises `DataError`: no image, or more pixels than `max_image_px`.
+    Raises `DataError` if it is not an image or has more than `max_image_px` pixels.
     """
     with _explained(path):
         if dicom.is_dicom(path):
@@ -70,8 +70,9 @@ def image_size(path: Path, *, max_image_px: int = MAX_IMAGE_PX) -> tuple[int, in
 def read_image(path: Path, *, max_image_px: int = MAX_IMAGE_PX) -> NDArray[np.uint8]:
     """The image as shown: (H, W, 3) uint8, original frame.
 
-    Grey becomes three equal channels, alpha is dropped, deeper than 8 bits is scaled to 8 by the
-    image's own range (DICOM: by its window). Raises `DataError`: unreadable, truncated, huge.
+    Grey becomes three equal channels. Alpha is dropped. More than 8 bits are scaled to 8 by the
+    image's own range (DICOM: by its window). Raises `DataError` if the file is unreadable,
+    truncated or too large.
     """
     with _explained(path):
         if dicom.is_dicom(path):
@@ -84,9 +85,9 @@ def read_image(path: Path, *, max_image_px: int = MAX_IMAGE_PX) -> NDArray[np.ui
 def read_mask(path: Path, classes: int, *, max_image_px: int = MAX_IMAGE_PX) -> NDArray[np.uint8]:
     """The mask as shown: (H, W) uint8 in 0..classes, original frame; 0 is background.
 
-    One class: any two-valued mask will do (0/1, 0/255, 0/128), lossy or antialiased ones are cut
-    at half of their brightest value. More classes: each value is a class. Raises `DataError`:
-    unreadable, truncated, huge, or values that mean nothing.
+    One class: any two-valued mask is accepted (0/1, 0/255, 0/128); a lossy or antialiased one is
+    cut at half of its brightest value. Several classes: each value is a class. Raises `DataError`
+    if the file is unreadable, truncated or too large, or if its values are not classes.
     """
     with _explained(path):
         if dicom.is_dicom(path):
@@ -100,24 +101,24 @@ def read_mask(path: Path, classes: int, *, max_image_px: int = MAX_IMAGE_PX) -> 
 
 
 def resize_image(image: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
-    """Warp (H, W, 3) uint8 to (px, px, 3), antialiased: original frame to model frame."""
+    """Resize (H, W, 3) uint8, original frame, to (px, px, 3), model frame; antialiased."""
     return np.array(Image.fromarray(image).resize((px, px), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
-    """Warp (H, W) uint8 to (px, px), nearest, so that no value appears that was not there."""
+    """Resize (H, W) uint8, original frame, to (px, px), model frame; nearest, so no new values."""
     return np.array(Image.fromarray(mask).resize((px, px), Image.Resampling.NEAREST))
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal. Raises `DataError` where it cannot be read."""
-    with _explained(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of the file's bytes, in hexadecimal. Raises `DataError` if it cannot be read."""
+    with _explained(path):
+        return sha256_of(path)
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what goes wrong inside into a `DataError` that begins with the path."""
+    """Turn any error inside into a `DataError` that begins with the path."""
     try:
         yield
     except DataError as error:
@@ -125,9 +126,9 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: is larger than can be read ({error}); scale it down") from None
-    # Decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on bad
-    # bytes, and new releases add to the list; one bad file must not end a run of a thousand.
+        raise DataError(f"{path}: is too large to be read ({error}); scale it down") from None
+    # On bad bytes, decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and
+    # more, and new releases add others. One bad file must not end a run of a thousand.
     except Exception as error:
         reason = str(error).replace(str(path), path.name).replace("\n", " ")
         raise DataError(
@@ -145,29 +146,29 @@ def _opened(path: Path, max_image_px: int) -> Iterator[Image.Image]:
         yield image
 
 
-def refuse_huge(size: tuple[int, int], max_image_px: int) -> None:
-    """Raise `DataError` for an image (H, W) of no pixel or of more than `max_image_px`."""
+def refuse_huge(size: tuple[int, int], max_image_px: int = MAX_IMAGE_PX) -> None:
+    """Raise `DataError` for an image (H, W) with no pixels or with more than `max_image_px`."""
     if min(size) < 1:
-        raise DataError(f"is {size[1]}x{size[0]} pixels, which is no image; export it again")
+        raise DataError(f"is {size[1]}x{size[0]} pixels, which is not an image; export it again")
     if size[0] * size[1] > max_image_px:
         raise DataError(
             f"has {size[0] * size[1]} pixels, expected at most {max_image_px}; scale it down, or "
-            "raise max_image_px if the file is to be trusted"
+            "raise max_image_px if you trust the file"
         )
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8, from the header."""
-    # Pillow turns TIFFs by itself, size and pixels.
+    # Pillow rotates TIFFs itself, size and pixels.
     if image.format == "TIFF":
         return 1
-    # Image's getexif, because PngImageFile's decodes all pixels in search of a late chunk.
+    # Image.getexif, because PngImageFile.getexif decodes all pixels to find a late chunk.
     value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 
 def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn (H, W, ...) by the EXIF orientation (EXIF 2.32, tag 0x0112)."""
+    """Rotate and mirror (H, W, ...) by the EXIF orientation (EXIF 2.32, tag 0x0112)."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -180,21 +181,21 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode[0] in "IF":  # I, I;16, I;16B, F
         grey = dicom.to_8_bit(np.asarray(image))
-        # TIFF's PhotometricInterpretation 0 is white-is-zero; Pillow heeds it up to 8 bits only.
+        # TIFF's PhotometricInterpretation 0 is white-is-zero; Pillow applies it only up to 8 bits.
         if image.format == "TIFF" and image.mode != "F" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]  # TiffImageFile has it
             grey = 255 - grey
         return np.repeat(grey[..., None], 3, axis=2)
     if "transparency" in image.info and image.mode == "P":
         image = image.convert("RGBA")
-    # To convert what is RGB already copies it, which takes as long as to decode a JPEG.
+    # Converting RGB to RGB makes a copy, which takes as long as decoding a JPEG.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _stored(image: Image.Image, classes: int) -> NDArray[Any]:
-    """The numbers that a mask file stores: (H, W), alpha dropped."""
+    """The numbers stored in a mask file: (H, W), alpha dropped."""
     if image.mode == "P":
-        # A palette of colours names classes, so the index counts. A grey one under a two-valued
-        # mask is how PNG optimisers store 0/255, and they may give white the index 0.
+        # The index into a palette of colours is the class. PNG optimisers store a two-valued mask
+        # 0/255 with a grey palette, in which white may have index 0, so there the grey value counts.
         shown = np.asarray(image.convert("RGB"))
         grey = classes == 1 and not np.ptp(shown, axis=2).any()
         return shown[..., 0] if grey else np.asarray(image)
@@ -203,7 +204,9 @@ def _stored(image: Image.Image, classes: int) -> NDArray[Any]:
     if image.mode in ("LA", "RGBA"):
         *colour_ranges, alpha_range = (np.ptp(np.asarray(channel)) for channel in image.split())
         if alpha_range and not any(colour_ranges):
-            raise DataError("has its shapes in the alpha channel; save it as 8-bit grey without")
+            raise DataError(
+                "has its shapes in the alpha channel; save it as 8-bit grey without alpha"
+            )
     if image.mode == "L":
         return np.asarray(image)
     colours = np.asarray(image.convert("RGB"))
@@ -232,14 +235,14 @@ def _two_valued(values: NDArray[Any]) -> NDArray[np.uint8]:
     between = float(((values > near) & (values < high - near)).mean())
     if between > _MAX_BETWEEN:
         raise DataError(
-            f"holds {_listed(found)}, {between:.0%} of its pixels half-way, expected 0 and one "
-            "positive value; threshold it, and see that it is the mask and not the image"
+            f"holds {_listed(found)}, {between:.0%} of its pixels in between, expected 0 and one "
+            "positive value; threshold it, and check that it is the mask and not the image"
         )
     return (values > high / 2).astype(np.uint8)
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """As np.unique, and ten times as fast for the two values that a mask has as a rule."""
+    """np.unique, ten times as fast for the usual mask with two values."""
     ends = np.array([values.min(), values.max()])
     if ((values == ends[0]) | (values == ends[1])).all():
         return np.unique(ends)

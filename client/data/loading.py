@@ -1,4 +1,4 @@
-"""Decode a site's images once, into the model frame; name the ones that cannot be read."""
+"""Decode a site's images once into the model frame, and name those that cannot be read."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -24,17 +24,17 @@ from knowmine.shared.errors import DataError
 
 T = TypeVar("T")
 
-# Each thread holds one image of the original size.
+# Each thread holds one image in its original size.
 _MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Images that could be read, rows in the order of `cases`.
+    """The images that could be read; rows in the order of `cases`.
 
-    images: (N, px, px, 3) uint8, model frame. masks: (N, px, px) uint8, model frame, if asked for.
-    digests: sha256 of each file's bytes. sizes: (N, 2) int64, H and W of the original frame.
-    left_out: "stem: reason" of each case that is missing. warnings: oddities of the whole.
+    images: (N, px, px, 3) uint8, model frame. masks: (N, px, px) uint8, model frame, or None.
+    digests: SHA-256 of each image file. sizes: (N, 2) int64, H and W of the original frame.
+    left_out: "case id: reason" of each case that is missing. warnings: about the set as a whole.
     """
 
     cases: tuple[Case, ...]
@@ -53,10 +53,10 @@ def load_images(
     *,
     classes: int | None = None,
 ) -> Loaded:
-    """Decode the cases' images, leaving out those that cannot be read.
+    """Decode the images of `cases`; leave out those that cannot be read.
 
-    With `classes`, the cases' masks are read too, and a case needs both to be kept. Only one
-    original at a time is held by each thread, so memory is that of the result.
+    With `classes`, the masks are read too, and a case is kept only if both can be read. Each thread
+    holds one original at a time, so the memory needed is little more than the result.
     """
     images = np.empty((len(cases), px, px, 3), np.uint8)
     masks = np.empty((len(cases) if classes else 0, px, px), np.uint8)
@@ -82,7 +82,7 @@ def load_images(
     warnings = []
     if classes and kept and not foreground[kept].any():
         warnings.append(
-            f"all {len(kept)} masks are empty: nothing but background can be learned from them"
+            f"all {len(kept)} masks are empty: only background can be learned from them"
         )
     complete = len(kept) == len(cases)
     return Loaded(
@@ -96,27 +96,10 @@ def load_images(
     )
 
 
-def load_masks(
-    cases: Sequence[Case], px: int, classes: int, max_image_px: int = MAX_IMAGE_PX
-) -> NDArray[np.uint8]:
-    """Masks of labelled cases: (N, px, px) uint8 in 0..classes, model frame.
-
-    Raises `DataError` at the first that cannot be used; `load_images(..., classes=...)` leaves
-    such cases out instead.
-    """
-    masks = np.empty((len(cases), px, px), np.uint8)
-
-    def load(row: int) -> None:
-        masks[row] = resize_mask(_mask_of(cases[row], classes, None, max_image_px), px)
-
-    _in_threads(load, len(cases))
-    return masks
-
-
 def header_problem(case: Case, max_image_px: int = MAX_IMAGE_PX) -> str | None:
-    """What the headers of image and mask already say against the case, as "stem: reason".
+    """Why the headers show that a case cannot be used, as "case id: reason"; None if they do not.
 
-    Cheap: no pixel is decoded. A hidden mask is not looked at, its path is not in the case.
+    Fast: no pixel is decoded. A hidden mask is not opened, because its path is not in the case.
     """
     try:
         size = image_size(case.image, max_image_px=max_image_px)
@@ -128,7 +111,7 @@ def header_problem(case: Case, max_image_px: int = MAX_IMAGE_PX) -> str | None:
 
 
 def refuse_many_bad(site: str, left_out: Sequence[str], images: int, max_bad_share: float) -> None:
-    """Raise `DataError` if the images left out are more than `max_bad_share` of the `images`."""
+    """Raise `DataError` if more than the fraction `max_bad_share` of `images` is left out."""
     if len(left_out) > max_bad_share * images:
         raise DataError(
             f"site '{site}': {len(left_out)} of {images} images ({len(left_out) / images:.0%}) "
@@ -139,7 +122,7 @@ def refuse_many_bad(site: str, left_out: Sequence[str], images: int, max_bad_sha
 
 
 def reason_of(case: Case, error: DataError) -> str:
-    """The error as "stem: reason", without the path that the error begins with."""
+    """The error as "case id: reason", without the path at its beginning."""
     text = str(error)
     for path, what in ((case.image, ""), (case.mask, "its mask ")):
         text = text.replace(f"{path}: ", what, 1) if text.startswith(f"{path}: ") else text
@@ -147,13 +130,12 @@ def reason_of(case: Case, error: DataError) -> str:
 
 
 def _mask_of(
-    case: Case, classes: int, size: tuple[int, ...] | None, max_image_px: int
+    case: Case, classes: int, size: tuple[int, ...], max_image_px: int
 ) -> NDArray[np.uint8]:
     if case.mask is None:
-        raise ValueError(f"case {case.stem} has no mask to load; pass labelled cases only")
+        raise ValueError(f"case {case.stem} has no mask to load; pass only labelled cases")
     mask = read_mask(case.mask, classes, max_image_px=max_image_px)
-    if size is not None:
-        _refuse_other_size(case.mask, mask.shape, size)
+    _refuse_other_size(case.mask, mask.shape, size)
     return mask
 
 
@@ -166,7 +148,7 @@ def _refuse_other_size(path: Path, mask: tuple[int, ...], image: tuple[int, ...]
 
 
 def _in_threads(load: Callable[[int], T], count: int) -> list[T]:
-    """`load` of 0..count-1, in order; a mistake or Ctrl-C stops those that have not begun."""
+    """`load` of 0..count-1, in order. An error or Ctrl-C cancels those that have not started."""
     pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
     try:
         return list(pool.map(load, range(count)))

@@ -1,11 +1,11 @@
-"""How well two masks agree: Dice, IoU and a boundary distance, on masks of any origin.
+"""Measure how well two masks agree: Dice, IoU and a boundary distance.
 
-The rule for empty masks: two empty masks agree perfectly (Dice and IoU 1, distance 0); an empty
-and a non-empty one not at all (Dice and IoU 0, distance the image's diagonal).
+Two empty masks agree perfectly: Dice and IoU are 1, the distance is 0. An empty and a non-empty
+mask do not agree at all: Dice and IoU are 0, the distance is the image's diagonal.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ Measure: TypeAlias = Callable[[Mask, Mask], float]
 
 
 def dice(a: Mask, b: Mask) -> float:
-    """Twice the overlap over the sum of sizes (Dice 1945; Sørensen 1948). Symmetric, in [0, 1].
+    """Twice the overlap divided by the sum of sizes (Dice 1945; Sørensen 1948); in [0, 1].
 
     >>> dice(np.array([True, True, False]), np.array([True, False, False]))
     0.6666666666666666
@@ -26,7 +26,7 @@ def dice(a: Mask, b: Mask) -> float:
 
 
 def iou(a: Mask, b: Mask) -> float:
-    """Overlap over union (Jaccard 1901). Symmetric, in [0, 1].
+    """Overlap divided by union (Jaccard 1901); in [0, 1].
 
     >>> iou(np.array([True, True, False]), np.array([True, False, False]))
     0.5
@@ -35,30 +35,20 @@ def iou(a: Mask, b: Mask) -> float:
     return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
-def soft_dice(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Dice of two arrays in [0, 1], products for overlap (Milletari et al. 2016, plain sums).
-
-    Equals `dice` where both are 0 or 1. Two equal soft arrays may score below 1.
-    """
-    size = float(a.sum(dtype=np.float64) + b.sum(dtype=np.float64))
-    overlap = float(np.multiply(a, b, dtype=np.float64).sum())
-    return 2 * overlap / size if size else 1.0
-
-
 def hd95(a: Mask, b: Mask) -> float:
-    """Distance in pixels within which 95 % of either mask's outline lies from the other's.
+    """95th percentile of the Hausdorff distance between two masks, in pixels.
 
-    a, b: (H, W). The 95th percentile of each outline's distances to the other, and of the two
-    the larger (Huttenlocher et al. 1993, with the percentile of Taha and Hanbury 2015, section
-    3.3.1; as MONAI counts it). An outline is what a 4-neighbour erosion takes off, so pixels at
-    the image's border belong to it.
+    a, b: (H, W). The distances of each outline to the other are taken; the result is the larger of
+    the two 95th percentiles (Huttenlocher et al. 1993, with the percentile of Taha and Hanbury 2015,
+    section 3.3.1; MONAI does the same). The outline is what a 4-neighbour erosion removes, so
+    foreground at the image's border belongs to it.
     """
     if not a.any() and not b.any():
         return 0.0
     if not a.any() or not b.any():
         return float(np.hypot(*a.shape))
 
-    # Outside the box around both masks there is nothing to measure.
+    # Only the box around both masks matters.
     both = a | b
     rows, columns = np.flatnonzero(both.any(1)), np.flatnonzero(both.any(0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -72,9 +62,9 @@ def hd95(a: Mask, b: Mask) -> float:
 def mean_over_classes(
     measure: Measure, a: NDArray[np.uint8], b: NDArray[np.uint8], classes: int
 ) -> float:
-    """The measure of each class of two label maps (0 is background), averaged over classes.
+    """The mean over classes of a measure of two label maps (0 is background).
 
-    A class that neither map has counts as agreed on.
+    A class that is in neither map counts as perfect agreement.
     """
     return sum(measure(a == value, b == value) for value in range(1, classes + 1)) / classes
 

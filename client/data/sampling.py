@@ -1,8 +1,8 @@
-"""Draw sets of images so that a draw depends on the seed and the names alone.
+"""Draw sets of images so that a draw depends only on the seed and the names.
 
-Each name has a rank, a hash of seed, purpose and name. A share of the images is those of lowest
-rank: the order of files does not matter, another image does not disturb the others' ranks, and
-10 % is a part of 25 %.
+Each name has a rank: a hash of seed, purpose and name. A draw takes the names of lowest rank. The
+order of files does not matter, a new image does not change the ranks of the others, and a draw of
+10 % is part of a draw of 25 %.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def ranked(names: Iterable[str], seed: int, purpose: str) -> list[str]:
     """The names in the order of SHA-256 of `seed|purpose|name`."""
 
     def rank(name: str) -> str:
-        # File names may hold bytes that are not UTF-8; Python carries them as surrogates.
+        # File names may contain bytes that are not UTF-8; Python keeps them as surrogates.
         text = f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")
         return hashlib.sha256(text).hexdigest()
 
@@ -35,10 +35,10 @@ def grouped(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 
 def whole_groups(sizes: Mapping[str, int], count: int, seed: int, purpose: str) -> set[str]:
-    """Names of groups that hold about `count` images together, and never more.
+    """Names of groups that have about `count` images together, and never more.
 
-    Groups are asked in the order of their rank; one that is too large for what is missing is
-    passed over, so that with groups of one the lowest `count` ranks are taken.
+    Groups are taken in the order of their rank. A group that is too large for the remaining count
+    is skipped. If every group has one image, the `count` lowest ranks are taken.
     """
     taken: set[str] = set()
     for name in ranked(sizes, seed, purpose):
@@ -49,21 +49,20 @@ def whole_groups(sizes: Mapping[str, int], count: int, seed: int, purpose: str) 
 
 
 def site_shares(sites: int, dirichlet_alpha: float | None, seed: int) -> list[float]:
-    """Share of the images for each site, summing to 1; even, or Dirichlet(alpha, ..., alpha)."""
+    """The fraction of the images for each site: even, or drawn from Dirichlet(alpha, ..., alpha)."""
     if dirichlet_alpha is None:
         return [1 / sites] * sites
     return list(np.random.default_rng(seed).dirichlet([dirichlet_alpha] * sites))
 
 
-def deal(
-    sizes: Mapping[str, int], shares: Sequence[float], *, none_empty: bool = True
-) -> list[list[str]]:
-    """Deal named groups to sites in proportion to `shares`; one list of names for each site.
+def deal(sizes: Mapping[str, int], shares: Sequence[float], *, none_empty: bool) -> list[list[str]]:
+    """Deal groups to sites in proportion to `shares`; one list of names for each site.
 
-    Each group, in the order given, goes to the site that is furthest below its share of what has
-    been dealt by then. So every stretch of the order is dealt in proportion, even shares and
-    groups of one differ by at most one, and groups given in falling size end balanced.
-    With `none_empty`, each site gets at least one group; there must be enough.
+    sizes: group name to number of images. Each group, in the given order, goes to the site that is
+    furthest below its fraction of the images dealt so far. So each part of the order is dealt in
+    proportion, and groups in falling size end balanced. With even shares and groups of one image,
+    sites differ by at most one image.
+    With `none_empty`, each site gets at least one group; there must be enough groups.
     """
     dealt: list[list[str]] = [[] for _ in shares]
     held = [0] * len(shares)

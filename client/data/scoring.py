@@ -1,9 +1,9 @@
-"""Score predictions against masks that nothing else at the site may see.
+"""Score predictions against hidden masks, which only this file may open.
 
-The rule: masks of test images, and masks that a run hides to call an image unlabelled, are opened
-in this file and nowhere else. Only means of scores, and pictures in a simulation's own report,
-come out of it; nothing in here is called by a step that trains, prompts, fuses or judges. A test
-reads the source of all other files, and one watches which files are opened, to prove it.
+Hidden masks are those of test images, and those of images that the run counts as unlabelled. Only
+mean scores leave this file, and pictures for a simulation's own report. No step that trains,
+prompts, fuses or estimates quality calls it. One test checks the source of all other files for
+this rule, and another records which files are opened.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ MEASURES = {"dice": dice, "iou": iou, "hd95": hd95}
 
 
 class Scorer:
-    """Holds the paths of the hidden masks; gives scores."""
+    """Opens the hidden masks of one site and scores predictions against them."""
 
     def __init__(
         self, hidden: HiddenMasks, classes: int, *, max_image_px: int = MAX_IMAGE_PX
@@ -37,14 +37,14 @@ class Scorer:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Test images that could not be scored so far, each once, as "stem: reason"."""
+        """The test images that could not be scored so far, each once, as "case id: reason"."""
         return tuple(f"{stem}: {reason}" for stem, reason in self._reasons.items())
 
     def score_test(self, cases: Iterable[Case], predict: Predict) -> dict[str, dict[str, float]]:
-        """Dice, IoU and hd95 of each case, at the size of the original image.
+        """Dice, IoU and hd95 of each case, in its original frame, by case id.
 
-        Probabilities are resized, not masks: the border then lies where the model put it. Cases
-        without a usable hidden mask get no score and are named in `left_out`.
+        Probabilities are resized, not masks, so that the border stays where the model put it. Cases
+        without a usable hidden mask get no score and appear in `left_out`.
         """
         scores = {}
         for case in cases:
@@ -62,26 +62,26 @@ class Scorer:
         return scores
 
     def check(self, cases: Iterable[Case]) -> tuple[str, ...]:
-        """`left_out` as far as headers show it: cheap enough to ask before a long run."""
+        """Check the headers of the cases and return `left_out`; fast enough to run before a round."""
         for case in cases:
             self._usable(case)
         return self.left_out
 
     def truth(self, stem: str, px: int) -> NDArray[np.uint8] | None:
-        """The hidden mask (px, px) uint8 in the model frame, or None if there is none to read.
+        """The hidden mask (px, px) uint8, model frame; None if it cannot be read.
 
-        For overlays in the report of a simulation; never for training.
+        For a simulation's report only; never for training.
         """
         mask = self._read(stem) if stem in self._paths else None
         return None if mask is None else resize_mask(mask, px)
 
     def _usable(self, case: Case) -> bool:
-        """Whether the mask exists and its header agrees with the image's; if not, say why."""
+        """Whether the mask exists and has the image's size; the reason is recorded if not."""
         stem = case.stem
         if stem in self._reasons:
             return False
         if stem not in self._paths:
-            self._reasons[stem] = "has no mask to be scored against"
+            self._reasons[stem] = "has no mask to score against"
             return False
         try:
             mask = image_size(self._paths[stem], max_image_px=self._max_image_px)
@@ -111,7 +111,7 @@ class Scorer:
 def resize_probabilities(
     probabilities: NDArray[np.float32], height: int, width: int
 ) -> NDArray[np.float32]:
-    """(C, S, S) float32, model frame, to (C, height, width), original frame; bilinear."""
+    """Resize (C, S, S) float32, model frame, to (C, height, width), original frame; bilinear."""
     return np.stack(
         [
             np.asarray(
@@ -125,6 +125,6 @@ def resize_probabilities(
 
 
 def label_map(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(C, H, W) in [0, 1] to (H, W) uint8: the likeliest class if it passes 1/2, else 0."""
+    """(C, H, W) in [0, 1] to (H, W) uint8: the most probable class if above 1/2, else 0."""
     likeliest = probabilities.argmax(0).astype(np.uint8) + np.uint8(1)
     return np.where(probabilities.max(0) > 0.5, likeliest, np.uint8(0))

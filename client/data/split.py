@@ -1,6 +1,6 @@
-"""Decide, from names alone, which images test, which may have labels, and whose they are.
+"""Decide from names alone which images are for testing, which may have labels, and at which site.
 
-Nothing is opened here: a division is the same whether the files are sound or not.
+No image is opened, so the split does not depend on whether files can be read.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from knowmine.shared.errors import DataError
 
 
 class Division(NamedTuple):
-    """A folder's images: `test`, and the `rest`, of which `labels` may show their masks.
+    """A folder's images: the `test` set and the `rest`.
 
-    notes: what a person should know about the folder, in sentences.
+    labels: ids of those cases in `rest` whose masks may be used. notes: sentences about the folder
+    for a person to read.
     """
 
     test: tuple[Case, ...]
@@ -32,7 +33,7 @@ def divide(
     group_by: str | None,
     seed: int,
 ) -> Division:
-    """Decide from names alone which images are test images and which may have labels."""
+    """Choose the test images and the images whose masks may be used; see `dataset.open_site`."""
     cases = scan(folder)
     if group_by is not None:
         cases = with_groups(cases, folder, group_by)
@@ -47,7 +48,7 @@ def divide(
         if straddling:
             raise DataError(
                 f"{listed} takes some images of {len(straddling)} groups of {group_by} "
-                f"({first_few(straddling)}) and leaves others; expected whole groups, so mend "
+                f"({first_few(straddling)}) and leaves others; expected whole groups, so correct "
                 "the list or do not group"
             )
     else:
@@ -56,11 +57,11 @@ def divide(
     rest = tuple(case for case in cases if case.stem not in stems)
     if not rest:
         raise DataError(
-            f"{folder}: all {len(cases)} images are test images; expected some to learn from, so "
+            f"{folder}: all {len(cases)} images are test images; expected some to train on, so "
             "shorten the test set"
         )
 
-    # 2. whose masks may be learned from
+    # 2. the masks that may be used
     labels = {case.stem for case in rest if case.mask}
     allowed = folder / "labelled.txt"
     if allowed.exists():
@@ -68,22 +69,24 @@ def divide(
         if wanted - labels:
             raise DataError(
                 f"{allowed} names {len(wanted - labels)} images without a mask "
-                f"({first_few(wanted - labels)}); add the masks or take the lines out"
+                f"({first_few(wanted - labels)}); add the masks or delete the lines"
             )
         labels = wanted
     elif isinstance(labelled, float) and labelled == 1 and len(labels) < len(rest):
         without = {case.stem for case in rest} - labels
         raise DataError(
             f"{folder}: {len(without)} images have no mask ({first_few(without)}) although all "
-            "are said to be labelled (labelled 1.0); add the masks, or leave `labelled` out to "
-            "use the masks there are"
+            "should be labelled (labelled 1.0); add the masks, or remove `labelled` to use "
+            "the masks that exist"
         )
 
     notes = []
     if others := other_files(folder):
-        notes.append(f"{others} files in {folder} are no images and were passed over")
+        notes.append(f"{others} files in {folder} are not images and were ignored")
     if not chosen and listed is None and test_fraction:
-        notes.append(f"{folder} has too few masks or groups to draw a test set from: no scores")
+        notes.append(
+            f"{folder} has too few masks or groups for a test set: there will be no scores"
+        )
     return Division(chosen, rest, frozenset(labels), tuple(notes))
 
 
@@ -94,7 +97,7 @@ def _find_list(folder: Path, named: Path | None, default: str) -> Path | None:
 
 
 def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) -> set[str]:
-    """Stems of `fraction` of the images that have masks, in whole groups."""
+    """Case ids of `fraction` of the images with masks, in whole groups."""
     groups = grouped(cases, lambda case: case.group)
     sizes = {
         group: masks
@@ -105,7 +108,7 @@ def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) 
     if not fraction or total == 0:
         return set()
     if len(sizes) < 2:
-        # One image or one group cannot be on both sides; it is worth more in training.
+        # One image or one group cannot be divided; it is worth more in training.
         return set()
     count = min(max(1, rounded(fraction * total)), total - 1)
     drawn = whole_groups(sizes, count, seed, "test") or set(
@@ -117,11 +120,11 @@ def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) 
 def deal_cases(
     cases: Sequence[Case], labels: frozenset[str], shares: Sequence[float], seed: int
 ) -> list[list[Case]]:
-    """Deal cases to sites in proportion to `shares`, groups whole; one list for each site.
+    """Deal cases to sites in proportion to `shares`, in whole groups; one list for each site.
 
-    Large groups go first, so that small ones even out what they left; among equals, those with
-    labels, so that each site gets its part of labelled and unlabelled images alike. Where groups
-    are fewer than sites, some sites stay empty.
+    Large groups are dealt first, so that small ones balance the result. Among groups of one size,
+    those with labels come first, so that each site gets its part of labelled and unlabelled images.
+    If there are fewer groups than sites, some sites stay empty.
     """
     groups = grouped(cases, lambda case: case.group)
     order = ranked(groups, seed, "site")
@@ -132,7 +135,7 @@ def deal_cases(
 
 
 def rounded(value: float) -> int:
-    """To the nearest, halves up, whatever the parity.
+    """Round to the nearest integer; halves always go up, unlike `round`.
 
     >>> rounded(0.5), rounded(1.5), rounded(2.5)
     (1, 2, 3)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from knowmine.shared.errors import CannotWrite, EgressRefused, Interrupted, UsageError
+from knowmine.shared.files import write_atomically
 from knowmine.shared.trust.keys import make_private_folder
-from knowmine.shared.weights import write_atomically
 
-PENDING = "pending"
 """The folder of what waits, in the site's state folder."""
 LOOK_S = 1.0
 """Seconds between two looks for a decision."""

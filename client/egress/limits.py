@@ -109,7 +109,7 @@ def suppress_update(update: Update, fewest: int, sent: Weights) -> Update:
     """Counts below `fewest` become 0; where all images together are fewer, nothing is told.
 
     Then the weights that were sent go back, which is how the protocol says that a site had
-    nothing to train on. SAM's decoder, which learns from labels alone, goes by their number.
+    nothing to train on.
     """
     if 0 < update.labelled + update.pseudo_labelled < fewest:
         return Update(update.round, sent, 0, 0, 0.0, update.seconds)
@@ -120,7 +120,6 @@ def suppress_update(update: Update, fewest: int, sent: Weights) -> Update:
         update,
         labelled=_many(update.labelled, fewest),
         pseudo_labelled=_many(update.pseudo_labelled, fewest),
-        decoder=update.decoder if update.labelled >= fewest else {},
         mined=replace(
             mined,
             kept=_many(mined.kept, fewest),

@@ -21,6 +21,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from knowmine.client.audit.retention import Records
+from knowmine.client.settings import ClientSettings
 from knowmine.shared.checks import MAX_IMAGES
 from knowmine.shared.settings import Settings, read_settings
 
@@ -41,23 +43,6 @@ def _minutes(text: str) -> tuple[int, int]:
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 Window = Annotated[str, StringConstraints(pattern=f"^{_CLOCK}-{_CLOCK}$"), AfterValidator(_window)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Records(Settings):
-    """How long the record of what left is kept."""
-
-    rotate_mb: float = Field(
-        8,
-        gt=0,
-        le=1000,
-        description="Size at which a file of receipts is closed and another begun.",
-    )
-    keep_days: int = Field(
-        3650,
-        ge=30,
-        le=36_500,
-        description="Days after which a closed file may go; what went is said in a receipt.",
-    )
 
 
 class Policy(Settings):
@@ -104,11 +89,6 @@ class Policy(Settings):
         le=100,
         description="How far any one trained weight may be from the one that was sent.",
     )
-    sam_decoder: bool = Field(
-        True,
-        description="SAM's tuned decoder may leave beside the model where the run's plan shares it; "
-        "false: it stays, whatever the plan says.",
-    )
     approval: Literal["auto", "manual"] = Field(
         "auto",
         description="manual: each update waits for `knowmine-client approve`; auto: it leaves "
@@ -141,6 +121,12 @@ LOOSEST = Policy()
 def read_policy(file: Path | None) -> Policy:
     """The policy in a file; without a file the loosest. Raises `SettingsError`."""
     return read_settings(Policy, file, {}) if file else LOOSEST
+
+
+def policy_of(settings: ClientSettings) -> Policy:
+    """The site's policy; a file that the settings name must exist. Raises `SettingsError`."""
+    named = "policy" in settings.model_fields_set
+    return read_policy(settings.policy if named or settings.policy.exists() else None)
 
 
 def _within(minute: int, window: str) -> bool:

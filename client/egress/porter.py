@@ -17,20 +17,14 @@ from typing import TypeVar
 
 from knowmine.client.audit.log import Chain
 from knowmine.client.audit.receipts import Receipt
+from knowmine.client.audit.retention import NOTHING, Past
 from knowmine.client.egress import approval
 from knowmine.client.egress.limits import move_of
 from knowmine.client.egress.policy import LOOSEST, Policy
-from knowmine.client.egress.questions import (
-    NOTHING,
-    Asked,
-    Kind,
-    Past,
-    check_question,
-    size_of,
-)
+from knowmine.client.egress.questions import Asked, Kind, check_question, size_of
 from knowmine.client.egress.release import release
 from knowmine.shared.errors import EgressRefused, Refused, reason_of
-from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update, tensors_of
+from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.trust.countersign import Confirmation, Head, digest_of_reply
 from knowmine.shared.weights import Manifest, bytes_of, digest_of, digest_of_manifest
 
@@ -62,7 +56,7 @@ class Porter:
         """
         asked = asked_by(task, run)
         kind = _QUESTION[asked.answer]
-        came = {} if task is None else tensors_of(task)
+        came = {} if task is None else task.weights
         digest = digest_of(came) if came and self.chain else ""
         size = bytes_of(came)
         self._note(kind, "in", asked, manifest, digest=digest, size=size)
@@ -185,8 +179,7 @@ def asked_by(task: TrainTask | EvaluateTask | None, run: str) -> Asked:
     if task is None:
         return Asked("hello", run)
     kind: Kind = "update" if isinstance(task, TrainTask) else "scores"
-    shares = task.plan.shares_decoder
-    return Asked(kind, run, task.round, task.rounds, task.weights, shares, task.decoder)
+    return Asked(kind, run, task.round, task.rounds, task.weights)
 
 
 def facts_of(
@@ -194,12 +187,10 @@ def facts_of(
 ) -> dict[str, str]:
     """What would leave, in words and numbers, for a person who decides."""
     move = move_of(update.weights, asked.weights or {})
-    mined, decoder = update.mined, update.decoder
-    beside = f"{len(decoder)} tensors, {bytes_of(decoder):,} bytes" if decoder else ""
+    mined = update.mined
     return {
         "run and round": f"run {asked.run}, round {asked.round} of {asked.rounds}",
         "weights": f"{len(update.weights)} tensors, {bytes_of(update.weights):,} bytes",
-        **({"SAM's tuned decoder": beside} if beside else {}),
         "how far they moved": f"norm {move.norm:.4g} (allowed {policy.max_update_norm:g}); at most "
         f"{move.largest:.4g} in one weight (allowed {policy.max_change:g}), in {move.where or '-'}",
         "images trained on": f"{update.labelled} labelled, {update.pseudo_labelled} pseudo-labelled",

@@ -4,15 +4,16 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
+from knowmine.client.audit.retention import NOTHING, Past
 from knowmine.client.egress.policy import LOOSEST, Policy
 from knowmine.shared.checks import Door
 from knowmine.shared.errors import EgressRefused
-from knowmine.shared.protocol import Hello, Scores, Update, tensors_of
+from knowmine.shared.protocol import Hello, Scores, Update
 from knowmine.shared.trust.countersign import Answer, digest_of_reply, numbers_of
 from knowmine.shared.weights import Manifest, Weights, bytes_of, digest_of_manifest
 
@@ -27,8 +28,7 @@ class Asked:
     """The question that a reply answers.
 
     answer: what kind of reply it asks for. run: names the run for this site. weights: those that
-    came with the question, without which an update cannot be held against them. shares_decoder:
-    whether SAM's decoder may leave beside an update. decoder: the one that came, if any.
+    came with the question, without which an update cannot be held against them.
     """
 
     answer: Kind
@@ -36,25 +36,6 @@ class Asked:
     round: int = 0
     rounds: int = 0
     weights: Weights | None = None
-    shares_decoder: bool = False
-    decoder: Weights = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Past:
-    """What left this site before, as its receipts tell.
-
-    answered: digest of the answer to each question, by run, kind and round. ended: runs that are
-    over.
-    """
-
-    rounds: int = 0
-    bytes: int = 0
-    answered: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
-    ended: frozenset[str] = frozenset()
-
-
-NOTHING = Past()
 
 
 def check_question(
@@ -97,7 +78,7 @@ def check_question(
 
 def size_of(reply: Answer) -> int:
     """Bytes of a reply: its tensors, 8 for each number, and its texts."""
-    tensors = bytes_of(tensors_of(reply)) if isinstance(reply, Update) else 0
+    tensors = bytes_of(reply.weights) if isinstance(reply, Update) else 0
     return tensors + _size(numbers_of(reply))
 
 

@@ -1,15 +1,12 @@
 """Let nothing leave a site but the model's weights and a few counts and means.
 
-Where the run's plan shares it, SAM's tuned mask decoder is weights too, under the same checks.
-
 `release` is the one door, in a simulation, under `flwr run` and in a hospital's courier: every
 reply passes it, and what fails a check stays here. The reply that leaves is built anew from the
 fields named below, so nothing rides along.
 
 What it may be:
  1. it is an `Update`, `Scores` or `Hello`, and no subclass of them
- 2. its tensors are exactly the installed model's, by name, in the model's order; beside them SAM's
-    mask decoder's or none, and none where the run's plan shares none
+ 2. its tensors are exactly the installed model's, by name, in the model's order
  3. each has the model's shape
  4. each has the model's dtype
  5. floats are finite
@@ -26,9 +23,7 @@ What the site's policy says of it (client/egress/policy.py; its defaults are the
 13. the time of day is one in which something may leave
 14. the installed model is one that may be trained here
 15. trained weights moved no farther from those that were sent than `max_update_norm` together
-    and `max_change` each, and counters by no more than a round can count; SAM's decoder likewise
-    from the federation's. It stays here, and the rest leaves, where `sam_decoder` is false, and where
-    one of the two limits is tighter than its default and no decoder came to hold it against
+    and `max_change` each, and counters by no more than a round can count
 16. numbers about fewer than `min_cases` cases are left out
 17. the question was not answered before, unless by this very answer
 18. rounds and bytes are within their budgets
@@ -40,10 +35,10 @@ that lies they are no more than that. What honest weights may reveal is for clip
 secure aggregation to bound.
 """
 
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from knowmine.client.audit.retention import NOTHING, Past
 from knowmine.client.egress.limits import (
     check_move,
     check_sent,
@@ -52,17 +47,9 @@ from knowmine.client.egress.limits import (
     suppress_update,
 )
 from knowmine.client.egress.policy import LOOSEST, Policy
-from knowmine.client.egress.questions import (
-    NOTHING,
-    Asked,
-    Past,
-    check_answer,
-    check_budget,
-    check_question,
-)
+from knowmine.client.egress.questions import Asked, check_answer, check_budget, check_question
 from knowmine.shared.checks import Door, shown
 from knowmine.shared.errors import EgressRefused
-from knowmine.shared.mask_decoder import DECODER
 from knowmine.shared.protocol import (
     FUSE_WEIGHTS,
     GATES,
@@ -95,10 +82,10 @@ def release(
     """Give `reply` back as it may leave; raise `EgressRefused` where it may not.
 
     manifest: of the model that is installed here, never one that came with a task.
-    asked: without it the checks 11, 12, 15 and 17 have nothing to go by, and no decoder leaves;
-    whoever has a network has a question.
+    asked: without it the checks 11, 12, 15 and 17 have nothing to go by; whoever has a network has
+    a question.
     """
-    plain = _plain(reply, manifest, shares_decoder=asked is not None and asked.shares_decoder)
+    plain = _plain(reply, manifest)
     check_question(asked, manifest, policy=policy, past=past, now=now)  # 12, 13, 14
     if asked:
         check_answer(plain, asked)  # 11
@@ -110,9 +97,9 @@ def release(
 # ------------------------------------------------------------ 1 to 10: what it may be
 
 
-def _plain(reply: R, manifest: Manifest, shares_decoder: bool) -> R:
+def _plain(reply: R, manifest: Manifest) -> R:
     if type(reply) is Update:  # 1
-        return _update(reply, manifest, shares_decoder)
+        return _update(reply, manifest)
     if type(reply) is Scores:
         return _scores(reply)
     if type(reply) is Hello:
@@ -122,8 +109,7 @@ def _plain(reply: R, manifest: Manifest, shares_decoder: bool) -> R:
     )
 
 
-def _update(update: Update, manifest: Manifest, shares_decoder: bool) -> Update:
-    decoder = _DOOR.decoder(update.decoder, asked=shares_decoder)  # 2
+def _update(update: Update, manifest: Manifest) -> Update:
     return Update(
         round=_DOOR.count("round", update.round),
         weights=_weights(update.weights, manifest),
@@ -132,7 +118,6 @@ def _update(update: Update, manifest: Manifest, shares_decoder: bool) -> Update:
         loss=_number("loss", update.loss),  # 9
         seconds=_number("seconds", update.seconds),
         mined=_mined(update.mined),
-        decoder=_weights(update.decoder, decoder),
     )
 
 
@@ -244,21 +229,8 @@ def _limited_update(
             "the weights that it was made from beside them",
             "say what was asked: release(..., asked=...)",
         )
-    server = Door("the server sent", EgressRefused)
-    check_sent(server, asked.weights, manifest)
-    if not _may_bring_decoder(policy, came=bool(asked.decoder)):
-        update = replace(update, decoder={})
+    check_sent(Door("the server sent", EgressRefused), asked.weights, manifest)
     norm, change = policy.max_update_norm, policy.max_change
     check_move(_DOOR, update.weights, asked.weights, max_norm=norm, max_change=change)
-    if asked.decoder and update.decoder:
-        check_sent(server, asked.decoder, DECODER)
-        check_move(_DOOR, update.decoder, asked.decoder, max_norm=norm, max_change=change)
     sent = {name: asked.weights[name] for name in manifest}
     return suppress_update(update, policy.min_cases, sent)
-
-
-def _may_bring_decoder(policy: Policy, *, came: bool) -> bool:
-    """Whether SAM's decoder may leave; came: whether the question brought one to measure it from."""
-    loosest = (LOOSEST.max_update_norm, LOOSEST.max_change)
-    bounded = (policy.max_update_norm, policy.max_change) != loosest
-    return policy.sam_decoder and (came or not bounded)

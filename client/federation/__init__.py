@@ -1,1 +1,1 @@
-"""The way to the server."""
+"""The connection to the server: keys, enrolment, tasks in, replies out."""

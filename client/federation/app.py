@@ -1,4 +1,7 @@
-"""The site's ClientApp: joins a Worker to Flower's public API; all that leaves passes the porter."""
+"""The site's ClientApp: Flower's public API on one side, a Worker on the other.
+
+Every task and every reply passes the porter, whatever the transport.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -6,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-
 from knowmine.client.egress.porter import Porter
 from knowmine.client.egress.quantisation import Feedback
 from knowmine.client.site.worker import Worker
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.wire import codec
 from knowmine.shared.wire.changes import Change
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 R = TypeVar("R", Update, Scores, Hello)
 
@@ -24,19 +27,20 @@ def client_app(
     state: Path | None = None,
     porter_of: Callable[[Context], Porter] | None = None,
 ) -> ClientApp:
-    """A ClientApp whose questions are answered by the worker of a node's context.
+    """A ClientApp that hands each task to the worker of the node's context.
 
-    state: folder of what the next update needs of this one; without it that is in memory.
-    porter_of: who checks what a node is asked and what it lets out; not set, one without a record.
+    state: folder for the residual that one update leaves to the next; without it, memory.
+    porter_of: gives the porter that checks a node's tasks and replies; by default one without an
+    audit log.
 
-    It answers three messages: `query` introduces the site, `train` improves the global model,
-    `evaluate` scores it. Errors become Flower's error replies in the transport.
+    It replies to three kinds of message: `query` introduces the site, `train` improves the global
+    model, `evaluate` scores it. The transport turns errors into Flower's error replies.
     """
     app, plain = ClientApp(), Porter()
     the_porter = porter_of or (lambda _: plain)
     feedback: defaultdict[int, Feedback] = defaultdict(lambda: Feedback(state))
 
-    def answer(
+    def reply_to(
         message: Message,
         context: Context,
         task: TrainTask | EvaluateTask | None,
@@ -47,11 +51,11 @@ def client_app(
         porter.confirmed(codec.unpack_confirmation(message.content))
         asked = porter.ask(task, str(context.run_id), worker.manifest)
         try:
-            reply = work(worker)
+            result = work(worker)
         except Exception as error:
             porter.failed(error, asked, worker.manifest)
             raise
-        leaving = porter.let_out(reply, asked, worker.manifest)
+        leaving = porter.let_out(result, asked, worker.manifest)
         records = codec.pack_reply(leaving, change(leaving) if change else None)
         if porter.head:
             records[codec.HEAD] = codec.pack_head(porter.head)
@@ -63,7 +67,7 @@ def client_app(
             the_porter(context).confirmed(codec.unpack_confirmation(message.content))
             the_porter(context).end(str(context.run_id))
             return Message(RecordDict(), reply_to=message)
-        return answer(message, context, None, lambda worker: worker.hello())
+        return reply_to(message, context, None, lambda worker: worker.hello())
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -74,22 +78,22 @@ def client_app(
             update = worker.improve(task)
             if form == "none":
                 return update
-            # What the server will make of the change is what leaves: the porter sees that.
+            # The porter checks the weights that the server will compute from the change.
             packed.append(feedback[context.node_id].pack(update, task, form))
             return replace(update, weights=packed[0].weights)
 
-        return answer(message, context, task, improve, lambda leaving: _bytes_of(leaving, packed))
+        return reply_to(message, context, task, improve, lambda left: _bytes_of(left, packed))
 
     @app.evaluate()
     def score(message: Message, context: Context) -> Message:
         task = codec.unpack_evaluate_task(message.content)
-        return answer(message, context, task, lambda worker: worker.evaluate(task))
+        return reply_to(message, context, task, lambda worker: worker.evaluate(task))
 
     return app
 
 
 def _bytes_of(leaving: Update, packed: list[Change]) -> bytes | None:
-    """The packed change, if its weights are those that the porter let out: it may put others there."""
+    """The packed change, if the porter let its weights out and put no others in their place."""
     for change in packed:
         if all(leaving.weights[name] is array for name, array in change.weights.items()):
             return change.data

@@ -1,11 +1,11 @@
-"""Bound what a server can make this site hold: the installed model's bytes, and little besides.
+"""Bound what a server can make this site hold: the installed model's bytes, and little more.
 
 ```
-any response                 SMALL_BYTES
-the parts of one question    together what `question` said, until the question is over
+any response              SMALL_BYTES
+the parts of one task     together, what `for_task` allowed, until the task is fetched
 ```
-Counted as the bytes come in, so a body without end is cut off and never in memory. Compressed
-bodies are refused: a few of their bytes can become any number.
+Bytes are counted as they arrive, so a body without end is cut off and never held in memory.
+Compressed bodies are refused: a few of their bytes can unpack to any number.
 """
 
 import threading
@@ -20,40 +20,40 @@ from knowmine.shared.errors import Refused
 from knowmine.shared.wire.flower_objects import SMALL_BYTES
 
 
-class Intake:
-    """Counts what one connection's responses bring."""
+class ByteBudget:
+    """Counts the bytes of one connection's responses."""
 
     def __init__(self) -> None:
-        self._last = Room(0)
+        self._last = TaskBudget(0)
 
-    def question(self, most: int, patience_s: float) -> "Room":
-        """Room for the parts of one question: so many bytes together.
+    def for_task(self, most: int, patience_s: float) -> "TaskBudget":
+        """Allow `most` bytes for all parts of one task together.
 
-        Raises `httpx.ReadTimeout` where a part of the question before is still open after
-        `patience_s`: what it brought is still held, and two questions may not be held at once.
+        Raises `httpx.ReadTimeout` if a part of the task before is still open after `patience_s`.
+        Its bytes are still in memory, and two tasks must not be there at once.
         """
-        if not self._last.is_empty(patience_s):
-            raise httpx.ReadTimeout("parts of an earlier question are still on their way")
-        self._last = Room(most)
+        if not self._last.is_idle(patience_s):
+            raise httpx.ReadTimeout("parts of an earlier task are still on their way")
+        self._last = TaskBudget(most)
         return self._last
 
-    def look_at(self, response: httpx.Response) -> None:
-        """An httpx hook: what is read of this response from here on is counted."""
+    def count(self, response: httpx.Response) -> None:
+        """An httpx hook: from here on, the bytes of this response's body are counted."""
         if response.headers.get("content-encoding", "identity") != "identity":
             raise Refused(
-                "the server's answer came compressed; expected it plain, as it was asked for: "
-                "where a proxy on the way compresses answers, have it leave this server's alone"
+                "the server's response is compressed, although this site asked for plain bytes: "
+                "if a proxy on the way compresses responses, exempt this server from that"
             )
         assert isinstance(response.stream, httpx.SyncByteStream)
-        # Hooks run on the thread that asks, so this is the room of the very question.
-        room = _ASKED_IN.get() or Room(SMALL_BYTES)
-        response.stream = _Counted(response.stream, room.take)
+        # Hooks run on the thread that sends the request, so the variable names its task.
+        budget = _CURRENT.get() or TaskBudget(SMALL_BYTES)
+        response.stream = _CountedStream(response.stream, budget.take)
 
 
-class Room:
-    """What the parts of one question may bring, on whatever threads they come.
+class TaskBudget:
+    """The bytes that the parts of one task may bring, on any number of threads.
 
-    When the question is over, however it ended, nothing more is taken in its name.
+    Use it in a `with`. After its end, however the task ended, it takes nothing more.
     """
 
     def __init__(self, most: int) -> None:
@@ -63,33 +63,33 @@ class Room:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """What this thread asks meanwhile brings a part."""
+        """Count what this thread requests inside the `with` as a part of the task."""
         with self._changed:
             self._refuse_if_over()
             self._open += 1
-        before = _ASKED_IN.set(self)
+        before = _CURRENT.set(self)
         try:
             yield
         finally:
-            _ASKED_IN.reset(before)
+            _CURRENT.reset(before)
             with self._changed:
                 self._open -= 1
                 self._changed.notify_all()
 
     def take(self, size: int) -> None:
-        """Count what came; raise `Refused` where it is too much or too late."""
+        """Count bytes that arrived; raise `Refused` if they are too many or too late."""
         with self._changed:
             self._refuse_if_over()
             self._left -= size
             if self._left < 0:
                 raise Refused(
                     f"the server sent more than {self._most:,} bytes; the installed model's "
-                    "weights and a few settings need no more: ask the coordinator what it runs, "
-                    "and install the same model"
+                    "weights and a few settings need no more: ask the coordinator which model "
+                    "the server runs, and install the same one"
                 )
 
-    def is_empty(self, patience_s: float) -> bool:
-        """Whether no part is on its way, or none is any more within `patience_s`."""
+    def is_idle(self, patience_s: float) -> bool:
+        """Whether no part is on its way; wait up to `patience_s` for that."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, patience_s)
 
@@ -102,15 +102,15 @@ class Room:
 
     def _refuse_if_over(self) -> None:
         if self._over:
-            raise Refused("a part of a question that is over")
+            raise Refused("this part belongs to a task that is over")
 
 
-_ASKED_IN: ContextVar[Room | None] = ContextVar("asked_in", default=None)
-"""The question whose parts this thread asks for."""
+_CURRENT: ContextVar[TaskBudget | None] = ContextVar("current_task_budget", default=None)
+"""The budget of the task whose parts this thread requests."""
 
 
-class _Counted(httpx.SyncByteStream):
-    """A body whose pieces are counted before anybody keeps them."""
+class _CountedStream(httpx.SyncByteStream):
+    """A response body whose pieces are counted before they are kept."""
 
     def __init__(self, body: httpx.SyncByteStream, take: Callable[[int], None]) -> None:
         self._body, self._take = body, take

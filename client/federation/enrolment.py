@@ -1,8 +1,7 @@
 """Join a federation: from the coordinator's kit to keys, settings and a request to send back.
 
-The kit is not believed until it is checked. Nothing of it but the coordinator's address, the
-certificate authority and the network's shape reaches the site's folder, and no name or path
-that it gives is ever followed.
+The kit is untrusted until it is checked. Only the coordinator's address, the certificate authority
+and the model's settings are copied from it. No file name or path in it is ever followed.
 """
 
 import json
@@ -15,11 +14,11 @@ from knowmine.client.federation.keys import SiteKeys
 from knowmine.client.federation.kit import Kit, open_kit
 from knowmine.client.settings import ClientSettings
 from knowmine.shared.errors import CannotWrite, UsageError
+from knowmine.shared.files import write_atomically
 from knowmine.shared.settings import read_settings
 from knowmine.shared.trust.certificates import to_pem
 from knowmine.shared.trust.enrolment import PrivateKey, RequestBody, make_request
 from knowmine.shared.trust.keys import audit_line, make_private_folder, node_line
-from knowmine.shared.weights import write_atomically
 
 
 def enrol(kit: Path, home: Path, data: Path, now: datetime | None = None) -> Path:
@@ -28,9 +27,9 @@ def enrol(kit: Path, home: Path, data: Path, now: datetime | None = None) -> Pat
     kit: folder or .tar.gz. home: gets keys/, ca.crt, client.yaml and NAME.request.
     data: the folder of images/ and masks/.
 
-    client.yaml is written last: where it stands, the folder is enrolled. What a crash left
-    before that is gone on with, keys included.
-    Raises `UsageError` for a kit that will not do and a folder that is enrolled already.
+    client.yaml is written last: a folder that holds it is enrolled. After a crash before that, the
+    next call goes on with what is there, keys included.
+    Raises `UsageError` for a kit that cannot be used and for a folder that is already enrolled.
     """
     now = now or datetime.now(UTC)
     settings_file = home / "client.yaml"
@@ -38,12 +37,12 @@ def enrol(kit: Path, home: Path, data: Path, now: datetime | None = None) -> Pat
     site = opened.enrolment.site
     if settings_file.exists():
         raise UsageError(
-            f"{home} is enrolled already ({settings_file} is there), and a kit serves once. To "
-            f"go on, use it as it is; to enrol anew, ask the coordinator for another kit "
-            f"(`knowmine-server provision ... --new-kit {site}`) and choose a new folder"
+            f"{home} is already enrolled ({settings_file} exists), and a kit serves once. Either "
+            f"use the folder as it is, or ask the coordinator for another kit "
+            f"(`knowmine-server provision ... --new-kit {site}`) and enrol in a new folder"
         )
     if not data.is_dir():
-        raise UsageError(f"no folder {data}: name the folder of images/ and masks/")
+        raise UsageError(f"no folder {data}: name the folder that holds images/ and masks/")
     make_private_folder(home)
     keys = SiteKeys.open(home / "keys", site, now)
     body = RequestBody(
@@ -78,7 +77,4 @@ def _client_yaml(kit: Kit, data: Path) -> str:
         "model": json.loads(kit.settings.model.model_dump_json()),
     }
     written: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return (
-        "# One hospital's side of the federation. What more can be set: docs/settings.md.\n"
-        + written
-    )
+    return "# One hospital's side of the federation. All settings: docs/settings.md.\n" + written

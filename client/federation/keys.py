@@ -1,4 +1,4 @@
-"""A site's three private keys and its certificate; renewed so that no crash locks the site out."""
+"""A site's three private keys and its certificate, renewed so that no crash locks the site out."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from knowmine.shared.errors import CannotWrite, UsageError
+from knowmine.shared.files import write_atomically
 from knowmine.shared.trust.certificates import (
     CLIENT,
     common_name,
@@ -24,12 +25,11 @@ from knowmine.shared.trust.keys import (
     make_private_folder,
     sync_folder,
 )
-from knowmine.shared.weights import write_atomically
 
 
 @dataclass(frozen=True)
 class SiteKeys:
-    """What a site is known by: `tls` with `certificate`, `node` for Flower, `audit`."""
+    """A site's identity: `tls` with `certificate`, `node` for Flower, `audit` for the audit log."""
 
     tls: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -38,7 +38,7 @@ class SiteKeys:
 
     @classmethod
     def open(cls, folder: Path, site: str, now: datetime | None = None) -> "SiteKeys":
-        """The keys in `folder`; what is missing is made, for enrolment alone."""
+        """The keys in `folder`. What is missing is made, so only enrolment may call this."""
         make_private_folder(folder)
         if not (folder / "tls.key").exists():
             make_ec_key(folder / "tls.key")
@@ -52,9 +52,9 @@ class SiteKeys:
 
     @classmethod
     def load(cls, folder: Path, site: str) -> "SiteKeys":
-        """The keys of an enrolled site, after a renewal that a crash cut short is settled.
+        """The keys of an enrolled site. A renewal that a crash interrupted is finished first.
 
-        Raises `UsageError` where one is missing, readable by others or of another site.
+        Raises `UsageError` if a key is missing, readable by others or of another site.
         """
         settle_renewal(folder)
         tls, certificate = _pair(folder, "tls", site)
@@ -63,10 +63,10 @@ class SiteKeys:
 
 
 def renew_certificate(folder: Path, site: str, now: datetime | None = None) -> str:
-    """A new key and certificate beside the present ones, as tls-next.*; return the PEM.
+    """Make a new key and certificate beside the present ones, as tls-next.*; return the PEM.
 
-    Send it to the server by the connection that the present ones still open, then call
-    `adopt_renewal`. Asked again before that, it gives the same certificate again.
+    Send it to the server over a connection that uses the present ones, then call `adopt_renewal`.
+    A second call before that returns the same certificate.
     """
     now = now or datetime.now(UTC)
     settle_renewal(folder)
@@ -81,18 +81,18 @@ def renew_certificate(folder: Path, site: str, now: datetime | None = None) -> s
 
 
 def adopt_renewal(folder: Path, site: str) -> None:
-    """Use tls-next.* from now on; the server pinned it. Without one, nothing happens."""
+    """Use tls-next.*, which the server has pinned, from now on. Without it, nothing happens."""
     settle_renewal(folder)
     if not (folder / "tls-next.crt").exists() or not (folder / "tls-next.key").exists():
         return
     _pair(folder, "tls-next", site)
-    # The key goes first: tls-next.crt without tls-next.key then says that we were at it.
+    # The key moves first: tls-next.crt without tls-next.key then marks an unfinished switch.
     _move(folder, "tls-next.key", "tls.key")
     settle_renewal(folder)
 
 
 def settle_renewal(folder: Path) -> None:
-    """Finish a switch that a crash cut between its two files; harmless at any time."""
+    """Finish a switch that a crash interrupted between its two files; harmless at any time."""
     certificate = folder / "tls-next.crt"
     if not certificate.exists() or (folder / "tls-next.key").exists():
         return
@@ -121,7 +121,7 @@ def _pair(
     if common_name(certificate) != site:
         raise UsageError(
             f"{folder / name}.crt is of site {common_name(certificate)!r}; expected {site!r}: "
-            "name the right folder of keys"
+            "name the folder with this site's keys"
         )
     return key, certificate
 

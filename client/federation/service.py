@@ -1,21 +1,21 @@
-"""The process that stays at a site: it keeps the models loaded and answers the server."""
+"""A site's process: it keeps the models loaded and works for the server until the run ends."""
 
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from knowmine.client.audit.log import Chain, record_of
-from knowmine.client.egress.approval import PENDING
+from knowmine.client.audit.log import Chain
+from knowmine.client.egress.policy import policy_of
 from knowmine.client.egress.porter import Porter
 from knowmine.client.federation.app import client_app
 from knowmine.client.federation.keys import SiteKeys
 from knowmine.client.federation.link import Link
-from knowmine.client.paths import ANSWERS, FEEDBACK, leftovers, prepare
-from knowmine.client.settings import SITE_LOG, ClientSettings, policy_of
+from knowmine.client.federation.threads import TaskThread
+from knowmine.client.paths import ANSWERS, FEEDBACK, PENDING, audit_log_of, prepare
+from knowmine.client.settings import SITE_LOG, ClientSettings
 from knowmine.client.site.worker import Remembering, SiteWorker, Worker
-from knowmine.shared.lock import FolderLock
+from knowmine.shared.files import FolderLock
 from knowmine.shared.log import RunLog, Telling, open_log
-from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.trust.certificates import warning_of_expiry
 from knowmine.shared.weights import bytes_of_manifest
 
@@ -23,10 +23,11 @@ from knowmine.shared.weights import bytes_of_manifest
 class Resident:
     """One site's process, from its settings.
 
+    open_worker: opens the site at the first task, so that the connection is up before that.
     missing: what the isolation of the site's processes lacks, in words; it may grow meanwhile.
-    open_worker: opens the site when the server first asks, so that the connection is up at once.
-    weights_bytes: of that worker's model; not set: of the model in the settings.
-    tell: is told of what the log is told.
+    tell: receives every event of the log.
+    weights_bytes: size of the worker's model; by default of the model in the settings.
+    working: whether a task was still running when `run` returned.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Resident:
         tell: Telling | None = None,
         weights_bytes: int | None = None,
     ) -> None:
-        """Check what can be checked without the network; raise `UsageError` where it fails."""
+        """Check what needs no network; raise `UsageError` if something is wrong."""
         self._settings = settings
         self._open_worker = open_worker or self._open_site
         self._missing = missing
@@ -61,16 +62,13 @@ class Resident:
     def _serve(self, log: RunLog, stop: threading.Event) -> str:
         settings = self._settings
         log.event("start", site=settings.site, server=settings.network.server)
-        if names := leftovers(settings.state):
-            log.event("leftovers", level="warning", names=", ".join(names), folder=settings.state,
-                      reason="newer ones are in courier/; remove these, or run forget")  # fmt: skip
         if warning := warning_of_expiry(self._keys.certificate):
             log.event("expiry", level="warning", reason=warning)
         self._log = log
         policy, records = self._policy, self._policy.records
         log.event("policy", digest=policy.digest(), approval=policy.approval)
-        path = record_of(settings.state)
-        # The record first: where it is wrong, nothing may leave, and nobody need be called.
+        path = audit_log_of(settings.state)
+        # The audit log comes first: if it is damaged, nothing may leave, and no connection is needed.
         with Chain.open(path, self._keys.audit, site=settings.site, records=records) as chain:
             link = Link(settings.network, settings.site, self._keys, settings.keys, self._own, log)
             pending = settings.state / PENDING
@@ -81,21 +79,18 @@ class Resident:
                 log.event("end", reason=how)
                 return how
             finally:
-                self.working = any(thread.name == "work" for thread in threading.enumerate())
+                self.working = TaskThread.is_running()
                 link.close()
 
     @cached_property
     def _bytes_to_expect(self) -> int:
-        """Of weights, by what is installed here, and of a SAM decoder, which a plan may share.
-
-        The site is not opened for it.
-        """
+        """Bytes of the installed model's weights; the site is not opened for this."""
         if self._weights_bytes is not None:
             return self._weights_bytes
-        # Imported late: it brings torch, which a process does without whose model is another.
+        # Imported late: it loads torch, which a process with another model does not need.
         from knowmine.client.vault.requests import installed_manifest
 
-        return bytes_of_manifest(installed_manifest(self._settings.model)) + DECODER_BYTES
+        return bytes_of_manifest(installed_manifest(self._settings.model))
 
     @cached_property
     def _worker(self) -> Worker:

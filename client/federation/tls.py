@@ -1,4 +1,4 @@
-"""Connect to the server by TLS 1.3 alone, and say what a person can do where that fails."""
+"""Connect to the server with TLS 1.3 only, and say what a person can do if that fails."""
 
 import ssl
 import urllib.request
@@ -13,7 +13,7 @@ from knowmine.shared.trust.certificates import warning_of_expiry
 
 
 def tls_context(ca: Path, keys: Path) -> ssl.SSLContext:
-    """TLS 1.3 with the site's certificate, and trust in the authority of its kit alone.
+    """TLS 1.3 with the site's certificate; only the authority of its kit is trusted.
 
     Raises `UsageError` for files that cannot be used.
     """
@@ -30,7 +30,7 @@ def tls_context(ca: Path, keys: Path) -> ssl.SSLContext:
 
 
 def http_client(settings: NetworkSettings, context: ssl.SSLContext) -> httpx.Client:
-    """Goes through the proxy that the environment names, and follows nobody elsewhere."""
+    """A client that uses the proxy of the environment and follows no redirect."""
     proxy = None
     if settings.proxy_ca and (address := urllib.request.getproxies().get("https")):
         trusted = ssl.create_default_context(cafile=settings.proxy_ca)
@@ -45,7 +45,7 @@ def http_client(settings: NetworkSettings, context: ssl.SSLContext) -> httpx.Cli
 
 
 def detail_of(response: httpx.Response) -> str:
-    """What the server says of a request that it refused."""
+    """The server's reason for refusing a request."""
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
@@ -58,8 +58,8 @@ def explained(
 ) -> str:
     """What a person can do about a connection that failed.
 
-    certificate: of the site. joined: whether the server took it before. Raises `Refused` where a
-    server that never did is not the one of the kit.
+    certificate: the site's. joined: whether the server accepted it before. Raises `Refused` if it
+    never did and is not the server of the kit.
     """
     text = str(error) or type(error).__name__
     server = settings.server
@@ -71,21 +71,21 @@ def explained(
         if not joined:
             raise Refused(why) from error
         return why
-    # A server that refuses a certificate says so in an alert, which the end of the
-    # connection often overtakes.
+    # A server that refuses a certificate says so in a TLS alert. Often the connection ends
+    # before the alert arrives.
     if "alert" in text.lower() or isinstance(error, httpx.RemoteProtocolError):
         if (ended := warning_of_expiry(certificate)) and "ended" in ended:
             return f"the server at {server} hung up: {ended}"
         return (
-            f"the server at {server} hung up ({text}). If it keeps doing so, it does not "
+            f"the server at {server} hung up ({text}). If this goes on, the server does not "
             "accept this site's certificate: the request was not admitted yet, or the site "
             "was revoked; ask the coordinator"
         )
     if isinstance(error, httpx.ProxyError):
-        return f"the proxy does not let us reach {server} ({text}): see HTTPS_PROXY"
+        return f"the proxy does not connect to {server} ({text}): check HTTPS_PROXY"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return (
             f"nothing answers at {server} ({text}): the server does not run yet, or a firewall "
-            "stands between"
+            "blocks the connection"
         )
     return f"{server}: {text}"

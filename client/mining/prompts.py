@@ -1,6 +1,7 @@
-"""Turn the U-Net++'s probabilities into prompts that SAM understands: boxes, points, logits."""
+"""Turn the U-Net++'s probabilities into prompts for SAM: boxes, points, logits."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,18 +10,16 @@ from scipy import ndimage
 from torch import Tensor
 
 from knowmine.client.sam.frames import Frames
-from knowmine.client.sam.model import Prompts
+from knowmine.client.sam.interface import Prompts
 
 MIN_AREA = 0.001
-"""Smallest component that is prompted, as a share of the image; smaller ones are specks."""
+"""Smallest component that is prompted, as a fraction of the image; smaller ones are specks."""
 MAX_COMPONENTS = 5
 """Components prompted per image and class, the largest first; more are noise."""
 MARGIN = 0.05
-"""A box is widened by this share of its sides: U-Net++ tends to see lesions too small."""
+"""A box is widened by this fraction of its sides: the U-Net++ tends to draw lesions too small."""
 AROUND = 0.25
-"""Negative points are looked for in the box widened by this share."""
-NEAR = 0.2
-"""Components closer than this share of the image's side may be parts of one object."""
+"""Negative points lie in the box widened by this fraction."""
 NEGATIVES = 2
 """Negative points per component at most."""
 SURE, CLEAR = 0.8, 0.1
@@ -30,55 +29,47 @@ LOGIT = 6.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What SAM is asked about one image: K components of its classes.
+class ImagePrompts:
+    """Prompts for one image, one for each of K components.
 
-    prompts: K prompts in SAM's frames, or None when there is nothing to ask about.
+    prompts: K prompts in SAM's frames; None for an image without a component.
     regions: (K, S, S) bool, the component behind each prompt, model frame.
-    classes: (K,) the class each belongs to, counted from 0.
-    joins: rows of prompts that ask about several near components as one object, each with the
-        rows that ask about them one by one; of the two answers the better is kept.
+    classes: (K,) the class of each component, counted from 0.
     """
 
     prompts: Prompts | None
     regions: Tensor
     classes: NDArray[np.int64]
-    joins: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
-    def left_open(
-        self, probabilities: NDArray[np.float32], heard: NDArray[np.bool_]
+    def uncovered(
+        self, probabilities: NDArray[np.float32], valid: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """(C, S, S) bool: foreground of `probabilities` on which SAM has said nothing.
+        """(C, S, S) bool: foreground of `probabilities` (C, S, S) that no valid mask answers.
 
-        Specks, components past the largest, a class without a component, prompts that were not
-        `heard` (K,): there SAM's silence is not a no.
+        valid: (K,), the prompts for which SAM gave a mask. Specks, components beyond
+        MAX_COMPONENTS and invalid masks say nothing about the foreground below them.
         """
         foreground = probabilities > 0.5
-        for c, region in zip(self.classes[heard], self.regions.numpy()[heard], strict=True):
+        for c, region in zip(self.classes[valid], self.regions.numpy()[valid], strict=True):
             foreground[c] &= ~region
         return foreground
 
 
-def ask(
-    probabilities: NDArray[np.float32], frames: Frames, *, dense: bool = True, join: bool = False
-) -> Asked:
-    """Prompts for every component of `probabilities` (C, S, S) float32 in [0, 1], model frame.
+def prompts_for(
+    probabilities: NDArray[np.float32], frames: Frames, *, dense: bool = True
+) -> ImagePrompts:
+    """A prompt for every component of `probabilities` (C, S, S) float32 in [0, 1], model frame.
 
-    dense: prompt with the probabilities as a mask too, beside the box and points.
-    join: ask about near components as one object too; a U-Net++ often sees one as several.
-    An image without a component gives no prompts: SAM is never asked about an empty box.
+    dense: add the probabilities as a mask prompt to box and points.
+    An image without a component gives no prompts.
     """
     found = [
         (c, component) for c, plane in enumerate(probabilities) for component in components(plane)
     ]
     size = probabilities.shape[-1]
-    joins = []
-    for members in near(found) if join else ():
-        joins.append((len(found), members))
-        union = np.logical_or.reduce([found[row][1] for row in members])
-        found.append((found[members[0]][0], union))
     if not found:
-        return Asked(None, torch.zeros((0, size, size), dtype=torch.bool), np.zeros(0, np.int64))
+        none = torch.zeros((0, size, size), dtype=torch.bool)
+        return ImagePrompts(None, none, np.zeros(0, np.int64))
     boxes, points, labels, logits = [], [], [], []
     for c, component in found:
         plane = probabilities[c]
@@ -96,38 +87,41 @@ def ask(
         point_labels=torch.from_numpy(np.stack(labels)),
         masks=None if masks is None else frames.model_to_low_res(masks, fill=-LOGIT),
     )
-    return Asked(
+    return ImagePrompts(
         prompts,
         torch.from_numpy(np.stack([component for _, component in found])),
         np.array([c for c, _ in found]),
-        tuple(joins),
+    )
+
+
+def joined(images: Sequence[ImagePrompts]) -> Prompts | None:
+    """The prompts of several images as one batch; None if there are none."""
+    parts = [
+        replace(one.prompts, image_of=torch.full_like(one.prompts.image_of, i))
+        for i, one in enumerate(images)
+        if one.prompts is not None
+    ]
+    if not parts:
+        return None
+    boxes = [p.boxes for p in parts if p.boxes is not None]
+    masks = [p.masks for p in parts if p.masks is not None]
+    return Prompts(
+        image_of=torch.cat([p.image_of for p in parts]),
+        boxes=torch.cat(boxes) if boxes else None,
+        points=torch.cat([p.points for p in parts]),
+        point_labels=torch.cat([p.point_labels for p in parts]),
+        masks=torch.cat(masks) if masks else None,
     )
 
 
 def components(plane: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
-    """Connected parts of `plane` (S, S) above one half that are worth asking about, largest first."""
+    """Connected parts of `plane` (S, S) above one half that are large enough to prompt, largest first."""
     labels, count = ndimage.label(plane > 0.5)
     if not count:
         return []
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     order = np.argsort(-areas, kind="stable")[:MAX_COMPONENTS]
     return [labels == i + 1 for i in order if areas[i] >= MIN_AREA * plane.size]
-
-
-def near(found: list[tuple[int, NDArray[np.bool_]]]) -> list[tuple[int, ...]]:
-    """Rows of `found` (class, component) that lie close together in one class, group by group."""
-    groups = []
-    for c in sorted({c for c, _ in found}):
-        rows = [row for row, (own, _) in enumerate(found) if own == c]
-        reach = max(1.0, NEAR * found[rows[0]][1].shape[-1] / 2)
-        grown = [ndimage.distance_transform_edt(~found[row][1]) <= reach for row in rows]
-        labels, count = ndimage.label(np.logical_or.reduce(grown))
-        place = [int(labels[found[row][1]][0]) for row in rows]
-        for label in range(1, count + 1):
-            members = tuple(row for row, at in zip(rows, place, strict=True) if at == label)
-            if len(members) > 1:
-                groups.append(members)
-    return groups
 
 
 def box_of(component: NDArray[np.bool_], margin: float = MARGIN) -> NDArray[np.float32]:
@@ -150,7 +144,7 @@ def points_of(
 
     The positive one is the deepest point of the sure part. Negatives are the deepest points of
     what is clearly background in the widened box, far from each other; a missing one is
-    labelled -1, which SAM reads as no point.
+    labelled -1, which SAM takes as no point.
     """
     sure = component & (plane > SURE)
     xy, label = [_deepest(sure if sure.any() else component)], [1.0]
@@ -173,7 +167,7 @@ def points_of(
 
 
 def logits_of(component: NDArray[np.bool_], plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The plane's logits (S, S) float32, clipped, with all other components silenced."""
+    """The plane's logits (S, S) float32, clipped, with all other components set to background."""
     low = 1 / (1 + np.exp(LOGIT))
     alone = np.where(component | (plane <= 0.5), plane, low).clip(low, 1 - low)
     logits: NDArray[np.float32] = np.log(alone / (1 - alone)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is said of each mask: its area, how much its two views agree, and whether to doubt it."""
+"""Segment an image and describe the mask: its area, how far two views agree, whether to check it."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from knowmine.client.data.scoring import label_map, resize_probabilities
 from knowmine.client.predict.networks import Network
 
 DOUBT_BELOW = 0.85
-"""Agreement of the views under which a mask is flagged: see docs/predict.md for what it catches."""
+"""A mask is flagged below this agreement of the two views; docs/predict.md says what that finds."""
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """One image's mask and what it is worth.
+    """One image's mask and how certain it is.
 
     mask: (H, W) uint8, original frame, 0 is background.
-    agreement: Dice between the masks of the image and of its mirror image, mean over classes; two
-        empty masks agree.
+    agreement: Dice between the masks of the image and of its mirror image, mean over classes; 1 for
+        two empty masks.
     """
 
     mask: NDArray[np.uint8]
@@ -37,10 +37,10 @@ class Segmented:
 
 
 def segment(network: Network, image: NDArray[np.uint8], px: int) -> Segmented:
-    """The mask of image (H, W, 3) uint8, original frame: the mean of both mirror views.
+    """The mask of an image (H, W, 3) uint8, original frame, from the mean of both mirror views.
 
-    Probabilities are resized, not masks, as in training's scores. The agreement is taken in the
-    model frame, before the resize.
+    Probabilities are resized, not masks, as for the scores in training. The agreement is computed
+    in the model frame, before resizing.
     """
     seen = resize_image(image, px).transpose(2, 0, 1).astype(np.float32) / 255
     logits = network(np.stack([seen, seen[:, :, ::-1]]))
@@ -52,7 +52,7 @@ def segment(network: Network, image: NDArray[np.uint8], px: int) -> Segmented:
 
 
 def overlay_of(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image with each class washed in its colour and outlined: (H, W, 3) uint8."""
+    """The image with each class tinted in its colour and outlined: (H, W, 3) uint8."""
     shown = image.copy()
     wash, inner = mask > 0, np.zeros(mask.shape, bool)
     inner[1:-1, 1:-1] = (
@@ -68,7 +68,7 @@ def overlay_of(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.
     return shown
 
 
-# Readable on grey and on flesh, and told apart by colour-blind people (Okabe and Ito 2008).
+# Visible on grey and on tissue, and distinct for colour-blind people (Okabe and Ito 2008).
 COLOURS = np.array(
     [[204, 121, 167], [0, 158, 115], [230, 159, 0], [86, 180, 233], [240, 228, 66], [213, 94, 0]],
     np.uint8,

@@ -1,8 +1,8 @@
 """Open a DICOM file of one or many frames as a viewer shows them.
 
-client/data/dicom.py reads the single pictures that training uses; what predicting needs beside that
-stands here: frames with values of their own, the size of a pixel, and which files are none of
-ours. No value of a tag that could name a person is read, and none reaches a message.
+client/data/dicom.py reads the single images that training uses. Predicting also needs what is
+here: the window of each frame, the size of a pixel, and which files are not images. No tag that
+could name a person is read, and no such value reaches a message.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from pydicom.pixels.utils import pixel_array
 
 from knowmine.client.data.dicom import frames_of, read_dataset, show
 from knowmine.client.data.images import refuse_huge
-from knowmine.client.predict.inputs import Opened, Spacing
+from knowmine.client.predict.types import Opened, Spacing
 from knowmine.shared.errors import DataError
 
-# DICOM objects of these modalities carry plans, reports or masks, even where they have pixels.
+# DICOM objects of these modalities are plans, reports or masks, even if they have pixels.
 _NOT_IMAGES = frozenset(
     [
         "SEG",
@@ -48,33 +48,33 @@ _FRAME_GROUPS = (
 )
 
 
-def open_dicom(path: Path, modalities: Sequence[str], max_image_px: int) -> Opened:
-    """Check the file, numbered as in the code, and give its frames one by one.
+def open_dicom(path: Path, modalities: Sequence[str]) -> Opened:
+    """Open a file after the numbered checks below. Raises `DataError`.
 
     modalities: those that the model is meant for; empty for any.
     """
-    # 1. It is an image, of a kind that the model is meant for.
+    # 1. It is an image, of a modality that the model is meant for.
     header = read_dataset(path, header_only=True)
     modality = str(header.get("Modality", ""))[:16]
     if modality in _NOT_IMAGES or "Rows" not in header or "Columns" not in header:
         raise DataError(
             f"is a DICOM file of modality {modality or 'unknown'} without an image to segment; "
-            "leave it out"
+            "remove it"
         )
     if modalities and modality not in modalities:
         raise DataError(
             f"has modality {modality or 'unknown'}, expected {' or '.join(modalities)}: the model "
             "is not meant for it"
         )
-    # 2. It has a size that can be decoded.
-    refuse_huge((int(header.Rows), int(header.Columns)), max_image_px)
+    # 2. It can be decoded in memory, and the file is as long as its header says.
+    refuse_huge((int(header.Rows), int(header.Columns)))
     frames = frames_of(header)
     _refuse_short(header, frames, path.stat().st_size)
-    # 3. A decoder for it is installed.
+    # 3. A decoder for its compression is installed.
     _refuse_undecodable(header)
 
     def read(index: int) -> Any:
-        # By its path: of a long recording one frame at a time is in memory.
+        # Reading by path keeps only one frame of a long recording in memory.
         return show(pixel_array(path, index=index), _values_of_frame(header, index))
 
     spacing, how = spacing_mm(_values_of_frame(header, 0))
@@ -87,7 +87,7 @@ def open_dicom(path: Path, modalities: Sequence[str], max_image_px: int) -> Open
 
 
 def spacing_mm(header: Dataset) -> tuple[Spacing | None, str]:
-    """Height and width of a pixel in mm, and what limits them; None where they are not known."""
+    """Height and width of a pixel in mm, and a note on their meaning; None if not known."""
     for keyword, note in (
         ("PixelSpacing", ""),
         ("ImagerPixelSpacing", "mm at the detector, larger than in the body"),
@@ -111,20 +111,20 @@ def spacing_mm(header: Dataset) -> tuple[Spacing | None, str]:
 
 
 def count_frames(path: Path) -> int:
-    """From the header alone, as quickly as that can be read."""
+    """The number of frames, from the header."""
     return frames_of(read_dataset(path, header_only=True, tags=("NumberOfFrames",)))
 
 
 def _refuse_short(header: Dataset, frames: int, file_bytes: int) -> None:
-    """Uncompressed pixels take as many bytes as the header declares, and a file has them or not."""
+    """Raise `DataError` if uncompressed pixels need more bytes than the file has."""
     if header.file_meta.TransferSyntaxUID.is_compressed:
         return
     values = frames * int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel)
     if values * int(header.BitsAllocated) // 8 > file_bytes:
         raise DataError(
-            f"declares {frames} frames of {header.Columns}x{header.Rows} pixels, which are more "
-            f"than its {file_bytes} bytes: it is damaged, cut short or its header is wrong; copy "
-            "or export it again"
+            f"declares {frames} frames of {header.Columns}x{header.Rows} pixels, more than its "
+            f"{file_bytes} bytes can hold: it is damaged, cut short or its header is wrong; copy or "
+            "export it again"
         )
 
 
@@ -138,13 +138,13 @@ def _refuse_undecodable(header: Dataset) -> None:
         available = False
     if not available:
         raise DataError(
-            f"is compressed as {syntax.name}, which no installed decoder knows: install pylibjpeg "
+            f"is compressed as {syntax.name}, which no installed decoder can read: install pylibjpeg "
             "with its plugins or python-gdcm, or export it uncompressed (Explicit VR Little Endian)"
         )
 
 
 def _values_of_frame(dataset: Dataset, index: int) -> Dataset:
-    """The header with the values that multi-frame objects keep for each frame (PS3.3, C.7.6.16)."""
+    """The header with the values that a multi-frame object has for this frame (PS3.3, C.7.6.16)."""
     groups = [
         *(dataset.get("SharedFunctionalGroupsSequence") or [])[:1],
         *(dataset.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1],

@@ -1,7 +1,7 @@
-"""Write masks as a DICOM Segmentation that a PACS takes and shows on its source image.
+"""Write masks as a DICOM Segmentation, which a PACS shows on the source image.
 
-The standard has a segmentation carry the patient and study of its source, so this file is as
-confidential as the image itself; nothing else that predict writes holds a tag's value.
+The standard requires patient and study of the source in a segmentation, so the file is as
+confidential as the image. Nothing else that predict writes contains a tag's value.
 """
 
 import warnings
@@ -24,12 +24,12 @@ from pydicom.sr.codedict import codes
 from knowmine.shared.errors import DataError
 from knowmine.shared.model_card import ModelCard
 
-# What is segmented is not known here, so the codes are the most general ones of PS3.16,
-# CID 7150 and 7161; the class's name stands in the label.
+# The meaning of the classes is not known here, so these are the most general codes of PS3.16, CID
+# 7150 and 7161. The label has the name of the class.
 _CATEGORY = CodedConcept("309825002", "SCT", "Spatial and Relational Concept")
 _TYPE = CodedConcept("111030", "DCM", "Image Region")
 
-# Type 2 of the patient and study modules (PS3.3, C.7.1.1 and C.7.2.1): there, but maybe empty.
+# Type 2 of the patient and study modules (PS3.3, C.7.1.1 and C.7.2.1): required, may be empty.
 _MAY_BE_EMPTY = (
     "PatientName",
     "PatientID",
@@ -44,16 +44,16 @@ _MAY_BE_EMPTY = (
 
 
 MAX_SEG_PX = 200_000_000
-"""Pixels over all frames and classes that one Segmentation holds; it is made whole in memory."""
+"""Most pixels of one Segmentation over all frames and classes; it is built in memory."""
 
 
 def refusal(source: Dataset, frames: int, classes: int) -> str:
-    """Why no Segmentation can be made of a file, by its header alone; "" where one may be."""
+    """Why a file cannot have a Segmentation, by its header; "" if it may have one."""
     if frames > 1 and not _has_positions(source):
         return "no DICOM SEG: its header lacks positions in space for its frames"
     if (pixels := frames * classes * int(source.Rows) * int(source.Columns)) > MAX_SEG_PX:
         return (
-            f"no DICOM SEG: its {frames} frames have {pixels} pixels in all, expected at most "
+            f"no DICOM SEG: its {frames} frames have {pixels} pixels in total, expected at most "
             f"{MAX_SEG_PX}; split it"
         )
     return ""
@@ -64,8 +64,8 @@ def write_seg(
 ) -> None:
     """Write the masks of a file's frames, (H, W) uint8 each, as a binary Segmentation.
 
-    source: header of the DICOM file. Raises `DataError` for a header without what the standard
-    requires of a source. Ask `refusal` first.
+    source: header of the DICOM file. Call `refusal` first. Raises `DataError` if the header lacks
+    what the standard requires of a source.
     """
     stack = np.stack(masks)
     classes = range(1, card.plan.model.classes + 1)
@@ -85,7 +85,7 @@ def write_seg(
     ]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote the header's values
+            warnings.simplefilter("ignore")  # warnings quote the header's values
             segmentation = Segmentation(
                 source_images=[_completed(source)],
                 pixel_array=np.stack([stack == value for value in classes], axis=-1),
@@ -106,15 +106,14 @@ def write_seg(
             segmentation.save_as(file)
     except OSError:  # a full disk is not the header's fault
         raise
-    # highdicom and pydicom raise all kinds of errors for what a header lacks or has wrong, and
-    # their words may quote it.
+    # highdicom and pydicom raise all kinds of errors for a bad header, and their text may quote it.
     except Exception as error:
         lacks = getattr(error, "name", None) or "something that the standard requires"
         raise DataError(f"no DICOM SEG: its header lacks {lacks}") from error
 
 
 def _completed(source: Dataset) -> Dataset:
-    """The header with those attributes empty that it lacks and the standard lets be empty."""
+    """The header with empty values for missing attributes that may be empty."""
     complete = Dataset()
     complete.file_meta = source.file_meta
     complete.update(source)
@@ -125,7 +124,7 @@ def _completed(source: Dataset) -> Dataset:
 
 
 def _has_positions(source: Dataset) -> bool:
-    """By frame, for all of them, or as tiles of one slide."""
+    """Whether the frames have positions in space: each its own, a common one, or tiles of a slide."""
     groups = [
         *(source.get("SharedFunctionalGroupsSequence") or [])[:1],
         *(source.get("PerFrameFunctionalGroupsSequence") or [])[:1],

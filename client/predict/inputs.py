@@ -1,59 +1,31 @@
-"""What a person gives to predict: files and folders, opened one by one, or what is wrong."""
+"""Find the files to segment and open them one by one, or say what is wrong with a file."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-from pydicom import Dataset
 
 from knowmine.client.data.dicom import is_dicom
 from knowmine.client.data.images import is_image_file, read_image, stem_of
+from knowmine.client.predict import dicom_input
+from knowmine.client.predict.types import Input, Opened
 from knowmine.shared.errors import DataError
 
-Spacing: TypeAlias = tuple[float, float]
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
-@dataclass(frozen=True)
-class Input:
-    """One file to segment. name: of what is written for it, relative, unique, without a suffix."""
-
-    path: Path
-    name: str
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A file's frames. read: frame 0..frames-1 as (H, W, 3) uint8, original frame.
-
-    spacing_mm: height and width of a pixel, None where the file does not say.
-    header: of a DICOM file, without pixels.
-    """
-
-    frames: int
-    read: Callable[[int], NDArray[np.uint8]]
-    spacing_mm: Spacing | None
-    notes: tuple[str, ...]
-    header: Dataset | None = None
-
-
 def find_inputs(places: Sequence[Path], out: Path) -> list[Input]:
-    """The files that were named, and all images in the folders that were named, in their order.
+    """The files in `places`, and all images in the folders in `places`, in the given order.
 
-    Files and folders that begin with a dot, other kinds of files in folders, and `out` are passed
-    over. Raises `DataError` where there is nothing at all.
+    In folders, hidden files and folders, files that are not images, and `out` are ignored. Raises
+    `DataError` if there is no file.
     """
     found: list[Input] = []
     taken: set[str] = set()
     for place in places:
         for path, name in _in_folder(place, out) if place.is_dir() else [(place, _stem(place))]:
             unique, number = name, 1
-            # Names that differ in case alone are one file on Windows and macOS.
+            # On Windows and macOS, names that differ only in case are one file.
             while unique.lower() in taken:
                 number += 1
                 unique = f"{name}-{number}"
@@ -67,32 +39,31 @@ def find_inputs(places: Sequence[Path], out: Path) -> list[Input]:
     return found
 
 
-def open_input(path: Path, modalities: Sequence[str], max_image_px: int) -> Opened:
-    """Open one file; raises `DataError` that begins with the path."""
+def open_input(path: Path, modalities: Sequence[str]) -> Opened:
+    """Open one file. Raises `DataError`, which begins with the path.
+
+    modalities: the DICOM modalities that the model is meant for; empty for any.
+    """
     with explained(path):
         if path.stat().st_size == 0:
             raise DataError("is empty (0 bytes): copy or export it again")
         if is_dicom(path):
-            from knowmine.client.predict.dicom_input import open_dicom
-
-            return open_dicom(path, modalities, max_image_px)
+            return dicom_input.open_dicom(path, modalities)
         if path.name.lower().endswith(NIFTI_SUFFIXES):
-            from knowmine.client.predict.nifti_input import open_nifti
+            from knowmine.client.predict import nifti_input  # late: nibabel takes half a second
 
-            return open_nifti(path, max_image_px)
-        image = read_image(path, max_image_px=max_image_px)
+            return nifti_input.open_nifti(path)
+        image = read_image(path)
         return Opened(1, lambda index: image, None, ())
 
 
 def count_frames(path: Path) -> int:
-    """How many pictures a file holds, by its header; 1 for one that cannot be read.
+    """The number of frames or slices in the header; 1 if it cannot be read.
 
-    What is wrong with it is said when it is opened.
+    `open_input` reports the error.
     """
     with suppress(DataError), explained(path):
         if is_dicom(path):
-            from knowmine.client.predict import dicom_input
-
             return dicom_input.count_frames(path)
         if path.name.lower().endswith(NIFTI_SUFFIXES):
             from knowmine.client.predict import nifti_input
@@ -103,9 +74,9 @@ def count_frames(path: Path) -> int:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what goes wrong inside into a `DataError` that begins with the path.
+    """Turn any error inside into a `DataError` that begins with the path.
 
-    Warnings are kept quiet: pydicom's and nibabel's quote the values that they stumble over.
+    Warnings are suppressed, because those of pydicom and nibabel quote values from the file.
     """
     try:
         with warnings.catch_warnings():
@@ -120,8 +91,8 @@ def explained(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: needs more memory than this machine has; split it, or scale it down"
         ) from None
-    # As in client/data/images.py: decoders raise all kinds of errors on bad bytes. Their words are left
-    # out, because they may quote a tag that names the patient.
+    # As in client/data/images.py, decoders raise all kinds of errors on bad bytes. Their text is left
+    # out, because it may quote a tag that names the patient.
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}); it is damaged, cut short or not "

@@ -1,6 +1,6 @@
 """Run an exported model: ONNX Runtime for ONNX, PyTorch for safetensors.
 
-Neither library is imported before it is needed: PyTorch alone takes seconds to come.
+Each library is imported only when it is used, because importing PyTorch takes seconds.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ Network: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def load_network(package: Package, threads: int = 0) -> Network:
-    """The package's model on this machine's CPU. threads: 0 leaves the choice to the runtime.
+    """The package's model on this machine's CPU. threads: 0 lets the runtime choose.
 
-    Raises `WeightsError` where the model is not the one that its card describes.
+    Raises `WeightsError` if the model is not the one that its card describes.
     """
     card = package.card
     if card.model_format == "torchscript":
         raise WeightsError(
-            f"{package.folder} holds TorchScript, which can carry programs and is not run here: "
-            "ask the coordinator for `export --to onnx`"
+            f"{package.folder} holds TorchScript, which can contain programs and is not run "
+            "here: ask the coordinator for `export --to onnx`"
         )
     content = package.read(card.model_file)
     if card.model_format == "onnx":
@@ -42,12 +42,12 @@ def _onnx(content: bytes, card: ModelCard, threads: int) -> Network:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Threads that spin while they wait cost a third of the speed on a PC that does other work too.
+    # Spinning threads cost a third of the speed on a PC that also does other work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime has its own exception for each kind of damage, under no common base.
-    except Exception as error:  # noqa: BLE001 - as said
+    # ONNX Runtime has one exception class for each kind of damage and no common base class.
+    except Exception as error:  # noqa: BLE001 - see above
         raise WeightsError(
             f"{card.model_file} is not a model that ONNX Runtime {onnxruntime.__version__} can "
             f"load ({type(error).__name__}): get the export again, or update onnxruntime"
@@ -60,7 +60,7 @@ def _onnx(content: bytes, card: ModelCard, threads: int) -> Network:
     )
     if seen != expected:
         raise WeightsError(
-            f"{card.model_file} is another model than its card says: it takes {_shown(seen[0])} "
+            f"{card.model_file} is not the model that its card describes: it takes {_shown(seen[0])} "
             f"and gives {_shown(seen[1])}, expected {_shown(expected[0])} and "
             f"{_shown(expected[1])}: get the export again"
         )
@@ -84,11 +84,11 @@ def _torch(content: bytes, card: ModelCard, threads: int) -> Network:
         weights = safetensors.numpy.load(content)
     except SafetensorError as error:
         raise WeightsError(
-            f"{card.model_file} is not a whole safetensors file ({error}): get the export again"
+            f"{card.model_file} is not a complete safetensors file ({error}): get the export again"
         ) from None
     if digest_of(weights) != card.weights_sha256:
         raise WeightsError(
-            f"{card.model_file} holds other weights than its card says: get the export again"
+            f"{card.model_file} does not hold the weights that its card names: get the export again"
         )
     model = build_model(card.plan.model.model_copy(update={"pretrained": False}), seed=0).eval()
     put_weights(model, weights)

@@ -1,4 +1,4 @@
-"""Open a NIfTI file as slices, the way a viewer shows axial ones, with one slice in memory."""
+"""Open a NIfTI file as slices, as a viewer shows axial ones; one slice is in memory at a time."""
 
 import gzip
 import math
@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 
 from knowmine.client.data.dicom import stretch
 from knowmine.client.data.images import refuse_huge
-from knowmine.client.predict.inputs import Opened
+from knowmine.client.predict.types import Opened
 from knowmine.shared.errors import DataError
 
 MAX_VOXELS = 1_000_000_000
-_BLOCK = 1 << 20  # voxels, or bytes, that are looked at together
+_BLOCK = 1 << 20  # voxels or bytes that are read at once
 _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
-def open_nifti(path: Path, max_image_px: int) -> Opened:
-    """Slices along the third axis of the volume in RAS+ order, patient's right on the left.
+def open_nifti(path: Path) -> Opened:
+    """Slices along the third axis of the volume in RAS+ order; the patient's right is on the left.
 
-    Values deeper than 8 bits are scaled by the range of the whole volume, so that slices compare.
-    A compressed file is unpacked into a temporary file without a name, which ends with us.
+    Values of more than 8 bits are scaled by the range of the whole volume, so that slices can be
+    compared. A compressed file is unpacked into an unnamed temporary file, which the system deletes
+    when the program ends. Raises `DataError`.
     """
     # 1. It is a volume of numbers.
     image: Any = nibabel.load(path)
@@ -34,15 +35,15 @@ def open_nifti(path: Path, max_image_px: int) -> Opened:
     stored = image.dataobj
     if stored.dtype.kind not in "iuf":
         raise DataError(
-            f"is a NIfTI of {stored.dtype}, expected one real number a voxel; export it as PNG"
+            f"is a NIfTI of {stored.dtype}, expected one real number per voxel; export it as PNG"
         )
     if not 0 < math.prod(shape) <= MAX_VOXELS or min(shape) < 1:
         raise DataError(f"has {shape} voxels, expected at most {MAX_VOXELS} in all")
-    # 2. Its slices, as they will be turned, have a size that can be shown.
+    # 2. Its slices, in RAS+ order, are not too large.
     turn = _turn_of(image)
     width, height, depth = _turned_shape(shape, turn)
-    refuse_huge((height, width), max_image_px)
-    # 3. It holds as many voxels as it declares.
+    refuse_huge((height, width))
+    # 3. It holds as many voxels as its header declares.
     numbers = _mapped(path, stored, math.prod(shape))
 
     slope, intercept = float(stored.slope), float(stored.inter)
@@ -54,7 +55,7 @@ def open_nifti(path: Path, max_image_px: int) -> Opened:
     )
 
     def read(index: int) -> NDArray[np.uint8]:
-        # RAS+: x grows to the patient's right, y to the front; a viewer mirrors both.
+        # In RAS+, x grows to the patient's right and y to the front; a viewer mirrors both.
         values: NDArray[Any] = turned[::-1, ::-1, index].T
         if not plain:
             values = np.where(np.isfinite(values), values, darkest) * slope + intercept
@@ -68,13 +69,13 @@ def open_nifti(path: Path, max_image_px: int) -> Opened:
 
 
 def count_slices(path: Path) -> int:
-    """From the header alone."""
+    """The number of slices, from the header."""
     image: Any = nibabel.load(path)
     return _turned_shape(_shape_of(image), _turn_of(image))[2]
 
 
 def _shape_of(image: Any) -> tuple[int, int, int]:
-    """(X, Y, Z) as stored; raises `DataError` for what is no single volume."""
+    """(X, Y, Z) as stored. Raises `DataError` if it is not a single volume."""
     shape = [int(n) for n in image.shape]
     if len(shape) < 2 or any(n != 1 for n in shape[3:]):
         raise DataError(
@@ -86,10 +87,10 @@ def _shape_of(image: Any) -> tuple[int, int, int]:
 
 
 def _turn_of(image: Any) -> NDArray[Any]:
-    """For each stored axis, which one of RAS+ it is and in which sense."""
+    """For each stored axis, the axis of RAS+ that it is, and its direction."""
     turn: NDArray[Any] = io_orientation(image.affine)  # type: ignore[no-untyped-call]  # as above
     if np.isnan(turn).any():
-        raise DataError("is a NIfTI whose axes do not span space: its affine is wrong; mend it")
+        raise DataError("is a NIfTI whose axes do not span space: its affine is wrong; correct it")
     return turn
 
 
@@ -99,7 +100,7 @@ def _turned_shape(shape: tuple[int, int, int], turn: NDArray[Any]) -> tuple[int,
 
 
 def _mapped(path: Path, stored: Any, count: int) -> NDArray[Any]:
-    """All voxels in the file's order, on disk until they are looked at."""
+    """All voxels in the order of the file, memory-mapped."""
     needed = int(stored.offset) + count * stored.dtype.itemsize
     packed = path.suffix.lower() == ".gz"
     with tempfile.TemporaryFile() if packed else path.open("rb") as file:
@@ -108,14 +109,14 @@ def _mapped(path: Path, stored: Any, count: int) -> NDArray[Any]:
         size = file.seek(0, 2)
         if size < needed:
             raise DataError(
-                f"declares {count} voxels, which are {needed} bytes, and holds {size}: it is "
+                f"declares {count} voxels, which need {needed} bytes, and has {size}: it is "
                 "damaged, cut short or its header is wrong; export it again"
             )
         return np.memmap(file, stored.dtype, "r", int(stored.offset), (count,))
 
 
 def _unpack(path: Path, file: IO[bytes], needed: int) -> None:
-    """No more of it than the header declares: a bomb goes on for ever."""
+    """Unpack only as much as the header declares, because the file may be a bomb."""
     left = needed
     with gzip.open(path) as packed:
         while left > 0 and (block := packed.read(min(left, _BLOCK))):
@@ -131,7 +132,7 @@ def _unpack(path: Path, file: IO[bytes], needed: int) -> None:
 
 
 def _range_of(numbers: NDArray[Any]) -> tuple[float, float]:
-    """The lowest and highest finite one."""
+    """The lowest and highest finite value."""
     low, high = math.inf, -math.inf
     for start in range(0, len(numbers), _BLOCK):
         block = numbers[start : start + _BLOCK]

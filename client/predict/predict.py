@@ -1,12 +1,12 @@
 """Segment a person's images with an exported model: masks, overlays, areas, DICOM SEG.
 
 ```
-OUT/areas.csv             a line for each image and class, and for each file that failed
-OUT/masks/NAME.png        0 and 255, or the class's value where there are several; original size
-OUT/overlays/NAME.jpg     the image with the mask drawn on it, to look at
-OUT/seg/NAME.dcm          for DICOM: the same masks as a DICOM Segmentation, where it can be made
+OUT/areas.csv             one line per image and class, and one per file that failed
+OUT/masks/NAME.png        0 and 255, or the class numbers if there are several; original size
+OUT/overlays/NAME.jpg     the image with the mask drawn on it
+OUT/seg/NAME.dcm          for DICOM: the same masks as a DICOM Segmentation, if possible
 ```
-A bad file costs itself: it gets its line in areas.csv and the others go on.
+A bad file gets a line in areas.csv and does not stop the others.
 """
 
 import csv
@@ -19,17 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from knowmine.client.data.images import MAX_IMAGE_PX
 from knowmine.client.predict.areas import Segmented, overlay_of, segment
-from knowmine.client.predict.inputs import (
-    Input,
-    Opened,
-    count_frames,
-    explained,
-    find_inputs,
-    open_input,
-)
+from knowmine.client.predict.inputs import count_frames, explained, find_inputs, open_input
 from knowmine.client.predict.networks import Network, load_network
+from knowmine.client.predict.types import Input, Opened
 from knowmine.shared.errors import CannotWrite, DataError, Interrupted, UsageError
 from knowmine.shared.log import Progress, Silent
 from knowmine.shared.model_card import ModelCard
@@ -49,15 +42,16 @@ COLUMNS = (
     "error",
 )
 OVERLAY_PX = 4096
-"""Longest side of an overlay; larger images are shown smaller. Masks keep their size."""
+"""Longest side of an overlay; larger images are scaled down. Masks keep their size."""
 
 
 @dataclass
 class Outcome:
-    """What came of it.
+    """The result of a run.
 
-    images: frames with a mask. doubted: their names. failed: files without a mask, with the
-    reason; without_seg: DICOM files with masks but no DICOM SEG, with the reason.
+    images: number of frames with a mask. doubted: names of frames whose mask should be checked
+    first. failed: files without a mask, with the reason. without_seg: DICOM files with masks but
+    without a DICOM SEG, with the reason.
     """
 
     package: Package
@@ -69,7 +63,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 where a file failed; the others are written all the same."""
+        """0, or 3 if a file failed; the results of the others are written in any case."""
         return 3 if self.failed else 0
 
 
@@ -81,15 +75,14 @@ def predict_files(
     public_key: Path | None = None,
     unsigned: bool = False,
     threads: int = 0,
-    max_image_px: int = MAX_IMAGE_PX,
     progress: Progress | None = None,
 ) -> Outcome:
     """Segment the images in `inputs`, files and folders, into the new folder `out`.
 
-    public_key: the coordinator's; the model must be signed with it. unsigned: without one, a model
-    that nobody signed will do. Raises `PackageRefused` for a model that was changed or is not
-    signed, `UsageError` where nothing can begin, `CannotWrite` for a full disk,
-    `Interrupted` on Ctrl-C, with the images so far written.
+    public_key: the coordinator's; the model must be signed with it. unsigned: without a key, accept
+    a model without a signature. Raises `PackageRefused` for a model that was changed or is not
+    signed, `UsageError` for wrong arguments, `CannotWrite` for a full disk, and `Interrupted` on
+    Ctrl-C; what was finished until then stays written.
     """
     progress = progress or Silent()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -107,12 +100,10 @@ def predict_files(
             rows.writeheader()
             for file, length in zip(files, lengths, strict=True):
                 before = outcome.images
-                for row in _rows_of(
-                    file, network, package.card, outcome, max_image_px, progress.advance
-                ):
+                for row in _rows_of(file, network, package.card, outcome, progress.advance):
                     rows.writerow(row)
                 table.flush()
-                # A file that failed on the way is over with too.
+                # A file that failed halfway is finished too.
                 progress.advance(length - (outcome.images - before))
     except OSError as error:
         raise CannotWrite(
@@ -132,14 +123,13 @@ def _rows_of(
     network: Network,
     card: ModelCard,
     outcome: Outcome,
-    max_image_px: int,
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    """Segment one file, write what it gives, and say it in rows of areas.csv."""
+    """Segment one file, write its results, and return its rows of areas.csv."""
     rows: list[dict[str, Any]] = []
     masks: list[NDArray[np.uint8]] = []
     try:
-        opened = open_input(file.path, card.modalities, max_image_px)
+        opened = open_input(file.path, card.modalities)
         with explained(file.path):
             problem = _no_seg(opened, card)
         for index in range(opened.frames):
@@ -199,10 +189,10 @@ def _save_overlay(out: Path, name: str, overlay: NDArray[np.uint8]) -> None:
 
 
 def _no_seg(opened: Opened, card: ModelCard) -> str:
-    """Why there will be no DICOM SEG, so that no mask need be kept for it; "" where one can be."""
+    """Why there will be no DICOM SEG, so that masks need not be kept for it; "" if there may be."""
     if opened.header is None:
         return ""
-    from knowmine.client.predict.dicom_seg import refusal
+    from knowmine.client.predict.dicom_seg import refusal  # late: highdicom takes half a second
 
     return refusal(opened.header, opened.frames, card.plan.model.classes)
 
@@ -210,7 +200,7 @@ def _no_seg(opened: Opened, card: ModelCard) -> str:
 def _write_seg(
     out: Path, file: Input, opened: Opened, masks: list[NDArray[np.uint8]], card: ModelCard
 ) -> str:
-    """Write the DICOM SEG, or say why there is none; the masks are there as PNG either way."""
+    """Write the DICOM SEG, or return why there is none; the masks exist as PNG in either case."""
     if opened.header is None:
         return ""
     from knowmine.client.predict.dicom_seg import write_seg

@@ -1,1 +1,1 @@
-"""A person corrects pseudo-labels."""
+"""A person accepts, corrects or rejects pseudo-labels, worst first."""

@@ -1,4 +1,4 @@
-"""The cases of a review, worst first: listed by their figures, opened one by one."""
+"""List the cases of a review, worst first, and open their pixels one by one."""
 
 import hashlib
 import threading
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knowmine.client.mining.fusion import dice_of
-from knowmine.client.review.sources import Place
+import numpy as np
+from numpy.typing import NDArray
+
+from knowmine.client.data.images import read_image
+from knowmine.client.review.decisions import digest_or_none
+from knowmine.client.review.sources import SiteFiles
 from knowmine.client.storage.pseudo_label_store import (
     Gone,
     Pixels,
@@ -18,67 +22,65 @@ from knowmine.client.storage.pseudo_label_store import (
     load_mined,
     load_pixels,
 )
-from knowmine.client.storage.report_samples import Kept, load_gallery, mined_files
 from knowmine.shared.errors import DataError, UsageError
 
 SHOWN_PX = 1024
-"""The long side of what is shown and drawn on; SAM sees no finer either."""
-
-ROUNDS = 1000
-"""Galleries that are looked through where a run of an older knowmine kept nothing else."""
+"""Longest side of the image that is shown and drawn on; SAM does not see a finer one."""
 
 OPENED = 24
-"""Cases whose pixels stay in memory: the one on screen and those that the page asks ahead."""
+"""Cases whose pixels stay in memory: the one on screen and those that the page loads ahead."""
 
 
 class UnknownCase(UsageError):
-    """A case that this review does not have."""
+    """The review has no such case."""
 
 
 @dataclass(frozen=True)
 class ReviewCase:
-    """One pseudo-label to look at, the newest of its image.
+    """One pseudo-label to review, the newest of its image.
 
-    shown: (h, w) of the frame that people see and draw in. small: its pixels where they come from
-    a gallery, None where they are opened when they are looked at.
+    id: the page's name for the case. shown: (h, w) of the frame that people see and draw in.
     """
 
     id: str
-    place: Place
+    site: SiteFiles
     label: PseudoLabel
     shown: tuple[int, int]
-    small: Pixels | None
 
     @property
     def worth(self) -> float:
-        """How much a label would teach: how bad it is judged, and how much the models differ."""
+        """How much a label would help: low quality estimate plus disagreement of the models."""
         return (1 - self.label.quality) + (self.label.disagreement or 0.0)
 
 
 class Cases:
-    """The cases of several sites; rounds that end meanwhile add theirs. Threads may share it."""
+    """The cases of several sites. Rounds that end meanwhile add theirs. Safe to use from threads."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
+    def __init__(self, sites: Sequence[SiteFiles]) -> None:
+        self._sites = sites
         self._lock = threading.Lock()
-        self._files: tuple[Any, ...] = ()
+        self._state: tuple[Any, ...] = ()
         self._sorted: list[ReviewCase] = []
         self._by_id: dict[str, ReviewCase] = {}
         self._opened: OrderedDict[tuple[str, int], Pixels] = OrderedDict()
 
     def listed(self) -> list[ReviewCase]:
-        """All of them, worst judged first; the same list until there is something new."""
+        """All cases, lowest quality first. It is the same list object until something changes."""
         with self._lock:
-            files = tuple(map(_seen, self._places))
-            if files != self._files:
-                found = [case for place in self._places for case in self._of(place)]
+            state = tuple(_index_state(site) for site in self._sites)
+            if state != self._state:
+                found = [
+                    _case(site, label)
+                    for site in self._sites
+                    for label in load_mined(site.folder, site.seal)
+                ]
                 self._sorted = sorted(found, key=lambda case: (case.label.quality, case.id))
                 self._by_id = {case.id: case for case in found}
-                self._files = files
+                self._state = state
             return self._sorted
 
     def get(self, id_: str) -> ReviewCase:
-        """The case of that id, as it was listed last."""
+        """The case with that id, as it was last listed. Raises `UnknownCase`."""
         if id_ not in self._by_id:
             self.listed()
         try:
@@ -87,90 +89,58 @@ class Cases:
             raise UnknownCase(f"no case {id_} in this review: load the page again") from None
 
     def pixels(self, case: ReviewCase) -> Pixels:
-        """Its picture and masks; raises `Gone` where a newer round has replaced them."""
-        if case.small is not None:
-            return case.small
+        """Image and masks of a case. Raises `Gone` if a newer round has replaced them."""
         key = case.id, case.label.round
         with self._lock:
             if key in self._opened:
                 self._opened.move_to_end(key)
                 return self._opened[key]
-        found = load_pixels(case.place.folder, case.label, case.place.seal)
+        found = load_pixels(case.site.folder, case.label, case.site.seal)
         with self._lock:
             self._opened[key] = found
             while len(self._opened) > OPENED:
                 self._opened.popitem(last=False)
         return found
 
-    def _of(self, place: Place) -> list[ReviewCase]:
-        mined = load_mined(place.folder, place.seal)
-        cases = {one.stem: _case(place, one, None) for one in mined}
-        # Rounds of an older knowmine left a few of their pseudo-labels, in galleries only.
-        since = min((one.round for one in mined), default=None)
-        if since is None or any(_round_of(file) < since for file in _galleries(place)):
-            for kept in load_gallery(place.folder, ROUNDS, seal=place.seal):
-                if kept.stem not in cases or cases[kept.stem].label.round < kept.round:
-                    cases[kept.stem] = _of_gallery(place, kept)
-        return list(cases.values())
+
+def original_image(case: ReviewCase) -> NDArray[np.uint8] | None:
+    """The image (H, W, 3) in the data folder; None if it is not the file that the round used."""
+    path = case.site.images.get(case.label.stem)
+    if path is None or digest_or_none(path) != case.label.digest:
+        return None
+    try:
+        return read_image(path)
+    except DataError:
+        return None
 
 
-def case_id(place: Place, stem: str) -> str:
-    """What the page calls a case: nothing in it tells whose it is."""
-    text = f"{place.site}/{stem}".encode(errors="surrogateescape")
+def page_id(site: SiteFiles, stem: str) -> str:
+    """The page's name for a case; it does not reveal the case id."""
+    text = f"{site.name}/{stem}".encode(errors="surrogateescape")
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def of_round(case: ReviewCase, round_: int) -> ReviewCase:
-    """The case if it is of the round that the page was told of; raises `Gone` if it is newer."""
+def in_round(case: ReviewCase, round_: int) -> ReviewCase:
+    """The case if its pseudo-label is from round `round_`; raises `Gone` if it is newer."""
     if case.label.round != round_:
-        raise Gone(
-            f"round {case.label.round} looked at this image again since: open the case once more"
-        )
+        raise Gone(f"round {case.label.round} has mined this image again: open the case again")
     return case
 
 
-def _seen(place: Place) -> tuple[Any, ...]:
-    """What changes with each round that ends at a site."""
-    index = index_file(place.folder, place.seal)
-    files = [*_galleries(place), *([index] if index.exists() else [])]
-    return tuple((file, file.stat().st_mtime_ns) for file in files)
+def _index_state(site: SiteFiles) -> tuple[Path, int] | None:
+    """A value that changes with each round that mines at the site."""
+    index = index_file(site.folder, site.seal)
+    return (index, index.stat().st_mtime_ns) if index.exists() else None
 
 
-def _galleries(place: Place) -> list[Path]:
-    return mined_files(place.folder, place.seal)
-
-
-def _round_of(gallery: Path) -> int:
-    return int(gallery.stem.removeprefix("mined-"))
-
-
-def _of_gallery(place: Place, kept: Kept) -> ReviewCase:
-    disagreement = None
-    if kept.sam is not None:
-        both = dice_of((kept.unet > 0.5)[None, None], (kept.sam > 0.5)[None, None])
-        disagreement = 1 - float(both[0])
-    label = PseudoLabel(
-        stem=kept.stem,
-        round=kept.round,
-        quality=kept.quality,
-        kept=kept.kept,
-        disagreement=disagreement,
-        digest=kept.digest,
-        size=kept.size,
-        classes=kept.classes,
-        bytes=0,
-    )
-    return _case(place, label, Pixels(kept.image, kept.unet, kept.sam, kept.label))
-
-
-def _case(place: Place, label: PseudoLabel, small: Pixels | None) -> ReviewCase:
+def _case(site: SiteFiles, label: PseudoLabel) -> ReviewCase:
     if label.classes != 1:
         raise UsageError(
             f"the run has {label.classes} classes; review can correct masks of one class only"
         )
     if Path(label.stem).name != label.stem:
-        raise DataError(f"{place.folder} names a case {label.stem!r}, which is no file's name")
+        raise DataError(f"{site.folder} names a case {label.stem!r}, which is not a file name")
     height, width = label.size
     scale = min(1.0, SHOWN_PX / max(height, width))
     shown = max(1, round(height * scale)), max(1, round(width * scale))
-    return ReviewCase(case_id(place, label.stem), place, label, shown, small)
+    return ReviewCase(page_id(site, label.stem), site, label, shown)

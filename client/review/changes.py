@@ -1,4 +1,4 @@
-"""What of a review's list a page does not know yet: thousands of cases are sent once, not again."""
+"""Send a page only the cases that changed since its last request, out of thousands."""
 
 import secrets
 import threading
@@ -8,69 +8,69 @@ from knowmine.client.review.cases import ReviewCase
 from knowmine.client.review.decisions import Decision
 from knowmine.client.review.session import Review
 
-LOST = "Its accepted mask is missing or was changed since: the case is open again, so decide anew."
+LOST = "The accepted mask is missing or was changed, so the case is open again: decide again."
 
 
-class News:
-    """The list of a review as pages know it, each case with the number of its last change."""
+class ChangeFeed:
+    """The list of cases as pages know it; each case has the number of its last change."""
 
     def __init__(self, review: Review) -> None:
         self._review = review
         self._start, self._number = secrets.token_hex(4), 0
-        self._told: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._sent: dict[str, tuple[int, dict[str, Any]]] = {}
         self._cases: list[ReviewCase] = []
-        self._seen: tuple[Any, ...] = ()
+        self._state: tuple[Any, ...] = ()
         self._lock = threading.Lock()
 
     def since(self, then: str) -> dict[str, Any]:
-        """What changed since the answer whose `now` was `then`; all of it for one not known.
+        """What changed since the answer whose `now` was `then`; everything if `then` is unknown.
 
-        cases: what is told of each. gone: ids. whole: whether the page should forget the rest.
+        cases: the changed cases. gone: ids of removed ones. whole: the page must drop all others.
         """
         with self._lock:
-            self._look()
+            self._update()
             start, _, number = then.partition("-")
             whole = start != self._start or not number.isdecimal()
             known = 0 if whole else int(number)
-            new = [told for changed, told in self._told.values() if changed > known]
+            new = [entry for changed, entry in self._sent.values() if changed > known]
             return {
                 "now": f"{self._start}-{self._number}",
                 "whole": whole,
-                "cases": [told for told in new if "stem" in told],
-                "gone": [told["id"] for told in new if "stem" not in told],
+                "cases": [entry for entry in new if "stem" in entry],
+                "gone": [entry["id"] for entry in new if "stem" not in entry],
             }
 
-    def _look(self) -> None:
-        """Give each case that is told otherwise than before the next number."""
+    def _update(self) -> None:
+        """Give the next number to each case whose entry changed."""
         review = self._review
-        cases, drafts = review.cases(), review.drafts()
-        seen = review.changes(), drafts
-        if cases is self._cases and seen == self._seen:
+        cases, drafts = review.cases.listed(), review.drafts()
+        state = review.state(), drafts
+        if cases is self._cases and state == self._state:
             return
-        self._cases, self._seen = cases, seen
+        self._cases, self._state = cases, state
         now = self._number + 1
-        told = {
-            case.id: told_of(
+        entries = {
+            case.id: entry_of(
                 case, review.decision(case), review.is_lost(case), drafts.get(case.id, ())
             )
             for case in cases
         }
-        told |= {id_: {"id": id_} for id_ in self._told if id_ not in told}
-        for id_, one in told.items():
-            if id_ not in self._told or self._told[id_][1] != one:
-                self._told[id_] = now, one
+        entries |= {id_: {"id": id_} for id_ in self._sent if id_ not in entries}
+        for id_, entry in entries.items():
+            if id_ not in self._sent or self._sent[id_][1] != entry:
+                self._sent[id_] = now, entry
                 self._number = now
 
 
-def told_of(
+def entry_of(
     case: ReviewCase, decision: Decision | None, lost: bool = False, drafts: Any = ()
 ) -> dict[str, Any]:
-    """A case as the page knows it. drafts: the windows that hold strokes on it."""
+    """A case as JSON for the page. drafts: the windows that have strokes on it."""
     label = case.label
     return {
         "id": case.id,
         "stem": label.stem,
-        "site": case.place.site,
+        "site": case.site.name,
         "round": label.round,
         "image": label.digest,
         "height": case.shown[0],

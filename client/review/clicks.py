@@ -1,6 +1,9 @@
-"""A person's clicks on an image, answered by SAM from the image's embedding."""
+"""SAM turns a person's clicks on an image into a mask."""
 
-from collections.abc import Sequence
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from knowmine.client.review.cases import Cases, ReviewCase, original_image
+from knowmine.client.sam.embeddings import EmbeddingStore
 from knowmine.client.sam.frames import Frames
-from knowmine.client.sam.model import Prompts, Sam
+from knowmine.client.sam.interface import EMBEDDING_SHAPE, Prompts, Sam
+from knowmine.shared.errors import UsageError
 
-SINGLE = 0
-"""The mask that SAM means when several points leave no doubt; see `sam.Decoded`."""
+MAX_CLICKS = 64
+UNAMBIGUOUS = 0
+"""SAM's mask for a prompt of several points, which leaves no doubt; see `sam.Decoded`."""
 
 
 class Click(NamedTuple):
@@ -23,20 +30,86 @@ class Click(NamedTuple):
     inside: bool
 
 
+class ClickSam:
+    """SAM and the embeddings of a review. It is loaded at the first click, or by `warm_up`.
+
+    embeddings: folder of the cache, shared with the rounds. Safe to use from many threads.
+    """
+
+    def __init__(self, open_sam: Callable[[], Sam], embeddings: Path, cases: Cases) -> None:
+        self._open, self._embeddings, self._cases = open_sam, embeddings, cases
+        self._sam: Sam | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of SAM's weights; None while it is not loaded."""
+        return None if self._sam is None else self._sam.digest
+
+    def warm_up(self) -> None:
+        """Load SAM and decode once: the first call takes three times as long."""
+        with self._lock:
+            nothing = np.zeros(EMBEDDING_SHAPE, np.float16)
+            mask_of_clicks(self._loaded(), nothing, (64, 64), (64, 64), [Click(32, 32, True)])
+
+    def mask(self, case: ReviewCase, clicks: Sequence[Click]) -> NDArray[np.bool_]:
+        """SAM's mask for the clicks: (h, w) bool in the frame shown.
+
+        Raises `UsageError` for no click, too many, or one outside the image.
+        """
+        height, width = case.shown
+        if not 1 <= len(clicks) <= MAX_CLICKS:
+            raise UsageError(f"got {len(clicks)} clicks; expected 1 to {MAX_CLICKS}")
+        for click in clicks:
+            if not (-0.5 <= click.x <= width - 0.5 and -0.5 <= click.y <= height - 0.5):
+                raise UsageError(
+                    f"clicked at {click.x:.0f}, {click.y:.0f}, outside the image of "
+                    f"{width} x {height} pixels: click inside it"
+                )
+        with self._lock:  # one call at a time: it uses all threads of the machine
+            embedding, size = self._embedding(case)
+            return mask_of_clicks(self._loaded(), embedding, size, case.shown, clicks)
+
+    def _loaded(self) -> Sam:
+        if self._sam is None:
+            self._sam = self._open()
+        return self._sam
+
+    def _embedding(self, case: ReviewCase) -> tuple[NDArray[np.float16], tuple[int, int]]:
+        """The image's embedding and the size (H, W) of the image that SAM encoded.
+
+        The original image is preferred: its embedding is usually in the cache. Without it, the
+        small copy that the round kept is encoded.
+        """
+        store = EmbeddingStore(self._embeddings, self._loaded(), seal=case.site.seal)
+        digest, size = case.label.digest, case.label.size
+        kept = store.find(digest)
+        if kept is not None:
+            return kept, size
+        image = original_image(case)
+        if image is not None:
+            return store.make(digest, image), size
+        small = self._cases.pixels(case).image
+        digest = hashlib.sha256(np.ascontiguousarray(small).data).hexdigest()
+        return store.get(digest, lambda: small), (small.shape[0], small.shape[1])
+
+
 @torch.inference_mode()
-def answer_clicks(
+def mask_of_clicks(
     sam: Sam,
     embedding: NDArray[np.float16],
     size: tuple[int, int],
     shown: tuple[int, int],
     clicks: Sequence[Click],
 ) -> NDArray[np.bool_]:
-    """SAM's mask for one object: (h, w) bool in the frame that is shown.
+    """SAM's mask for one object: (h, w) bool in the frame shown.
+
+    On two cores this takes some tens of milliseconds.
 
     Args:
-        sam: answers on two cores in some tens of milliseconds.
-        embedding: (256, 64, 64), of the image whose file has `size`.
-        size: (H, W), original frame; its aspect ratio is what SAM saw.
+        sam: the loaded model.
+        embedding: (256, 64, 64), of the image.
+        size: (H, W), original frame of the image that was encoded; SAM saw its aspect ratio.
         shown: (h, w) of the frame that the person clicks in.
         clicks: at least one.
     """
@@ -53,9 +126,10 @@ def answer_clicks(
         masks=None,
     )
     decoded = sam.decode(torch.from_numpy(embedding)[None], prompts)
-    # One click may mean the whole, a part or a part of that: SAM's own guess decides.
+    # One click is ambiguous: it may mean the whole, a part or a subpart. SAM's estimate of the IoU
+    # decides.
     ambiguous = len(clicks) == 1
-    pick = int(decoded.iou[0, 1:].argmax()) + 1 if ambiguous else SINGLE
+    pick = int(decoded.iou[0, 1:].argmax()) + 1 if ambiguous else UNAMBIGUOUS
     square = frames.low_res_to_model(decoded.logits[:, pick : pick + 1])
     logits = F.interpolate(square, size=shown, mode="bilinear", align_corners=False)
     mask: NDArray[np.bool_] = (logits[0, 0] > 0).numpy()

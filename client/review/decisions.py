@@ -1,14 +1,13 @@
-"""What people decided about pseudo-labels: labels and exclusions from the next round on.
+"""Keep what people decided about pseudo-labels, and give it to the next round.
 
 ```
-SITE/reviews.jsonl            a line for each decision, only ever added to; the last of a case counts
-SITE/masks_reviewed/A.D.png   the mask that was accepted for image A, 0 and 255; D: of its SHA-256
-SITE/masks_drafts/W/A.png     strokes of window W that nobody has decided about yet
+SITE/reviews.jsonl            one line a decision, append-only; the last line of a case counts
+SITE/masks_reviewed/A.D.png   the accepted mask of case A, 0 and 255; D begins its SHA-256
+SITE/masks_drafts/W/A.png     strokes of browser window W on case A, without a decision yet
 ```
-A mask has a name of its own, is written before the decision that holds its digest, and an older
-one is removed after it: whenever a crash comes, the last decision has its mask. Earlier versions
-wrote `masks_reviewed/A.png` and `masks_drafts/A.png`; both are still read. Nothing of this leaves
-the site but the count of labelled images.
+Each accepted mask has its own file name. It is written before the decision that holds its digest,
+and the mask that it replaces is removed after that. So after a crash at any point, the last
+decision still has its mask. Only the number of labelled images ever leaves the site.
 """
 
 import hashlib
@@ -24,10 +23,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from knowmine.client.data.image_set import ImageSet
 from knowmine.client.data.images import digest_of_file, read_mask, resize_mask
-from knowmine.client.site.site import Kind
 from knowmine.shared.errors import DataError
-from knowmine.shared.weights import write_atomically
+from knowmine.shared.files import write_atomically
 
 REVIEWS, MASKS, DRAFTS = "reviews.jsonl", "masks_reviewed", "masks_drafts"
 
@@ -35,11 +34,10 @@ Verdict = Literal["accepted", "corrected", "rejected", "skipped", "withdrawn"]
 
 
 class Decision(BaseModel):
-    """One person's word on one pseudo-label, as `reviews.jsonl` keeps it.
+    """One person's decision on one pseudo-label: a line of `reviews.jsonl`.
 
-    round: of the pseudo-label that was looked at. sam_sha256: of the SAM whose clicks could be
-    asked, None where none was. role: who decided, never a name. window: of the browser that they
-    decided in, "" from earlier versions.
+    round: of the pseudo-label that was reviewed. sam_sha256: of the SAM that was loaded for clicks;
+    None if none was. role: of the person, never a name. window: the browser window.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,19 +51,20 @@ class Decision(BaseModel):
     image_sha256: str
     mask_sha256: str | None
     sam_sha256: str | None
-    window: str = ""
+    window: str
 
     @property
     def is_label(self) -> bool:
-        """Whether the mask is to be learnt from."""
+        """Whether the mask is used as a label."""
         return self.verdict in ("accepted", "corrected")
 
 
-def after_review(unlabelled: Kind, folder: Path) -> tuple[Kind, Kind | None]:
-    """What is left to mine, and what a review made labels of, with its masks as truth.
+def after_review(unlabelled: ImageSet, folder: Path) -> tuple[ImageSet, ImageSet | None]:
+    """Divide the unlabelled images by the decisions: those left to mine, and those with labels.
 
-    folder: the site's own. Where nothing was reviewed, the first is `unlabelled` itself. A
-    decision counts while image and mask are the very files that were looked at.
+    folder: the site's own. The second set has the accepted masks as `truth`; it is None if there
+    are none. Rejected images are in neither set. A decision counts only while image and mask are
+    the files that the person saw. Without decisions the first set is `unlabelled` itself.
     """
     decided = read_decisions(folder)
     if not decided:
@@ -74,7 +73,7 @@ def after_review(unlabelled: Kind, folder: Path) -> tuple[Kind, Kind | None]:
     rest, rows, masks = [], [], []
     for row, case in enumerate(unlabelled.cases):
         decision = decided.get(case.stem)
-        if decision is None or decision.image_sha256 not in ("", unlabelled.digests[row]):
+        if decision is None or decision.image_sha256 != unlabelled.digests[row]:
             rest.append(row)
         elif decision.is_label:
             path = label_path(folder, decision)
@@ -92,7 +91,7 @@ def after_review(unlabelled: Kind, folder: Path) -> tuple[Kind, Kind | None]:
 
 
 def read_decisions(folder: Path) -> Mapping[str, Decision]:
-    """The last decision on each stem; a line that a crash cut short is passed over."""
+    """The last decision on each case. A line that a crash cut short is ignored."""
     try:
         lines = (folder / REVIEWS).read_bytes().splitlines()
     except FileNotFoundError:
@@ -108,9 +107,9 @@ def read_decisions(folder: Path) -> Mapping[str, Decision]:
 
 
 def append_decision(folder: Path, decision: Decision) -> None:
-    """Add the decision to the site's `reviews.jsonl`; on return it is on the disk."""
+    """Append the decision to `reviews.jsonl`; it is on the disk when this returns."""
     with (folder / REVIEWS).open("a+b") as file:
-        # A line that a crash cut short must not swallow this one.
+        # If a crash cut the last line short, the decision needs a line of its own.
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
@@ -121,8 +120,8 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def forget_review(folder: Path, stem: str) -> int:
-    """Remove a case's reviewed masks, strokes and decisions; from how many files."""
-    reviewed = re.compile(re.escape(stem) + r"(\.[0-9a-f]{16})?\.png")
+    """Remove the reviewed masks, strokes and decisions of a case; return the number of files."""
+    reviewed = re.compile(re.escape(stem) + r"\.[0-9a-f]{16}\.png")
     files = [path for path in _in(folder / MASKS) if reviewed.fullmatch(path.name)]
     files += [draft_path(folder, stem, window) for window in draft_windows(folder).get(stem, ())]
     for path in files:
@@ -143,47 +142,43 @@ def _is_of(line: bytes, stem: str) -> bool:
 
 
 def save_mask(path: Path, png: bytes) -> None:
-    """Write a mask, whole or not at all."""
+    """Write a mask, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, png)
 
 
 def save_label(folder: Path, stem: str, png: bytes) -> str:
-    """Write an accepted mask under a name that no other mask has; return its SHA-256."""
+    """Write an accepted mask under its own file name; return its SHA-256."""
     digest = hashlib.sha256(png).hexdigest()
     save_mask(mask_path(folder, stem, digest), png)
     return digest
 
 
 def label_path(folder: Path, decision: Decision) -> Path | None:
-    """The mask that was accepted; None where it is gone, or is another than the one decided on."""
+    """The accepted mask of a decision; None if the file is missing or was changed."""
     if not decision.is_label or decision.mask_sha256 is None:
         return None
-    places = (
-        mask_path(folder, decision.stem, decision.mask_sha256),
-        folder / MASKS / f"{decision.stem}.png",  # of earlier versions
-    )
-    return next((path for path in places if digest_or_none(path) == decision.mask_sha256), None)
+    path = mask_path(folder, decision.stem, decision.mask_sha256)
+    return path if digest_or_none(path) == decision.mask_sha256 else None
 
 
 def mask_path(folder: Path, stem: str, digest: str) -> Path:
-    """Where the reviewed mask of an image with that SHA-256 is."""
+    """The file of a reviewed mask with that SHA-256."""
     return folder / MASKS / f"{stem}.{digest[:16]}.png"
 
 
 def draft_path(folder: Path, stem: str, window: str) -> Path:
-    """Where a window's strokes wait for a decision; "" for those of earlier versions."""
+    """The file of a window's strokes on a case."""
     return folder / DRAFTS / window / f"{stem}.png"
 
 
 def draft_windows(folder: Path) -> Mapping[str, Sequence[str]]:
-    """The windows that hold strokes on a stem, by stem."""
+    """The windows that have strokes on a case, by case id."""
     found: dict[str, list[str]] = {}
-    for place in [folder / DRAFTS, *(path for path in _in(folder / DRAFTS) if path.is_dir())]:
-        window = "" if place == folder / DRAFTS else place.name
-        for path in _in(place):
+    for window in _in(folder / DRAFTS):
+        for path in _in(window):
             if path.suffix == ".png" and path.is_file():
-                found.setdefault(path.stem, []).append(window)
+                found.setdefault(path.stem, []).append(window.name)
     return found
 
 
@@ -192,7 +187,7 @@ def _in(folder: Path) -> list[Path]:
 
 
 def digest_or_none(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none."""
+    """SHA-256 of a file; None if it cannot be read."""
     try:
         return digest_of_file(path)
     except DataError:

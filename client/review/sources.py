@@ -1,4 +1,4 @@
-"""Where the pseudo-labels, images and embeddings of a run are, whichever way it was run."""
+"""Find the files of a run that a review needs, in each layout that a run can have."""
 
 import json
 from collections.abc import Mapping
@@ -8,47 +8,47 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from knowmine.client.data.folder import images_in
+from knowmine.client.paths import VAULT_KEYS, cache_of
 from knowmine.client.settings import SITE_LOG, ClientSettings, MachineSettings, SamSettings
-from knowmine.client.site.open import cache_of
-from knowmine.client.storage.encryption import PROJECT, VAULT_KEYS, Seal
+from knowmine.client.storage.encryption import PROJECT, Seal
 from knowmine.client.storage.pseudo_label_store import index_file
-from knowmine.client.storage.report_samples import mined_files
 from knowmine.shared.errors import DataError, UsageError
 from knowmine.shared.settings import read_settings
 
 _LAST_BYTES = 1 << 16
-"""Of a log that may be long: its last line is shorter."""
+"""How much of the end of a log is read; its last line is shorter."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One site's own folder in a run, and the images of its data folder by stem.
+class SiteFiles:
+    """One site's own folder in a run, and the images of its data folder by case id.
 
-    seal: opens what the site encrypted; None where it did not.
+    seal: decrypts what the site encrypted; None if it did not encrypt.
     """
 
-    site: str
+    name: str
     folder: Path
     images: Mapping[str, Path]
     seal: Seal | None = None
 
 
 @dataclass(frozen=True)
-class Places:
-    """What is reviewed together. going: the run has not said that it is over.
+class RunFiles:
+    """The sites of one run that are reviewed together.
 
-    machine: what the site's own settings let it use; a round may be using the rest.
+    running: the run has not ended. machine: what the settings let a review use; a round may use the
+    rest at the same time.
     """
 
     title: str
-    places: tuple[Place, ...]
+    sites: tuple[SiteFiles, ...]
     sam: SamSettings
-    going: bool
+    running: bool
     machine: MachineSettings
 
     @property
     def cache(self) -> Path:
-        """Where SAM's weights and embeddings are."""
+        """Folder of SAM's weights and embeddings."""
         return cache_of(self.sam)
 
 
@@ -58,67 +58,60 @@ class _Sites(BaseModel):
 
 
 class _Simulated(BaseModel):
-    """As much as a review needs of a simulation's settings.json."""
+    """The part of a simulation's settings.json that a review needs."""
 
     sites: _Sites = _Sites()
     sam: SamSettings = SamSettings()
     machine: MachineSettings = MachineSettings()
 
 
-def find_places(run: Path, data: Path | None = None, sam: str | None = None) -> Places:
-    """The sites of `run`: a simulation's folder, a site's client.yaml, or its state folder.
+def find_run(run: Path, data: Path | None = None, sam: str | None = None) -> RunFiles:
+    """The files of `run`: a simulation's folder, a site's client.yaml, or its state folder.
 
-    data: where the images are; not set: what the run's settings say. Without it pseudo-labels
-    are shown on the small images that the round kept. sam: other weights.
-    Raises `UsageError` where there is nothing to look at.
+    data: folder of the images; None takes it from the run's settings. If the images are not found,
+    the review shows the small copies that the round kept. sam: weights to use instead.
+    Raises `UsageError` if there is no pseudo-label.
     """
     if run.is_file():
         found = _of_settings(run)
     elif (run / "sites").is_dir():
         found = _of_simulation(run, data)
     else:
-        folder = run / "site" if (run / "site").is_dir() else run
-        found = Places(
+        folder = _site_folder(run)
+        found = RunFiles(
             folder.absolute().parent.name,
-            (_place(folder.name, folder, data),),
+            (_site(folder.name, folder, data),),
             SamSettings(),
-            is_going(run),
+            is_running(run),
             MachineSettings(),
         )
-    if not any(
-        index_file(place.folder, place.seal).exists() or mined_files(place.folder, place.seal)
-        for place in found.places
-    ):
+    if not any(index_file(site.folder, site.seal).exists() for site in found.sites):
         raise UsageError(
             f"no pseudo-labels in {run}: expected a simulation's run folder, a site's client.yaml "
-            "or its state folder, after a round that mined. Rounds mine from the second on, and "
-            "method supervised never does"
+            "or its state folder, after a round that mined. Rounds mine from the second on at the "
+            "earliest, and method supervised never mines"
         )
     if sam is not None:
-        settings = found.sam.model_copy(update={"weights": sam})
-        found = replace(found, sam=settings)
+        found = replace(found, sam=found.sam.model_copy(update={"weights": sam}))
     return found
 
 
-def is_going(run: Path) -> bool:
-    """Whether the run has not said that it is over; as `find_places`, without looking at images."""
+def is_running(run: Path) -> bool:
+    """Whether the run has not ended. Fast: images are not listed."""
     if run.is_file():
         return not _has_ended(read_settings(ClientSettings, run, {}).state / SITE_LOG)
     if (run / "sites").is_dir():
         return not (run / "summary.json").is_file()
-    folder = run / "site" if (run / "site").is_dir() else run
-    return not _has_ended(folder.parent / SITE_LOG)
+    return not _has_ended(_site_folder(run).parent / SITE_LOG)
 
 
-def _of_settings(file: Path) -> Places:
-    settings = read_settings(ClientSettings, file, {})
-    place = _place(settings.site, settings.state / "site", settings.data)
-    title = f"{settings.federation}, {settings.site}"
-    return Places(title, (place,), settings.sam, is_going(file), settings.machine)
+def _site_folder(state: Path) -> Path:
+    """The site's own folder, given the state folder or that folder itself."""
+    return state / "site" if (state / "site").is_dir() else state
 
 
 def _has_ended(log: Path) -> bool:
-    """Whether the last thing that the site's client wrote is that the run is over."""
+    """Whether the last line of the site's log says that the run ended."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _LAST_BYTES))
@@ -128,33 +121,40 @@ def _has_ended(log: Path) -> bool:
         return False
 
 
-def _of_simulation(run: Path, data: Path | None) -> Places:
+def _of_settings(file: Path) -> RunFiles:
+    settings = read_settings(ClientSettings, file, {})
+    site = _site(settings.site, settings.state / "site", settings.data)
+    title = f"{settings.federation}, {settings.site}"
+    return RunFiles(title, (site,), settings.sam, is_running(file), settings.machine)
+
+
+def _of_simulation(run: Path, data: Path | None) -> RunFiles:
     try:
         settings = _Simulated.model_validate_json((run / "settings.json").read_bytes())
     except (OSError, ValidationError) as error:
         raise UsageError(f"{run / 'settings.json'} cannot be read: {error}") from None
-    sites = sorted(folder for folder in (run / "sites").iterdir() if folder.is_dir())
+    folders = sorted(folder for folder in (run / "sites").iterdir() if folder.is_dir())
     common = data or settings.sites.data
     images = _images(common)
-    places = tuple(
-        Place(
+    sites = tuple(
+        SiteFiles(
             folder.name,
             folder,
             images if common else _images(settings.sites.folders.get(folder.name)),
         )
-        for folder in sites
+        for folder in folders
     )
-    return Places(run.absolute().name, places, settings.sam, is_going(run), settings.machine)
+    return RunFiles(run.absolute().name, sites, settings.sam, is_running(run), settings.machine)
 
 
-def _place(site: str, folder: Path, data: Path | None) -> Place:
+def _site(name: str, folder: Path, data: Path | None) -> SiteFiles:
     keys = folder.parent / VAULT_KEYS
     seal = Seal(keys) if (keys / PROJECT).exists() else None
-    return Place(site, folder, _images(data), seal)
+    return SiteFiles(name, folder, _images(data), seal)
 
 
 def _images(data: Path | None) -> dict[str, Path]:
-    """The images of a data folder by stem; none where it is gone or in disorder."""
+    """The images of a data folder by case id; empty if the folder is missing or has errors."""
     try:
         return images_in(data) if data else {}
     except (DataError, OSError):

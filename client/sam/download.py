@@ -4,7 +4,6 @@ A file appears under its name only when it is whole and its SHA-256 is the expec
 Nothing here prints: pass a `Progress` to show a bar.
 """
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -15,13 +14,12 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 from knowmine.shared.errors import WeightsError
-from knowmine.shared.weights import write_atomically
+from knowmine.shared.files import sha256_of, write_atomically
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called with a file's name, bytes there so far, and all its bytes (None: not known)."""
@@ -43,20 +41,6 @@ def check_digest(seen: str, expected: str, what: str, repair: str) -> None:
             f"{what} has SHA-256 {seen}; expected {expected}: "
             f"it was cut short or changed; {repair} to fetch it again"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; wait while another process holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def download(address: str, file: Path, sha256: str, progress: Progress) -> None:

@@ -12,16 +12,32 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowmine.client.sam.model import EMBEDDING_SHAPE, Sam
-from knowmine.client.storage.encryption import Seal
+from knowmine.client.sam.interface import EMBEDDING_SHAPE, Sam
 from knowmine.shared.errors import CannotWrite
-from knowmine.shared.weights import write_atomically
+from knowmine.shared.files import write_atomically
 
 _HALF_MAX = float(np.finfo(np.float16).max)
+
+
+class Seal(Protocol):
+    """What embeddings need of the project's encryption (`client.storage.encryption`)."""
+
+    def alias(self, purpose: str, name: str) -> str:
+        """A name that only the holder of the key can relate to `name`."""
+
+    def seal(self, kind: Literal["embedding"], name: str, content: bytes) -> bytes:
+        """`content`, encrypted with a key of its own."""
+
+    def unseal(self, kind: Literal["embedding"], name: str, content: bytes) -> bytes | None:
+        """The content; None if the key is gone or the bytes are damaged."""
+
+    def destroy(self, kind: Literal["embedding"], name: str) -> bool:
+        """Destroy the key; whether there was one."""
 
 
 class EmbeddingStore:

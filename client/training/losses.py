@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def segmentation_losses(logits: Tensor, target: Tensor, trust: Tensor | None = None) -> Tensor:
+def segmentation_losses(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy plus soft Dice of each image, averaged over classes.
 
     logits: (N, C, S, S); target: (N, C, S, S) in [0, 1], hard or soft. Returns (N,).
-    trust: (N, C, S, S) in [0, 1], what each pixel counts; None counts all alike.
 
     Dice as in V-Net (Milletari et al. 2016, section 3), smoothed by one pixel so that an image
     without the class costs nothing when nothing is predicted.
@@ -20,8 +19,6 @@ def segmentation_losses(logits: Tensor, target: Tensor, trust: Tensor | None = N
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     predicted = logits.sigmoid()
     both, either = predicted * target, predicted + target
-    if trust is not None:
-        cross_entropy, both, either = cross_entropy * trust, both * trust, either * trust
     overlap, size = both.sum((2, 3)), either.sum((2, 3))
     dice = 1 - (2 * overlap + 1) / (size + 1)
     return (cross_entropy.mean((2, 3)) + dice).mean(1)

@@ -15,12 +15,6 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_PAPER: _ClassVar[Method]
     METHOD_KNOWMINE: _ClassVar[Method]
 
-class Decay(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    DECAY_UNSET: _ClassVar[Decay]
-    DECAY_RUN: _ClassVar[Decay]
-    DECAY_MINING: _ClassVar[Decay]
-
 class BatchNorm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     BATCH_NORM_UNSET: _ClassVar[BatchNorm]
@@ -33,12 +27,12 @@ class Orientation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORIENTATION_UPRIGHT: _ClassVar[Orientation]
     ORIENTATION_ANY: _ClassVar[Orientation]
 
-class AskSam(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+class UseSam(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
-    ASK_SAM_UNSET: _ClassVar[AskSam]
-    ASK_SAM_GATED: _ClassVar[AskSam]
-    ASK_SAM_ALWAYS: _ClassVar[AskSam]
-    ASK_SAM_NEVER: _ClassVar[AskSam]
+    USE_SAM_UNSET: _ClassVar[UseSam]
+    USE_SAM_GATED: _ClassVar[UseSam]
+    USE_SAM_ALWAYS: _ClassVar[UseSam]
+    USE_SAM_NEVER: _ClassVar[UseSam]
 
 class Gate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -53,19 +47,16 @@ METHOD_SUPERVISED: Method
 METHOD_SELF_TRAINING: Method
 METHOD_PAPER: Method
 METHOD_KNOWMINE: Method
-DECAY_UNSET: Decay
-DECAY_RUN: Decay
-DECAY_MINING: Decay
 BATCH_NORM_UNSET: BatchNorm
 BATCH_NORM_AVERAGE: BatchNorm
 BATCH_NORM_LOCAL: BatchNorm
 ORIENTATION_UNSET: Orientation
 ORIENTATION_UPRIGHT: Orientation
 ORIENTATION_ANY: Orientation
-ASK_SAM_UNSET: AskSam
-ASK_SAM_GATED: AskSam
-ASK_SAM_ALWAYS: AskSam
-ASK_SAM_NEVER: AskSam
+USE_SAM_UNSET: UseSam
+USE_SAM_GATED: UseSam
+USE_SAM_ALWAYS: UseSam
+USE_SAM_NEVER: UseSam
 GATE_UNSET: Gate
 GATE_UNUSED: Gate
 GATE_ON: Gate
@@ -114,7 +105,7 @@ class TaskPart(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., weights: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("round", "rounds", "method", "seed", "training", "mining", "calibration", "decoder")
+    __slots__ = ("round", "rounds", "method", "seed", "training", "mining", "calibration")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -122,7 +113,6 @@ class Task(_message.Message):
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     MINING_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
-    DECODER_FIELD_NUMBER: _ClassVar[int]
     round: int
     rounds: int
     method: Method
@@ -130,106 +120,59 @@ class Task(_message.Message):
     training: Training
     mining: Mining
     calibration: Calibration
-    decoder: bool
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., method: _Optional[_Union[Method, str]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., mining: _Optional[_Union[Mining, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., decoder: bool = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., method: _Optional[_Union[Method, str]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., mining: _Optional[_Union[Mining, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
 
 class Training(_message.Message):
-    __slots__ = ("steps", "batch", "learning_rate", "weight_decay", "fedprox", "batch_norm", "orientation", "decay")
+    __slots__ = ("steps", "batch", "learning_rate", "fedprox", "batch_norm", "orientation")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
-    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     FEDPROX_FIELD_NUMBER: _ClassVar[int]
     BATCH_NORM_FIELD_NUMBER: _ClassVar[int]
     ORIENTATION_FIELD_NUMBER: _ClassVar[int]
-    DECAY_FIELD_NUMBER: _ClassVar[int]
     steps: int
     batch: int
     learning_rate: float
-    weight_decay: float
     fedprox: float
     batch_norm: BatchNorm
     orientation: Orientation
-    decay: Decay
-    def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ..., decay: _Optional[_Union[Decay, str]] = ...) -> None: ...
+    def __init__(self, steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., fedprox: _Optional[float] = ..., batch_norm: _Optional[_Union[BatchNorm, str]] = ..., orientation: _Optional[_Union[Orientation, str]] = ...) -> None: ...
 
 class Mining(_message.Message):
-    __slots__ = ("warmup_rounds", "images", "share", "weight", "ramp_rounds", "count_weight", "keep_first", "keep_last", "min_quality", "min_probe_images", "probe_rounds", "refinements", "join_parts", "tune_steps", "tune_again", "sharpen", "doubt", "cut_mix", "renew", "consolidate_rounds", "restart", "strong", "distil_steps", "sam", "dense_prompts", "share_decoder", "varied_views", "false_alarms")
+    __slots__ = ("warmup_rounds", "images", "fraction", "sam", "strong", "cut_mix", "renew")
     WARMUP_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
-    SHARE_FIELD_NUMBER: _ClassVar[int]
-    WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    RAMP_ROUNDS_FIELD_NUMBER: _ClassVar[int]
-    COUNT_WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    KEEP_FIRST_FIELD_NUMBER: _ClassVar[int]
-    KEEP_LAST_FIELD_NUMBER: _ClassVar[int]
-    MIN_QUALITY_FIELD_NUMBER: _ClassVar[int]
-    MIN_PROBE_IMAGES_FIELD_NUMBER: _ClassVar[int]
-    PROBE_ROUNDS_FIELD_NUMBER: _ClassVar[int]
-    REFINEMENTS_FIELD_NUMBER: _ClassVar[int]
-    JOIN_PARTS_FIELD_NUMBER: _ClassVar[int]
-    TUNE_STEPS_FIELD_NUMBER: _ClassVar[int]
-    TUNE_AGAIN_FIELD_NUMBER: _ClassVar[int]
-    SHARPEN_FIELD_NUMBER: _ClassVar[int]
-    DOUBT_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    SAM_FIELD_NUMBER: _ClassVar[int]
+    STRONG_FIELD_NUMBER: _ClassVar[int]
     CUT_MIX_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
-    CONSOLIDATE_ROUNDS_FIELD_NUMBER: _ClassVar[int]
-    RESTART_FIELD_NUMBER: _ClassVar[int]
-    STRONG_FIELD_NUMBER: _ClassVar[int]
-    DISTIL_STEPS_FIELD_NUMBER: _ClassVar[int]
-    SAM_FIELD_NUMBER: _ClassVar[int]
-    DENSE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
-    SHARE_DECODER_FIELD_NUMBER: _ClassVar[int]
-    VARIED_VIEWS_FIELD_NUMBER: _ClassVar[int]
-    FALSE_ALARMS_FIELD_NUMBER: _ClassVar[int]
     warmup_rounds: int
     images: int
-    share: float
-    weight: float
-    ramp_rounds: int
-    count_weight: float
-    keep_first: float
-    keep_last: float
-    min_quality: float
-    min_probe_images: int
-    probe_rounds: int
-    refinements: int
-    join_parts: bool
-    tune_steps: int
-    tune_again: int
-    sharpen: bool
-    doubt: float
+    fraction: float
+    sam: UseSam
+    strong: float
     cut_mix: float
     renew: float
-    consolidate_rounds: int
-    restart: bool
-    strong: float
-    distil_steps: int
-    sam: AskSam
-    dense_prompts: bool
-    share_decoder: bool
-    varied_views: bool
-    false_alarms: float
-    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., share: _Optional[float] = ..., weight: _Optional[float] = ..., ramp_rounds: _Optional[int] = ..., count_weight: _Optional[float] = ..., keep_first: _Optional[float] = ..., keep_last: _Optional[float] = ..., min_quality: _Optional[float] = ..., min_probe_images: _Optional[int] = ..., probe_rounds: _Optional[int] = ..., refinements: _Optional[int] = ..., join_parts: bool = ..., tune_steps: _Optional[int] = ..., tune_again: _Optional[int] = ..., sharpen: bool = ..., doubt: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ..., consolidate_rounds: _Optional[int] = ..., restart: bool = ..., strong: _Optional[float] = ..., distil_steps: _Optional[int] = ..., sam: _Optional[_Union[AskSam, str]] = ..., dense_prompts: bool = ..., share_decoder: bool = ..., varied_views: bool = ..., false_alarms: _Optional[float] = ...) -> None: ...
+    def __init__(self, warmup_rounds: _Optional[int] = ..., images: _Optional[int] = ..., fraction: _Optional[float] = ..., sam: _Optional[_Union[UseSam, str]] = ..., strong: _Optional[float] = ..., cut_mix: _Optional[float] = ..., renew: _Optional[float] = ...) -> None: ...
 
 class Introduction(_message.Message):
-    __slots__ = ("protocol", "model_fingerprint", "labelled", "unlabelled", "probe", "test", "isolation")
+    __slots__ = ("protocol", "model_fingerprint", "labelled", "unlabelled", "calibration", "test", "isolation")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LABELLED_FIELD_NUMBER: _ClassVar[int]
     UNLABELLED_FIELD_NUMBER: _ClassVar[int]
-    PROBE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     TEST_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model_fingerprint: int
     labelled: int
     unlabelled: int
-    probe: int
+    calibration: int
     test: int
     isolation: Isolation
-    def __init__(self, protocol: _Optional[int] = ..., model_fingerprint: _Optional[int] = ..., labelled: _Optional[int] = ..., unlabelled: _Optional[int] = ..., probe: _Optional[int] = ..., test: _Optional[int] = ..., isolation: _Optional[_Union[Isolation, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., model_fingerprint: _Optional[int] = ..., labelled: _Optional[int] = ..., unlabelled: _Optional[int] = ..., calibration: _Optional[int] = ..., test: _Optional[int] = ..., isolation: _Optional[_Union[Isolation, _Mapping]] = ...) -> None: ...
 
 class Isolation(_message.Message):
     __slots__ = ("no_network", "no_sockets", "no_keys")
@@ -250,22 +193,20 @@ class UpdatePart(_message.Message):
     def __init__(self, update: _Optional[_Union[Update, _Mapping]] = ..., weights: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("round", "labelled", "pseudo_labelled", "loss", "seconds", "mined", "decoder")
+    __slots__ = ("round", "labelled", "pseudo_labelled", "loss", "seconds", "mined")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     LABELLED_FIELD_NUMBER: _ClassVar[int]
     PSEUDO_LABELLED_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     MINED_FIELD_NUMBER: _ClassVar[int]
-    DECODER_FIELD_NUMBER: _ClassVar[int]
     round: int
     labelled: int
     pseudo_labelled: int
     loss: float
     seconds: float
     mined: Mined
-    decoder: bool
-    def __init__(self, round: _Optional[int] = ..., labelled: _Optional[int] = ..., pseudo_labelled: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., mined: _Optional[_Union[Mined, _Mapping]] = ..., decoder: bool = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., labelled: _Optional[int] = ..., pseudo_labelled: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., mined: _Optional[_Union[Mined, _Mapping]] = ...) -> None: ...
 
 class Mined(_message.Message):
     __slots__ = ("kept", "dropped", "empty", "gate", "fuse_weight", "mean_agreement", "mean_quality")

@@ -25,6 +25,7 @@ from knowmine.client.settings import ClientSettings
 from knowmine.client.vault.sandbox import (
     die_with_parent,
     hide_folders,
+    keep_to_one_thread,
     leave_network,
     measured,
     refuse_sockets,
@@ -40,6 +41,7 @@ LIVED_S = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Keep a worker, or be one; return the exit code."""
+    keep_to_one_thread()
     parser = argparse.ArgumentParser(description="the site's process that sees the images")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
@@ -130,7 +132,8 @@ def fetch(settings: ClientSettings) -> int:
     It makes the cache's folder too: a folder made later, beside one that is hidden, could not be
     read.
     """
-    from knowmine.client.sam.weights import default_cache, find_weights
+    from knowmine.client.paths import default_cache
+    from knowmine.client.sam.weights import find_weights
 
     cache = settings.sam.cache or default_cache()
     cache.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import grpc
 
 from knowmine.client.settings import ClientSettings
 from knowmine.client.vault import airlock_pb2 as pb
-from knowmine.client.vault import codec
+from knowmine.client.vault import codec, framing
 from knowmine.client.vault.sandbox import Isolation
 from knowmine.shared.errors import (
     REASONS,
@@ -83,13 +83,13 @@ class AirlockWorker:
         )
         name = f"/{codec.SERVICE}/"
         self._introduce = self._channel.unary_unary(
-            name + "Introduce", pb.Question.SerializeToString, codec.strictly(pb.Introduction)
+            name + "Introduce", pb.Question.SerializeToString, framing.strictly(pb.Introduction)
         )
         self._improve = self._channel.stream_stream(
-            name + "Improve", codec.serialised, codec.strictly(pb.UpdatePart)
+            name + "Improve", framing.serialised, framing.strictly(pb.UpdatePart)
         )
         self._evaluate = self._channel.stream_unary(
-            name + "Evaluate", codec.serialised, codec.strictly(pb.Scores)
+            name + "Evaluate", framing.serialised, framing.strictly(pb.Scores)
         )
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class AirlockWorker:
             model_digest=digest_of_manifest(self.manifest),
             labelled=seen.labelled,
             unlabelled=seen.unlabelled,
-            probe=seen.probe,
+            probe=seen.calibration,
             test=seen.test,
         )
 
@@ -127,7 +127,7 @@ class AirlockWorker:
         def ask() -> Update:
             parts = codec.pack_task(task, self.manifest)
             call: Iterator[codec.UpdatePart] = self._improve(parts, timeout=self._settings.task_s)
-            return codec.unpack_update(call, self.manifest, shares_decoder=task.plan.shares_decoder)
+            return codec.unpack_update(call, self.manifest)
 
         return self._answered(task.round, ask)
 

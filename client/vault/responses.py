@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from knowmine.client.vault import airlock_pb2 as pb
-from knowmine.client.vault import codec
+from knowmine.client.vault import codec, framing
 from knowmine.client.vault.sandbox import Isolation
 from knowmine.shared.errors import Interrupted, KnowmineError, Refused, RunFailed, reason_of
 from knowmine.shared.protocol import PROTOCOL
@@ -63,7 +63,7 @@ class Answers:
                 model_fingerprint=codec.fingerprint(worker.manifest),
                 labelled=hello.labelled,
                 unlabelled=hello.unlabelled,
-                probe=hello.probe,
+                calibration=hello.probe,
                 test=hello.test,
                 isolation=pb.Isolation(**self._isolation._asdict()),
             )
@@ -128,13 +128,13 @@ def listen(answers: Answers, socket: Path) -> grpc.Server:
         codec.SERVICE,
         {
             "Introduce": grpc.unary_unary_rpc_method_handler(
-                answers.introduce, codec.strictly(pb.Question), pb.Introduction.SerializeToString
+                answers.introduce, framing.strictly(pb.Question), pb.Introduction.SerializeToString
             ),
             "Improve": grpc.stream_stream_rpc_method_handler(
-                answers.improve, codec.strictly(pb.TaskPart), codec.serialised
+                answers.improve, framing.strictly(pb.TaskPart), framing.serialised
             ),
             "Evaluate": grpc.stream_unary_rpc_method_handler(
-                answers.evaluate, codec.strictly(pb.TaskPart), pb.Scores.SerializeToString
+                answers.evaluate, framing.strictly(pb.TaskPart), pb.Scores.SerializeToString
             ),
         },
     )

@@ -167,6 +167,16 @@ def hide_folders(folders: Iterable[Path], writable: Iterable[Path] | None = None
     return None
 
 
+def keep_to_one_thread() -> None:
+    """Let NumPy start no threads in this process and in those that it starts.
+
+    Entry points call it before anything imports NumPy, which starts OpenBLAS's threads as it is
+    imported. Landlock does not hold a thread that is older than its rules, and the kernel gives
+    no namespace of its own to a process with several threads. It overrules a number that is set.
+    """
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
 def older_threads() -> int:
     """Threads of this process beside the one that asks, whom `hide_folders` does not hold."""
     return len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - names are all that is asked

@@ -1,8 +1,8 @@
-"""The same rounds and sites on any Flower federation: what `flwr run` loads on server and nodes.
+"""ServerApp and ClientApp for `flwr run` on any Flower federation.
 
-`deploy/flower/app/` names `server` and `client` below. On a stock SuperNode a site is what
-`--node-config` says (`NodeSettings`); in Flower's simulation engine it is one part of the data
-that the run's settings name, divided as knowmine-simulate does.
+`app/pyproject.toml` names `server` and `client` below. On a stock SuperNode, `--node-config`
+describes the site (`NodeSettings`). In Flower's simulation engine, a site is one part of the data
+in the run's settings, divided as knowmine-simulate does.
 """
 
 import hashlib
@@ -13,27 +13,28 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowmine.deploy.simulation.settings import NodeSettings, SimulationSettings
+from knowmine.deploy.flower.settings import NodeSettings
+from knowmine.deploy.simulation.settings import SimulationSettings
 from knowmine.shared.errors import RunFailed, UsageError, reason_of
 from knowmine.shared.log import plain
 from knowmine.shared.settings import read_settings
-from knowmine.shared.wire import codec  # noqa: F401 - tells Flower to phone nobody, so it stands first
+from knowmine.shared.wire import quiet_flower  # noqa: F401 - before Flower is imported
 
-from flwr.app import Context, Error, Message  # isort: skip
-from flwr.clientapp import ClientApp  # isort: skip
-from flwr.serverapp import Grid, ServerApp  # isort: skip
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 
-if TYPE_CHECKING:  # torch takes seconds, and is loaded when there is work
+if TYPE_CHECKING:  # torch takes seconds, so it is loaded only when there is work
     from knowmine.client.data.dataset import HiddenMasks, SiteData
     from knowmine.client.site.site import Site
-    from knowmine.server.rounds.rounds import Sites
+    from knowmine.server.rounds.sites import Sites
 
 APP = Path(__file__).with_name("app")
 """The folder to give to `flwr run`."""
 
 POLL_S = 0.25
 SITE_FAILED = 2
-"""Flower's code for an error in a ClientApp; the reason beside it is one of ours."""
+"""Flower's code for an error in a ClientApp; the reason that goes with it is one of `REASONS`."""
 
 Config = Mapping[str, Any]
 server = ServerApp()
@@ -45,7 +46,7 @@ client = ClientApp()
 
 @server.main()
 def serve(grid: Grid, context: Context) -> None:
-    """Do the rounds of the run in folder `out`, or those that an unfinished run there lacks."""
+    """Run the rounds in the folder `out`, or go on with an unfinished run there."""
     from knowmine.client.device import settle
     from knowmine.deploy.simulation.progress import make_display
     from knowmine.server.rounds.app import server_app
@@ -79,7 +80,7 @@ def serve(grid: Grid, context: Context) -> None:
             )
 
         log.event("start", method=plan.method, seed=plan.seed)
-        with ending(run, log, end, "go on by the same `flwr run` again"):
+        with ending(run, log, end, "go on with the same `flwr run`"):
             _wait(grid, context.run_config)
             server_app(rounds)(grid, context)
 
@@ -95,14 +96,14 @@ def _named(key: str, config: Config) -> str:
 
 
 def _wait(grid: Grid, config: Config) -> None:
-    """Until as many nodes are online as the run was told to wait for."""
+    """Wait until as many nodes are online as the run needs."""
     wanted, patience_s = int(config["sites"]), float(config["patience-s"])
     deadline = time.monotonic() + patience_s
     while (online := len(list(grid.get_node_ids()))) < wanted:
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"{online} of {wanted} nodes are online after {patience_s:.0f} s: start the "
-                "others and do the same `flwr run` again, or ask for fewer with sites=N"
+                "others and repeat the same `flwr run`, or set a lower number with sites=N"
             )
         time.sleep(POLL_S)
 
@@ -114,11 +115,11 @@ def _wait(grid: Grid, config: Config) -> None:
 @client.train()
 @client.evaluate()
 def answer(message: Message, context: Context) -> Message:
-    """What the site answers; of an error, the server learns its kind and no more."""
+    """The site's reply; the server learns only the kind of an error, never its text."""
     try:
         return _site_app()(message=message, context=context)
     except Exception as error:
-        # Into the node's own output: Flower would send the text, with paths, to the server.
+        # Logged at the node only: Flower would send the text, with paths, to the server.
         logging.getLogger(__name__).exception("the site could not answer")
         return Message(Error(code=SITE_FAILED, reason=reason_of(error)), reply_to=message)
 
@@ -143,7 +144,7 @@ def _items(config: Config) -> tuple[tuple[str, Any], ...]:
 def open_site_of(
     node_items: tuple[tuple[str, Any], ...], run_items: tuple[tuple[str, Any], ...]
 ) -> "Site":
-    """The node's site, opened once for as long as the process lives."""
+    """The node's site; the process opens it once."""
     from knowmine.client.device import pick_compute, settle
     from knowmine.client.site.open import opened, sam_opener
 
@@ -175,7 +176,7 @@ def open_site_of(
 
 
 def node_settings(config: Config) -> NodeSettings:
-    """A SuperNode's `--node-config`: keys of `NodeSettings`, and `settings`, a file of more."""
+    """Settings from `--node-config`: keys of `NodeSettings`, and `settings`, a file with more keys."""
     keys = dict(config)
     file = keys.pop("settings", None)
     return read_settings(NodeSettings, Path(file) if file else None, keys)
@@ -188,8 +189,8 @@ def _own(settings: NodeSettings) -> "tuple[SiteData, HiddenMasks]":
 
 
 def _part(settings: SimulationSettings, part: int, parts: int) -> "tuple[SiteData, HiddenMasks]":
-    """One of the sites of a simulation that has as many as there are nodes."""
-    from knowmine.deploy.simulation.simulate import open_folders
+    """One site of a simulation with as many sites as there are nodes."""
+    from knowmine.deploy.simulation.sites import open_folders
 
     sites = settings.sites
     if sites.data:
@@ -203,5 +204,5 @@ def _part(settings: SimulationSettings, part: int, parts: int) -> "tuple[SiteDat
 
 
 def _digest(out: object) -> str:
-    """A folder name for a run, the same when it is gone on with."""
+    """A folder name for a run; a resumed run has the same."""
     return hashlib.sha256(str(out).encode()).hexdigest()[:16]

@@ -3,8 +3,8 @@
 #
 #     ./install.sh [FOLDER] [PYTHON]
 #
-# FOLDER: new, /opt/knowmine if not given. PYTHON: of the version that the kit was made for.
-# Weights go to $KNOWMINE_CACHE, else ~/.cache/knowmine, of the user who runs this.
+# FOLDER: new; /opt/knowmine by default. PYTHON: the version that the kit was made for.
+# Weights go to $KNOWMINE_CACHE, or to ~/.cache/knowmine of the user who runs this.
 set -euo pipefail
 folder=$(realpath --no-symlinks "${1:-/opt/knowmine}") python=${2:-python3}
 cd "$(dirname "$0")"
@@ -14,7 +14,7 @@ echo 'checking the digests'
 sha256sum --check --strict --quiet SHA256SUMS
 
 "$python" -m venv "$folder"
-# --no-index: nothing comes from anywhere but the kit, whatever pip's settings say.
+# --no-index: everything comes from the kit, whatever pip's settings say.
 PIP_CONFIG_FILE=/dev/null "$folder/bin/pip" install --disable-pip-version-check --quiet \
   --no-index --find-links wheels knowmine
 mkdir -p "$cache"

@@ -1,10 +1,9 @@
-"""Draw endoscopy-like phantom images with their masks, so that everything runs without patients.
+"""Draw endoscopy-like phantom images with their masks, so that everything runs without patients' images.
 
-A phantom is a bowel wall as a height field under a headlight: haustral folds round a dark lumen,
-vessels, wet highlights, and domes with another skin, the lesions. Flushed patches, bubbles,
-residue and knobs of ordinary skin look like lesions in one respect each, so no single cue finds
-them. The pictures stand in for real ones in the demo and the tests; they prove nothing about
-real ones.
+A phantom is a bowel wall as a height field, lit from the camera: haustral folds around a dark lumen,
+vessels, wet highlights, and lesions, which are domes with another skin. Red patches, bubbles, residue
+and knobs of ordinary skin resemble lesions in one respect each, so no single cue finds the lesions.
+The demo and the tests use phantoms; results on them say nothing about real images.
 """
 
 import argparse
@@ -17,8 +16,8 @@ from PIL import Image, ImageFilter
 
 from knowmine.deploy.phantom.wall import Field, Look, Wall, rgb
 
-EMPTY_SHARE = 0.12
-"""Share of images without a lesion."""
+EMPTY_FRACTION = 0.12
+"""Fraction of images without a lesion."""
 
 
 def make_folder(
@@ -26,33 +25,33 @@ def make_folder(
 ) -> None:
     """Draw a data folder of `images` images: images/*.jpg, and a mask of each in masks/*.png.
 
-    masks: so many of the images get one, and the others are unlabelled; all, if not given.
+    masks: the first so many images get a mask; None gives one to each.
 
-    Image number i depends on the seed, the style and i alone, so a larger folder begins with a
-    smaller one. What else is in the folder stays.
+    Image number i depends only on the seed, the style and i, so a larger folder begins with the
+    images of a smaller one. Other files in the folder stay.
     """
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for index in range(images):
         image, mask = draw(index, seed, style)
-        stem = f"phantom-{index:04d}"
-        Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=92)
+        case = f"phantom-{index:04d}"
+        Image.fromarray(image).save(folder / "images" / f"{case}.jpg", quality=92)
         if masks is None or index < masks:
-            Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{case}.png")
 
 
 def draw(index: int, seed: int = 0, style: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One phantom: image (H, W, 3) and mask (H, W), 255 on lesions, 300 to 420 pixels a side.
 
-    `style` sets the look of one hospital's endoscope: colour, exposure, contrast, texture and
-    the frame round the picture. Style 0 is neutral; any other number is a look of its own.
+    style: the look of one hospital's endoscope: colour, exposure, contrast, texture and the frame
+    around the image. 0 is neutral; each other number is another look.
     """
     rng = np.random.default_rng([seed, style, index])
     look = _look(style)
     height, width = (int(side) for side in rng.integers(300, 421, size=2))
     wall = Wall(rng, height, width, look)
 
-    lesions = 0 if rng.random() < EMPTY_SHARE else int(rng.choice([1, 1, 1, 2, 2, 3]))
+    lesions = 0 if rng.random() < EMPTY_FRACTION else int(rng.choice([1, 1, 1, 2, 2, 3]))
     wall.add_folds()
     wall.add_vessels()
     wall.add_flush()
@@ -85,7 +84,7 @@ def _look(style: int) -> Look:
 def _as_photographed(
     lit: Field, frame: NDArray[np.bool_], rng: np.random.Generator, look: Look
 ) -> NDArray[np.uint8]:
-    """Exposure, colour, a touch of blur, sensor noise and the black frame."""
+    """Add exposure, colour, slight blur, sensor noise and the black frame."""
     exposure = look.brightness * rng.uniform(0.88, 1.12)
     shot = 255 - 255 * np.exp(-1.9 * exposure * rgb(*look.tint) * lit)
     blurred = Image.fromarray(np.stack(list(shot.astype(np.uint8)), axis=-1)).filter(
@@ -100,16 +99,16 @@ def _as_photographed(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw a data folder from the command line."""
     parser = argparse.ArgumentParser(prog="phantom", description="Draw a phantom data folder.")
-    parser.add_argument("folder", type=Path, help="where images/ and masks/ go")
-    parser.add_argument("--images", type=int, default=150, help="how many (default 150)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal images")
-    parser.add_argument("--style", type=int, default=0, help="look of one hospital, 0 is neutral")
-    parser.add_argument("--masks", type=int, help="images that get a mask; not given: all")
+    parser.add_argument("folder", type=Path, help="folder to write images/ and masks/ into")
+    parser.add_argument("--images", type=int, default=150, help="number of images (default 150)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal images")
+    parser.add_argument("--style", type=int, default=0, help="look of one hospital; 0 is neutral")
+    parser.add_argument("--masks", type=int, help="number of images that get a mask (default: all)")
     parser.add_argument(
         "--site",
         action="append",
         metavar="NAME",
-        help="draw into FOLDER/NAME, in a look of its own; give it once for each site",
+        help="draw into FOLDER/NAME, each site in another style; repeatable",
     )
     wanted = parser.parse_args(arguments)
     if wanted.site is None:

@@ -1,4 +1,4 @@
-"""The bowel wall of a phantom: a height field, its skin and what lies on it, under a headlight."""
+"""Draw the bowel wall of a phantom: a height field with a coloured skin, lit from the camera."""
 
 import math
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class Look:
 
 
 class Wall:
-    """A wall under construction: its relief, its skin's colour and what counts as lesion.
+    """A wall under construction: its relief, the colour of its skin, and the mask of its lesions.
 
-    Lengths are in units of the shorter side, with the origin in the middle of the image.
+    Lengths are in units of the shorter side; the origin is the centre of the image.
     """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int, look: Look) -> None:
@@ -45,7 +45,7 @@ class Wall:
         self.frame = self._visible()
         self.truth = np.zeros((height, width), bool)
 
-        # The bowel runs away from the camera towards the lumen; close-ups have it out of sight.
+        # The bowel runs from the camera towards the lumen; in close-ups the lumen is out of sight.
         away = rng.uniform(0, 2 * math.pi)
         far = rng.uniform(0.05, 0.42) if rng.random() < 0.7 else rng.uniform(0.6, 0.9)
         self.lumen = (far * math.cos(away), far * math.sin(away))
@@ -82,7 +82,7 @@ class Wall:
         height, width = shape or self.x.shape
         cell = max(1.5, size * self.px)
         grid = self.rng.standard_normal((int(height / cell) + 4, int(width / cell) + 4))
-        # The box leaves a random part of a cell out, or all phantoms would share one grid.
+        # The box starts at a random place in a cell, or all phantoms would share one grid.
         left, top = self.rng.uniform(0.5, 1.5, size=2)
         smooth = Image.fromarray(grid.astype(np.float32)).resize(
             (width, height),
@@ -92,8 +92,8 @@ class Wall:
         return np.asarray(smooth) * np.float32(1.25)
 
     def add_folds(self) -> None:
-        """Haustral folds: ridges round the lumen, steep behind the crest, each part of a ring."""
-        # log keeps folds at even distances along the bowel in perspective.
+        """Haustral folds: ridges around the lumen, each a part of a ring, steep behind the crest."""
+        # The logarithm spaces folds evenly along the bowel in perspective.
         along = np.log(self.away + 0.10)
         wave = along * self.rng.uniform(1.2, 2.2) + 0.15 * self.noise(0.40)
         phase = (wave + self.rng.random()) % 1.0
@@ -107,7 +107,7 @@ class Wall:
         self.dim *= 1 - self.rng.uniform(0.15, 0.45) * behind
 
     def add_vessels(self) -> None:
-        """A net of thin dark red lines, the zero lines of warped noise."""
+        """A net of thin dark red lines: the zero lines of warped noise."""
         if self.rng.random() < 0.3:
             return
         amount = self.rng.uniform(0.1, 0.45) * _step(self.noise(0.4), -0.6, 0.9)
@@ -116,28 +116,28 @@ class Wall:
             self.colour *= 1 - amount * line * rgb(0.3, 0.8, 0.7)
 
     def add_flush(self) -> None:
-        """Flat patches coloured like a lesion: colour alone shall not find one."""
+        """Flat patches coloured like a lesion, so that colour alone does not find lesions."""
         for _ in range(int(self.rng.integers(0, 4))):
             at, distance = self._blob(self._place(0.0), self.rng.uniform(0.05, 0.16), 0.25)
             patch = _step(distance, 1.25, 0.6)
             self.colour[:, *at] *= 1 + patch * self._lesion_tint()
 
     def add_knobs(self) -> None:
-        """Bulges of ordinary skin: relief alone shall not find a lesion either."""
+        """Bulges of ordinary skin, so that relief alone does not find lesions."""
         for _ in range(int(self.rng.integers(0, 4))):
             radius = self.rng.uniform(0.06, 0.15)
             at, distance = self._blob(self._place(0.0), radius, 0.15)
             self.relief[at] += radius * self.rng.uniform(0.15, 0.5) * np.exp(-2.2 * distance**2)
 
     def add_lesion(self) -> None:
-        """A dome with an irregular outline, a skin of its own and a shaded foot."""
+        """A dome with an irregular outline, another skin and a shaded foot."""
         radius = float(np.exp(self.rng.uniform(np.log(0.07), np.log(0.23))))
         at, distance = self._blob(self._place(radius), radius, 0.10)
         inside = (distance < 1) & ~self.truth[at]
         soft = self.rng.uniform(1.0, 2.6)
         body = ndimage.gaussian_filter(inside.astype(np.float32), soft, truncate=2.5)
 
-        # Flat to bulging; a lobed surface on some.
+        # From flat to bulging; some have a lobed surface.
         dome = np.clip(1.0 - distance**2, 0, None) ** self.rng.uniform(0.5, 0.9) * body
         dome = ndimage.gaussian_filter(dome, soft + 0.05 * radius * self.px, truncate=2.5)
         rise = radius * self.rng.uniform(0.30, 0.95)
@@ -153,7 +153,7 @@ class Wall:
         self.colour[:, *at] *= 1 - cover
         self.colour[:, *at] += rgb(*skin) * (1 + 1.3 * self._lesion_tint()) * (grain * cover)
 
-        # The foot lies in its shade, more on the side that faces away from the light.
+        # The foot is in shade, mostly on the side that faces away from the light.
         shade = np.exp(-(((distance - 1.08) / 0.16) ** 2)) * self.rng.uniform(0.1, 0.45)
         side = 0.5 + 0.5 * np.sin(self.angle[at] + self.rng.uniform(0, 2 * math.pi))
         self.dim[at] *= 1 - shade * side * (1 - 0.6 * body)
@@ -183,7 +183,7 @@ class Wall:
         self.colour[:, *at] += 0.8 * np.exp(-((gleam / 0.25) ** 2))
 
     def render(self) -> Field:
-        """Light the wall from beside the camera: (3, H, W), about 0 to 1, highlights above."""
+        """Light the wall from beside the camera: (3, H, W), about 0 to 1, with brighter highlights."""
         side = self.rng.uniform(-0.4, 0.4, size=2).astype(np.float32)
         slope_y, slope_x = np.gradient(self.relief * self.px)
         # The wall itself leans towards the camera at its near end.
@@ -249,7 +249,7 @@ class Wall:
     def _blob(
         self, spot: tuple[float, float], radius: float, rough: float
     ) -> tuple[tuple[slice, slice], Field]:
-        """A window round an irregular outline, and the distance in it: 1 on the outline."""
+        """A window around an irregular outline, and the distance in it, which is 1 on the outline."""
         at = self._window(spot, 2.4 * radius)
         turn = self.rng.uniform(0, 2 * math.pi)
         longer = self.rng.uniform(1.0, 1.25)
@@ -266,7 +266,7 @@ class Wall:
         return at, np.hypot(along, across) / (radius * np.clip(outline, 0.5, 1.6))[place]
 
     def _lesion_tint(self) -> Field:
-        """Redder or paler than the skin about it, a little; drawn alike for lesions and flushes."""
+        """Slightly redder or paler than the skin around; the same for lesions and flat patches."""
         strength = self.rng.uniform(0.5, 1.5)
         if self.rng.random() < 0.65:
             return rgb(0.02, -0.14, -0.11) * strength

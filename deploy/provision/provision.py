@@ -1,7 +1,6 @@
-"""Provision a federation: its authority, its server's settings, and a kit for each site.
+"""Provision a federation: make its authority, its server's settings, and a kit for each site.
 
-Running it again completes what is missing and drops nothing: the authority, keys, admitted
-sites and unused kits stay.
+Running it again adds what is missing. The authority, keys, admitted sites and unused kits stay.
 """
 
 import gzip
@@ -15,27 +14,26 @@ from typing import Any
 
 import yaml
 
-from knowmine.deploy.simulation.settings import FederationSettings
+from knowmine.deploy.provision.settings import FederationSettings
 from knowmine.server.enrolment.allow_list import AllowList
 from knowmine.server.enrolment.authority import Authority
 from knowmine.server.enrolment.enrolments import Enrolments, IssuedKit
 from knowmine.server.settings import ServerSettings
 from knowmine.shared.errors import CannotWrite, UsageError
-from knowmine.shared.lock import FolderLock
+from knowmine.shared.files import FolderLock, write_atomically
 from knowmine.shared.settings import Settings, read_settings
 from knowmine.shared.trust.certificates import common_name, load_certificate, to_pem
 from knowmine.shared.trust.keys import make_private_folder, write_secret
-from knowmine.shared.weights import write_atomically
 
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What stands after provisioning.
+    """The result of provisioning.
 
     kits: archive of each site whose kit can still be used.
-    made: sites whose kit was made just now.
-    ended: sites whose kit passed its date unused; `new_kit` makes another.
-    authority: SHA-256 of the authority's certificate, for a site to compare.
+    made: sites whose kit is new.
+    ended: sites whose kit expired unused; `new_kit` makes another.
+    authority: SHA-256 of the authority's certificate, for the sites to compare.
     """
 
     folder: Path
@@ -49,11 +47,12 @@ class Provisioned:
 def provision(
     federation: Path, out: Path, *, new_kit: str | None = None, now: datetime | None = None
 ) -> Provisioned:
-    """Make or complete the federation of the file `federation` in the folder `out`.
+    """Make the federation that the file `federation` describes in the folder `out`, or complete it.
 
-    new_kit: a site whose kit was used, lost or has ended, and which gets another.
-    Raises `UsageError` where the file would drop a site or rename the federation, and where
-    server.yaml was changed by hand.
+    new_kit: a site that gets another kit, because its kit was used, lost or has expired.
+
+    Raises `UsageError` if the file drops a site or renames the federation, or if server.yaml was
+    changed by hand.
     """
     now = now or datetime.now(UTC)
     settings = read_settings(FederationSettings, federation, {})
@@ -107,15 +106,15 @@ def _refuse_to_drop(
             )
     for site in sorted(set(admitted.sites()) - set(settings.sites)):
         raise UsageError(
-            f"site {site!r} is admitted and the settings leave it out: name it again, or turn "
-            f"it away first with `knowmine-server revoke {site}`"
+            f"site {site!r} is admitted and the settings leave it out: name it again, or "
+            f"revoke it first with `knowmine-server revoke {site}`"
         )
     for site in sorted(set(issued.sites()) - set(settings.sites)):
         kit = issued.of(site)
         if kit is not None and kit.secret is not None:
             raise UsageError(
                 f"site {site!r} has an unused kit and the settings leave it out: name it again, "
-                f"or delete {issued.folder / site}.json, which makes the kit worthless"
+                f"or delete {issued.folder / site}.json, which makes the kit useless"
             )
 
 
@@ -125,7 +124,7 @@ def _refuse_to_overwrite_edits(path: Path) -> None:
     first, _, rest = path.read_text(encoding="utf-8").partition("\n")
     if first != _mark(rest):
         raise UsageError(
-            f"{path} was changed by hand and would be written anew: move the change to the "
+            f"{path} was changed by hand and would be overwritten: move the change to the "
             f"federation's file, then delete {path} and provision again"
         )
 
@@ -140,7 +139,7 @@ def _server_yaml(settings: FederationSettings) -> bytes:
     }
     for key in ("plan", "run", "attendance", "deadlines"):
         values[key] = _plain(getattr(settings, key))
-    rest = "# Change the federation's file and provision again, rather than this one.\n"
+    rest = "# Do not change this file: change the federation's file and provision again.\n"
     rest += yaml.safe_dump(values, sort_keys=False)
     return f"{_mark(rest)}\n{rest}".encode()
 
@@ -152,7 +151,7 @@ def _mark(text: str) -> str:
 def _write_kit(
     kits: Path, kit: IssuedKit, settings: FederationSettings, authority: Authority
 ) -> Path:
-    """The kit's folder and the archive of it; the same kit gives the same bytes."""
+    """Write the kit's folder and its archive; the same kit gives the same bytes."""
     client = {
         "federation": settings.federation,
         "site": kit.site,
@@ -192,31 +191,31 @@ def _readme(kit: IssuedKit, settings: FederationSettings, authority: Authority) 
     site = kit.site
     return f"""knowmine: kit of site {site} in federation {settings.federation}
 
-This kit serves once, until {kit.expires_at:%Y-%m-%d %H:%M} UTC. Whoever has it can ask to be
-{site}: keep it to yourself, and tell the coordinator if it was seen by others.
+This kit can be used once, until {kit.expires_at:%Y-%m-%d %H:%M} UTC. Whoever has it can apply as
+{site}: keep it secret, and tell the coordinator if others have seen it.
 
-1. Ask the coordinator, by telephone, for the authority's fingerprint, and compare:
+1. Ask the coordinator for the authority's fingerprint by telephone, and compare:
      openssl x509 -in {site}/ca.crt -noout -fingerprint -sha256
      {_as_openssl_shows(authority.fingerprint)}
 
 2. Make this site's keys; they never leave this machine. DATA holds images/ and masks/:
      knowmine-client enrol {site}.tar.gz --home knowmine-{site} --data DATA
 
-3. Send knowmine-{site}/{site}.request to the coordinator. It holds no secret.
+3. Send knowmine-{site}/{site}.request to the coordinator. It contains no secret.
    The coordinator runs: knowmine-server admit {site}.request
 
-4. Look at what was set, and whether the server is reached and knows this site:
+4. Check the settings, the data and the connection to the server:
      knowmine-client check knowmine-{site}/client.yaml
 
 5. Take part:
      knowmine-client run knowmine-{site}/client.yaml
 
-The server is {settings.server.first}; only an outgoing connection to it is needed.
+The server is {settings.server.first}; the site needs only an outgoing connection to it.
 """
 
 
 def _as_openssl_shows(fingerprint: str) -> str:
-    """Pairs of capitals between colons.
+    """A fingerprint as openssl prints it: pairs of capital letters between colons.
 
     >>> _as_openssl_shows("00fe")
     '00:FE'

@@ -1,4 +1,4 @@
-"""Curves and overlays as numbers that the report's template draws as SVG."""
+"""Turn scores and masks into numbers that the report's template draws as SVG."""
 
 import base64
 import io
@@ -18,13 +18,15 @@ COLOURS = (
     "#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4",
     "#ec4899", "#84cc16", "#f97316", "#14b8a6", "#6366f1", "#a16207",
 )  # fmt: skip
-"""Of the sites in turn; readable on white and on near-black."""
+"""Colours of the sites in turn; readable on white and on near-black."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart. pieces: SVG points of each unbroken piece; dots: (x, y, what it says);
-    colour is empty for the whole federation.
+    """One line of a chart.
+
+    pieces: SVG points of each unbroken piece. dots: (x, y, tooltip). colour: empty for the mean of
+    all sites.
     """
 
     name: str
@@ -35,7 +37,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Scores over rounds. x_ticks, y_ticks: (place, label)."""
+    """Scores by round. x_ticks, y_ticks: (place, label)."""
 
     curves: tuple[Curve, ...]
     x_ticks: tuple[tuple[float, str], ...]
@@ -53,7 +55,7 @@ def colours_of(sites: Sequence[str]) -> dict[str, str]:
 
 
 def dice_chart(per_round: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Chart | None:
-    """Dice of each site and of all test images over the rounds; None where nothing was scored."""
+    """Dice by round, for each site and for all test images; None if nothing was scored."""
     series: dict[str, list[float | None]] = {
         site: [r.get("per_site", {}).get(site, {}).get("dice") for r in per_round] for site in sites
     }
@@ -68,8 +70,8 @@ def dice_chart(per_round: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> 
     alone = len(rounds) == 1
 
     def x(round_: int) -> float:
-        share = 0.5 if alone else (round_ - rounds[0]) / span
-        return round(LEFT + 12 + share * (WIDTH - LEFT - RIGHT - 24), 1)
+        along = 0.5 if alone else (round_ - rounds[0]) / span
+        return round(LEFT + 12 + along * (WIDTH - LEFT - RIGHT - 24), 1)
 
     def y(value: float) -> float:
         return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
@@ -95,7 +97,7 @@ def dice_chart(per_round: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> 
 
 
 def _pieces(points: Sequence[tuple[float, float] | None]) -> list[str]:
-    """Split a line where a score is missing."""
+    """Split a line at missing scores."""
     pieces: list[list[str]] = [[]]
     for point in points:
         if point is None:
@@ -106,7 +108,7 @@ def _pieces(points: Sequence[tuple[float, float] | None]) -> list[str]:
 
 
 def _nice_range(low: float, high: float) -> tuple[float, float, float]:
-    """Round numbers round low to high within 0 to 1, and the step between ticks.
+    """Round limits within [0, 1] that enclose low and high, and the step between ticks.
 
     >>> _nice_range(0.62, 0.87)
     (0.6, 0.9, 0.05)
@@ -120,28 +122,28 @@ def _nice_range(low: float, high: float) -> tuple[float, float, float]:
 
 
 def outline(mask: NDArray[Any]) -> str:
-    """The outline of `mask` (S, S) above one half as an SVG path in its pixels; "" if empty.
+    """The outline of `mask` (S, S) > 0.5 as an SVG path in its pixels; "" if it is empty.
 
-    Inner outlines are part of the path, so fill it with the even-odd rule.
+    Holes are part of the path, so it must be filled by the even-odd rule.
     """
     values = np.pad(np.asarray(mask, np.float32), 1)
     if not (values > 0.5).any():
         return ""
     path = []
     for line in contourpy.contour_generator(z=values).lines(0.5):
-        # The centre of padded pixel 1 is .5 of the image; a tenth of a pixel is enough.
+        # Padded pixel 1 has its centre at .5 of the image. A tenth of a pixel is precise enough.
         corners = _thinned(np.asarray(line) - 0.5)
         path.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "Z")
     return "".join(path)
 
 
 def _thinned(line: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Every other corner of a long line."""
+    """A long line without every second corner."""
     return line[::2] if len(line) > 40 else line
 
 
 def as_data(image: NDArray[np.uint8]) -> str:
-    """An image (H, W, 3) as a data URI that a page can hold."""
+    """An image (H, W, 3) as a JPEG in a data URI."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "JPEG", quality=86)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The run as one self-contained page: curves, what was mined, and overlays to judge by eye."""
+"""Write a run's report: one self-contained page with curves, tables and pseudo-labels."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowmine.deploy.report.figures import as_data, colours_of, dice_chart, outline
-from knowmine.deploy.report.mining_figures import Judged, mined_bars, worth_of_judging
+from knowmine.deploy.report.mining_figures import Measured, fit_of, mined_bars
 from knowmine.deploy.report.tables import digests, flat, mining_cards, roster, round_row, site_row
-from knowmine.deploy.simulation.progress import duration
-from knowmine.shared.weights import write_atomically
+from knowmine.deploy.report.units import duration, human_bytes, score
+from knowmine.shared.files import write_atomically
 
 SHOWN = 48
-"""Gallery items in the page, the worst first; more would make it too heavy to open."""
+"""Most gallery items in the page; more would make it slow to open."""
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One pseudo-label to look at, in the model frame.
+    """One pseudo-label of the gallery, in the model frame.
 
-    quality: as the judge guessed it; true_dice: as it was, where the truth is known.
-    image: (S, S, 3) uint8. unet, sam, fused: (S, S) in [0, 1], sam None where it was not asked.
-    truth: (S, S) uint8, or None where it is not known.
+    predicted, true_dice: its predicted and its true Dice; the latter is None if the truth is unknown.
+    image: (S, S, 3) uint8. unet, sam, fused: (S, S) in [0, 1]; sam is None if SAM was not prompted.
+    truth: (S, S) uint8, or None if it is unknown.
     """
 
     site: str
     round: int
-    stem: str
-    quality: float
+    case: str
+    predicted: float
     kept: bool
     true_dice: float | None
     image: NDArray[np.uint8]
@@ -45,12 +45,11 @@ def write_report(
     run: Path,
     summary: Mapping[str, Any],
     gallery: Sequence[GalleryItem],
-    judged: Sequence[Judged] = (),
+    measured: Sequence[Measured] = (),
 ) -> Path:
-    """Write `RUN/report.html` from the summary and the pseudo-labels kept to look at.
+    """Write `RUN/report.html` and return its path.
 
-    judged: pseudo-labels whose truth is known, to see what judging is worth.
-    The page needs nothing but itself: styles, charts and pictures are in it.
+    measured: pseudo-labels whose true mask is known, to compare predicted and true Dice.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -61,7 +60,7 @@ def write_report(
     )
     environment.filters |= {"score": score, "bytes": human_bytes, "duration": duration}
     content = _content(summary, gallery) | {
-        "worth": worth_of_judging(judged),
+        "fit": fit_of(measured),
         "digests": digests(run, summary),
     }
     page = environment.get_template("report.html").render(**content)
@@ -71,37 +70,15 @@ def write_report(
 
 
 def worst_first(gallery: Iterable[GalleryItem]) -> list[GalleryItem]:
-    """By true Dice where it is known, by judged quality elsewhere."""
+    """Sorted by true Dice, or by predicted Dice if the truth is unknown."""
     return sorted(
         gallery,
-        key=lambda item: item.quality if item.true_dice is None else item.true_dice,
+        key=lambda item: item.predicted if item.true_dice is None else item.true_dice,
     )
 
 
-def score(value: float | None, digits: int = 3) -> str:
-    """A number that may be missing.
-
-    >>> score(0.81234), score(None)
-    ('0.812', '–')
-    """
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def human_bytes(count: float) -> str:
-    """A number of bytes as people say it.
-
-    >>> human_bytes(512), human_bytes(21_300_000)
-    ('512 B', '21.3 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def _content(summary: Mapping[str, Any], gallery: Sequence[GalleryItem]) -> dict[str, Any]:
-    """Everything that the template names."""
+    """The values of the template."""
     sites, per_round = list(summary["sites"]), list(summary["per_round"])
     rows = [site_row(site, summary, per_round) for site in sites]
     rounds = [round_row(record) for record in per_round]
@@ -140,7 +117,7 @@ def _content(summary: Mapping[str, Any], gallery: Sequence[GalleryItem]) -> dict
 
 
 def _lead(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What happened, for a reader of one line and for a reader of three."""
+    """The title, and a few sentences on what happened."""
     sites, whole = summary["sites"], summary["global"]
     title = f"{len(sites)} sites, one model" if len(sites) > 1 else f"{sites[0]}, alone"
     said = []
@@ -154,19 +131,19 @@ def _lead(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> di
             gain = whole["dice"] - first
             verb = "rose" if gain >= 0.0005 else "fell" if gain <= -0.0005 else "stayed"
             course = f"{verb} from {first:.3f} after the first round to {whole['dice']:.3f}"
-        said.append(f"On {images}, which nobody trained on, its Dice {course}.")
+        said.append(f"On {images}, which were not used for training, the Dice {course}.")
     mined = sum(row["kept"] + row["dropped"] for row in rounds)
     if mined:
         kept = sum(row["kept"] for row in rounds)
         said.append(
-            f"Over the rounds the sites looked at {mined} images without labels, and kept {kept} "
-            "of the masks found to learn from."
+            f"Over all rounds the sites made pseudo-labels for {mined} images and trained on "
+            f"{kept} of them."
         )
     return {"title": title, "text": " ".join(said)}
 
 
 def _card(item: GalleryItem) -> dict[str, Any]:
-    """One gallery item; the truth's outline goes over every panel."""
+    """One gallery item; the true outline is drawn on each panel."""
     panels = [("U-Net++", "unet", outline(item.unet))]
     if item.sam is not None:
         panels.append(("SAM", "sam", outline(item.sam)))

@@ -1,11 +1,11 @@
-"""The report's rows: what each site did and mined, who took part when, and what has which digest."""
+"""Tables of the report: sites, rounds, mining, roster, digests and settings."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knowmine.deploy.report.mining_figures import course
+from knowmine.deploy.report.mining_figures import sparkline
+from knowmine.shared.files import sha256_of
 
 DIGESTED = ("model.safetensors", "settings.json")
 
@@ -13,7 +13,7 @@ DIGESTED = ("model.safetensors", "settings.json")
 def site_row(
     site: str, summary: Mapping[str, Any], per_round: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A site's scores after the last round, and what it trained on then."""
+    """A site's scores after the last round, and its training images in that round."""
     scores = summary["per_site"].get(site, {})
     known = [
         value
@@ -31,7 +31,7 @@ def site_row(
 
 
 def round_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A round with its sites; means over sites weigh each by the images that it mined."""
+    """A round and its sites; means over sites are weighted by the images that each mined."""
     mined = record.get("mined_per_site", {})
     weights = {site: m.get("kept", 0) + m.get("dropped", 0) for site, m in mined.items()}
     total = sum(weights.values())
@@ -47,7 +47,7 @@ def round_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "dice": record["dice"],
         "kept": kept,
         "dropped": dropped,
-        "kept_share": 100 * kept / (kept + dropped) if kept + dropped else None,
+        "kept_percent": 100 * kept / (kept + dropped) if kept + dropped else None,
         "empty": sum(m.get("empty", 0) for m in mined.values()),
         "gate": record["mined"]["gate"],
         "fuse_weight": mean("fuse_weight"),
@@ -62,7 +62,7 @@ def round_row(record: Mapping[str, Any]) -> dict[str, Any]:
 def mining_cards(
     sites: Sequence[str], per_round: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What each site mined over all rounds; sites that mined nothing have no card."""
+    """The mining of each site over all rounds; a site that mined nothing has no card."""
     cards = []
     for site in sites:
         rounds = [
@@ -82,16 +82,16 @@ def mining_cards(
                 "rounds": len(rounds),
                 "kept": kept,
                 "total": total,
-                "kept_share": 100 * kept / total,
-                "agreement": course([mined["mean_agreement"] for mined in rounds]),
-                "quality": course([mined["mean_quality"] for mined in rounds]),
+                "kept_percent": 100 * kept / total,
+                "agreement": sparkline([mined["mean_agreement"] for mined in rounds]),
+                "quality": sparkline([mined["mean_quality"] for mined in rounds]),
             }
         )
     return cards
 
 
 def roster(sites: Sequence[str], per_round: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each site what became of it in each round: there, refused or missing."""
+    """Each site's presence in each round: there, refused or missing."""
     return [
         {
             "name": site,
@@ -106,12 +106,11 @@ def roster(sites: Sequence[str], per_round: Sequence[Mapping[str, Any]]) -> list
 
 
 def digests(run: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """SHA-256 of what made the model and of the model itself, as far as it is there."""
+    """SHA-256 of the model, the settings and SAM, as far as they exist."""
     found = []
     for name in DIGESTED:
         if (run / name).is_file():
-            with (run / name).open("rb") as content:
-                found.append((name, hashlib.file_digest(content, "sha256").hexdigest()))
+            found.append((name, sha256_of(run / name)))
     if summary["sam"]:
         found.append((f"SAM: {summary['sam']['name']}", summary["sam"]["sha256"]))
     return found
@@ -128,9 +127,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 
 
 def _presence(site: str, record: Mapping[str, Any]) -> tuple[str, str]:
-    """How a round's cell looks, and what it says."""
+    """A cell of the roster: its class and its tooltip."""
     if (why := record.get("refused", {}).get(site)) is not None:
         return "refused", f"round {record['round']}, {site}: {why}"
     if site in record["sites"]:
         return "there", f"round {record['round']}: {site} took part"
-    return "missing", f"round {record['round']}: {site} gave nothing"
+    return "missing", f"round {record['round']}: no update of {site}"

@@ -1,4 +1,4 @@
-"""Show a person how far a simulation is: live in a terminal, one line a round elsewhere."""
+"""Show the progress of a simulation: live in a terminal, one line per round elsewhere."""
 
 import sys
 import time
@@ -11,8 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from knowmine.deploy.report.units import duration
+from knowmine.deploy.simulation.pace import Pace
+
 ROWS = 12
-"""Finished rounds that the live table shows."""
+"""Number of finished rounds in the live table."""
 
 GATE_STYLES = {
     "on": "green",
@@ -24,10 +27,9 @@ GATE_STYLES = {
 
 
 def make_display(format_: str, console: Console | None = None) -> "Display":
-    """The display that suits: silent for json, live in a terminal, lines in a file or a pipe.
+    """A display: silent for json, live in a terminal, lines in a file or a pipe.
 
-    Use it as a context manager. It has the hooks of `shared.log.Progress` and of
-    `server.rounds.Watch`, and `site_started`.
+    Use it as a context manager.
     """
     if format_ == "json":
         return Display()
@@ -36,7 +38,11 @@ def make_display(format_: str, console: Console | None = None) -> "Display":
 
 
 class Display:
-    """Shows nothing. The others override what they show."""
+    """Shows nothing; the other displays override what they show.
+
+    It is a `shared.log.Progress` and a `server.rounds.sites.Watch`, and `site_started` says whose
+    steps follow.
+    """
 
     def start(self, step: str, total: int) -> None:
         """A step of `total` units begins."""
@@ -54,7 +60,7 @@ class Display:
         """The steps that follow are this site's."""
 
     def round_done(self, record: Mapping[str, Any]) -> None:
-        """A round was written; `record` is what `RUN/rounds/*.json` holds."""
+        """A round was committed; `record` is the content of its `RUN/rounds/*.json`."""
 
     def __enter__(self) -> Self:
         return self
@@ -64,14 +70,14 @@ class Display:
 
 
 class LineDisplay(Display):
-    """One line for each finished round."""
+    """Prints a line for each finished round."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._pace = Pace(clock)
 
     def round_started(self, round_: int, rounds: int) -> None:
-        """Only the clock starts."""
+        """Start the clock."""
         self._pace.round_started(round_, rounds)
 
     def round_done(self, record: Mapping[str, Any]) -> None:
@@ -94,7 +100,7 @@ class LineDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """A table of finished rounds above the bars of the run and of the step under way."""
+    """Shows a table of finished rounds, and below it the bars of the run and of its current step."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._pace = Pace(clock)
@@ -114,7 +120,7 @@ class LiveDisplay(Display):
         )
 
     def start(self, step: str, total: int) -> None:
-        """Show the step's bar from its beginning."""
+        """Show the step's bar, empty."""
         self._bars.reset(
             self._step, description=self._site, what=step, total=max(total, 1), visible=True
         )
@@ -124,7 +130,7 @@ class LiveDisplay(Display):
         self._bars.advance(self._step, n)
 
     def done(self) -> None:
-        """Take the step's bar away."""
+        """Hide the step's bar."""
         self._bars.update(self._step, visible=False)
 
     def round_started(self, round_: int, rounds: int) -> None:
@@ -132,7 +138,7 @@ class LiveDisplay(Display):
         self._pace.round_started(round_, rounds)
 
     def site_started(self, site: str) -> None:
-        """Name the site in front of its steps."""
+        """Show the site's name before its steps."""
         self._site = site
 
     def round_done(self, record: Mapping[str, Any]) -> None:
@@ -160,7 +166,7 @@ class LiveDisplay(Display):
 
     def _headline(self) -> Text:
         if not self._pace.rounds:
-            return Text("Getting ready", style="bold")
+            return Text("Preparing", style="bold")
         line = Text(f"Round {self._pace.round} of {self._pace.rounds}", style="bold")
         left = self._pace.left()
         if left is not None:
@@ -168,45 +174,8 @@ class LiveDisplay(Display):
         return line
 
 
-class Pace:
-    """How long the rest of the run will take, at the pace of the rounds so far."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._seconds: list[float] = []
-        self._started = clock()
-        self._running = False
-        self.round = self.rounds = 0
-
-    @property
-    def unfinished(self) -> int:
-        """Rounds that are not finished yet."""
-        return self.rounds - self.round + int(self._running)
-
-    def round_started(self, round_: int, rounds: int) -> None:
-        """Note which round it is and when it began."""
-        self.round, self.rounds = round_, rounds
-        self._started, self._running = self._clock(), True
-
-    def round_done(self, seconds: float) -> None:
-        """Note how long the round took."""
-        self._seconds.append(seconds)
-        self._running = False
-
-    def left(self) -> float | None:
-        """Seconds to the end of the run; None before a round is done.
-
-        The first round also computes embeddings, so later rounds count when there are any.
-        """
-        if not self._seconds:
-            return None
-        known = self._seconds[1:] or self._seconds
-        spent = self._clock() - self._started if self._running else 0.0
-        return max(0.0, sum(known) / len(known) * self.unfinished - spent)
-
-
 def rounds_table(records: list[Mapping[str, Any]]) -> Table:
-    """The last finished rounds, a row each, with the change of Dice from the round before."""
+    """The last finished rounds, one per row, with the change of Dice since the round before."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("round", "Dice", "", "kept", "dropped"):
         table.add_column(name, justify="right")
@@ -228,20 +197,6 @@ def rounds_table(records: list[Mapping[str, Any]]) -> Table:
             Text(f"refused: {', '.join(refused)}" if refused else "", style="red"),
         )
     return table
-
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it.
-
-    >>> duration(8.4), duration(75), duration(7530)
-    ('8 s', '1 min 15 s', '2 h 5 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _score(value: float | None) -> str:

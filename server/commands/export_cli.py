@@ -1,4 +1,4 @@
-"""`knowmine-server export`: arguments to `release.export`, its card to words."""
+"""`knowmine-server export`: write a finished run's model as a signed folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def export(
     key: Annotated[
         Path | None, typer.Option(help="Private Ed25519 key (PEM) to sign the export with.")
     ] = None,
-    name: Annotated[str, typer.Option(help="What people call the model.")] = "knowmine U-Net++",
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "knowmine U-Net++",
     class_: Annotated[
         list[str] | None,
         typer.Option("--class", help="Name of a class, in the order of values; repeatable."),
@@ -26,15 +26,15 @@ def export(
         typer.Option(help="DICOM modality that predict accepts, such as DX; repeatable."),
     ] = None,
     licence: Annotated[
-        str, typer.Option(help="Terms of the weights.")
+        str, typer.Option(help="Licence of the weights.")
     ] = "not stated: ask the coordinator",
     format_: Annotated[str, typer.Option("--format", help="text, or json: the card.")] = "text",
 ) -> None:
-    """Write a finished run's model with its card and signature, ready to hand to sites.
+    """Write a finished run's model with its card and signature, ready for the sites.
 
     Example: knowmine-server export run --to onnx --out polyps-model --key signing.pem --class polyp
     """
-    # Imported late: it takes a moment, and --help should not.
+    # Imported late, because it takes a moment: --help should answer at once.
     from knowmine.server.release.release import export as export_run
     from knowmine.shared.package import PUBLIC_KEY, fingerprint_of, read_public_key
 
@@ -61,6 +61,6 @@ def export(
     else:
         signer = fingerprint_of(read_public_key(out / PUBLIC_KEY))
         say(
-            f"Signed by the key {signer}: give sites {PUBLIC_KEY}, or that fingerprint, by another "
+            f"Signed by the key {signer}: send the sites {PUBLIC_KEY}, or that fingerprint, by another "
             "way than the model"
         )

@@ -1,1 +1,1 @@
-"""Which sites may join, and the certificates that they get."""
+"""Which sites may join, and the certificates of both sides."""

@@ -1,12 +1,10 @@
-"""Which sites are admitted: one file each, with the keys by which they are known.
+"""Keep the list of admitted sites: one file each, with the keys that identify the site.
 
-Nobody signs a site's certificate. It is pinned here when the site is admitted, as SSH pins a
-key, so the folder is the whole decision: what is not in it is a stranger.
+No authority signs a site's certificate. It is pinned here when the site is admitted, as SSH pins a
+key. So the folder alone decides: a site without a file in it is not admitted.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +19,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from knowmine.server.enrolment.site_certificate import check_site_certificate
 from knowmine.shared.errors import CannotWrite, Refused, UsageError
+from knowmine.shared.files import one_at_a_time, write_atomically
 from knowmine.shared.settings import SiteName
 from knowmine.shared.trust.certificates import expires, fingerprint, to_der, to_pem
-from knowmine.shared.weights import write_atomically
 
 MAX_CERTIFICATES = 2
-"""The one in use and the one that takes over: more would be old keys that nobody watches."""
+"""The one in use and the one that takes over. More would be old keys without an owner."""
 
 MAX_FILE_BYTES = 64_000
 
@@ -37,7 +35,7 @@ class AdmittedSite:
 
     node_key, audit_key: public halves, one OpenSSH line each.
     certificates: PEM, oldest first; two while one takes over from the other.
-    admitted_at, revoked_at: UTC, ISO 8601; revoked_at is None while the site is welcome.
+    admitted_at, revoked_at: UTC, ISO 8601; revoked_at is None while the site is admitted.
     """
 
     site: SiteName
@@ -60,19 +58,19 @@ _SITE = TypeAdapter(AdmittedSite)
 
 
 class AllowList:
-    """The folder of admitted sites; every call reads it afresh, every change is whole.
+    """The folder of admitted sites. Every call reads it again, and every change is atomic.
 
-    damaged: file name and reason of those that the last look could not read. Such a site is
-    not admitted, and the others are not touched by it.
+    damaged: file name and reason for each file that could not be read last time. Such a site is
+    not admitted; the others are not affected.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Look at `folder`; it need not exist yet."""
+        """Use `folder`, which need not exist yet."""
         self.folder = folder
         self.damaged: dict[str, str] = {}
 
     def all(self) -> dict[str, AdmittedSite]:
-        """Every site that was ever admitted, revoked ones too, by name."""
+        """Every site that was ever admitted, by name, including revoked ones."""
         found, damaged = {}, {}
         for path in sorted(self.folder.glob("*.json")):
             try:
@@ -83,18 +81,18 @@ class AllowList:
         return found
 
     def sites(self) -> dict[str, AdmittedSite]:
-        """The sites that are welcome now."""
+        """The sites that are admitted now."""
         return {name: site for name, site in self.all().items() if site.revoked_at is None}
 
     def site_of(self, certificate_der: bytes) -> str | None:
-        """The welcome site that this certificate is pinned for, or None."""
+        """The admitted site that this certificate is pinned for, or None."""
         for name, site in self.sites().items():
             if any(to_der(pinned) == certificate_der for pinned in site.loaded_certificates()):
                 return name
         return None
 
     def version(self) -> tuple[tuple[str, int, int, int], ...]:
-        """What the folder looks like; it changes whenever a site's file does."""
+        """A value that changes whenever a site's file changes."""
         seen = []
         for path in sorted(self.folder.glob("*.json")):
             try:
@@ -105,9 +103,9 @@ class AllowList:
         return tuple(seen)
 
     def put(self, site: AdmittedSite) -> None:
-        """Admit `site`, in place of what was known under its name.
+        """Admit `site`, in place of an earlier entry under its name.
 
-        Raises `Refused` where another site is known by one of its keys.
+        Raises `Refused` if another site has one of its keys.
         """
         with self._changing():
             for name, other in self.all().items():
@@ -122,7 +120,7 @@ class AllowList:
             self._write(site)
 
     def revoke(self, site: str, now: datetime | None = None) -> AdmittedSite:
-        """Turn a site away from now on; revoking twice changes nothing."""
+        """Stop admitting a site; revoking twice changes nothing."""
         with self._changing():
             known = self._known(site)
             if known.revoked_at is None:
@@ -140,9 +138,9 @@ class AllowList:
     ) -> AdmittedSite:
         """Pin a new certificate beside the present one, so that both serve during the switch.
 
-        in_use: DER of the certificate that the site is connected with; it stays pinned. Of the
-        others the newest stays. Sent twice, it is pinned once.
-        Raises `Refused` where the certificate will not do or the site was revoked.
+        in_use: DER of the certificate that the site is connected with; it stays pinned. Without
+        it, the newest stays. A certificate that is sent twice is pinned once.
+        Raises `Refused` if the certificate is unsound or the site was revoked.
         """
         now = now or datetime.now(UTC)
         new = check_site_certificate(certificate_pem, site, now)
@@ -150,7 +148,7 @@ class AllowList:
             known = self._known(site)
             if known.revoked_at is not None:
                 raise Refused(
-                    f"site {site!r} was revoked on {known.revoked_at}; nothing is renewed"
+                    f"site {site!r} was revoked on {known.revoked_at}, so nothing is renewed"
                 )
             others = [
                 old
@@ -185,17 +183,14 @@ class AllowList:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One change at a time: a renewal by the server must not undo a revocation by hand."""
+        """One change at a time, so that a renewal by the server cannot undo a revocation."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = one_at_a_time(self.folder / ".lock")
         except OSError as error:
             raise CannotWrite(f"cannot write in {self.folder} ({error.strerror})") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
             yield
-        finally:
-            os.close(lock)
 
 
 def _read(path: Path) -> AdmittedSite:
@@ -209,7 +204,7 @@ def _read(path: Path) -> AdmittedSite:
         raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     if site.site != path.stem:
         raise ValueError(f"names site {site.site!r}")
-    # Whoever uses the list may then rely on every key in it.
+    # After this check, callers can rely on every key in the list.
     site.loaded_certificates()
     for line in (site.node_key, site.audit_key):
         load_ssh_public_key(line.encode())

@@ -1,7 +1,7 @@
-"""The federation's certificate authority: made once, kept for ten years, signs the server alone.
+"""The federation's certificate authority: made once, valid for ten years, signs only the server.
 
-Sites know the server by this authority; the server knows sites by their pinned certificates
-(`allow_list.py`), which no authority signs.
+Sites identify the server by this authority. The server identifies sites by their pinned
+certificates (`allow_list.py`), which no authority signs.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from knowmine.shared.errors import CannotWrite, UsageError
+from knowmine.shared.files import write_atomically
 from knowmine.shared.trust.certificates import (
     SERVER,
     expires,
@@ -23,7 +24,6 @@ from knowmine.shared.trust.certificates import (
     to_pem,
 )
 from knowmine.shared.trust.keys import load_ec_key, make_ec_key, make_private_folder
-from knowmine.shared.weights import write_atomically
 
 AUTHORITY_DAYS = 3652
 SERVER_DAYS = 365
@@ -31,7 +31,7 @@ RENEW_BEFORE = timedelta(days=60)
 
 
 class Authority:
-    """The key that signs server certificates; `open` makes it where there is none yet."""
+    """The key that signs server certificates; `open` makes it if there is none yet."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         """Take a certificate and its key."""
@@ -40,19 +40,19 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path, federation: str, now: datetime | None = None) -> "Authority":
-        """The authority in `folder` (ca.key, ca.crt), made new only where neither file exists.
+        """The authority in `folder` (ca.key, ca.crt), made new only if neither file exists.
 
-        It survives rebuilds: every kit that was handed out trusts it. So half an authority is
-        an error, and nothing here ever overwrites one.
+        Every kit that was sent out trusts it, so it must survive rebuilds. A certificate without
+        its key is an error, and nothing here ever overwrites an authority.
         """
         key_file, certificate_file = folder / "ca.key", folder / "ca.crt"
         make_private_folder(folder)
         if not key_file.exists() and certificate_file.exists():
             raise UsageError(
                 f"{certificate_file} is there and {key_file} is not: restore the key from your "
-                "backup. Without it a new federation is needed, in a new folder"
+                "backup. Without it you need a new federation, in a new folder"
             )
-        # A key without a certificate is a first start that was cut short: go on with it.
+        # A key without a certificate is left by an interrupted first start: go on with it.
         key = load_ec_key(key_file) if key_file.exists() else make_ec_key(key_file)
         if not certificate_file.exists():
             certificate = make_authority_certificate(
@@ -61,21 +61,24 @@ class Authority:
             _write(certificate_file, to_pem(certificate))
         certificate = load_certificate(certificate_file)
         if certificate.public_key() != key.public_key():
-            raise UsageError(f"{certificate_file} and {key_file} do not belong together: restore")
+            raise UsageError(
+                f"{certificate_file} and {key_file} do not belong together: restore both"
+            )
         return cls(certificate, key)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 that a site compares with what the coordinator says."""
+        """SHA-256 that a site compares with the one that the coordinator names."""
         return fingerprint(self.certificate)
 
     def certify_server(
         self, keys: Path, hosts: Sequence[str], now: datetime | None = None
     ) -> x509.Certificate:
-        """See that keys/server.crt names `hosts` and lasts 60 days more; return it.
+        """Make sure that keys/server.crt names `hosts` and lasts 60 days more; return it.
 
-        A renewal changes one file and keeps the key, so that key and certificate match whatever
-        interrupts it. The old certificate stays good until its end: sites pin the authority.
+        A renewal changes one file and keeps the key, so that key and certificate match even after
+        an interruption. The old certificate stays valid until its end, because sites trust the
+        authority.
         """
         now = now or datetime.now(UTC)
         key_file, certificate_file = keys / "server.key", keys / "server.crt"
@@ -101,7 +104,7 @@ class Authority:
     ) -> bool:
         try:
             old.verify_directly_issued_by(self.certificate)
-        except Exception:  # noqa: BLE001 - whatever is wrong with it, a new one is the repair
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, a new one repairs it
             return False
         return (
             old.public_key() == key.public_key()

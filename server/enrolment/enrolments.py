@@ -1,6 +1,6 @@
-"""Admit a site by the request that its kit made, once.
+"""Admit each site once, by the request that was made with its kit.
 
-`enrolments/NAME.json` holds the secret of a site's newest kit until it is used.
+`enrolments/NAME.json` holds the secret of a site's newest kit until the kit is used.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from knowmine.server.enrolment.allow_list import AdmittedSite, AllowList
 from knowmine.server.enrolment.site_certificate import check_site_certificate
 from knowmine.shared.errors import Refused, UsageError
-from knowmine.shared.lock import FolderLock
+from knowmine.shared.files import FolderLock
 from knowmine.shared.settings import SiteName
 from knowmine.shared.trust.certificates import to_pem
 from knowmine.shared.trust.enrolment import (
@@ -37,7 +37,7 @@ KIT_DAYS = 30
 
 
 class IssuedKit(BaseModel):
-    """What the coordinator remembers of a kit; the secret is forgotten once it was used."""
+    """What the coordinator keeps about a kit. The secret is deleted when the kit is used."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -55,7 +55,7 @@ class IssuedKit(BaseModel):
     __str__ = __repr__
 
     def enrolment(self) -> Enrolment:
-        """What goes into the kit; only before it was used."""
+        """What goes into the kit; raise `UsageError` if it was already used."""
         if self.secret is None:
             raise UsageError(f"the kit of site {self.site!r} was used: {another_kit(self.site)}")
         return Enrolment(
@@ -74,7 +74,7 @@ class Enrolments:
     folder: Path
 
     def of(self, site: str) -> IssuedKit | None:
-        """The newest kit of `site`, used or not; None where it never had one."""
+        """The newest kit of `site`, used or not; None if it never had one."""
         path = self.folder / f"{site}.json"
         if not path.exists():
             return None
@@ -87,15 +87,15 @@ class Enrolments:
                 f"another kit for site {site!r}"
             ) from None
         if kit.site != site:
-            raise UsageError(f"{path} is of site {kit.site!r}: restore the right file")
+            raise UsageError(f"{path} belongs to site {kit.site!r}: restore the right file")
         return kit
 
     def sites(self) -> list[str]:
-        """Names of all sites that were ever given a kit."""
+        """Names of all sites that ever had a kit."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
     def issue(self, federation: str, site: str, now: datetime | None = None) -> IssuedKit:
-        """A fresh kit; an earlier one of that site is worthless from now on."""
+        """Make a new kit; earlier kits of that site are invalid from now on."""
         now = (now or datetime.now(UTC)).replace(microsecond=0)
         make_private_folder(self.folder)
         kit = IssuedKit(
@@ -110,7 +110,7 @@ class Enrolments:
         return kit
 
     def mark_used(self, kit: IssuedKit, now: datetime) -> None:
-        """Forget the secret, and remember when it was used."""
+        """Delete the secret, and note when the kit was used."""
         self._write(kit.model_copy(update={"secret": None, "used_at": now.replace(microsecond=0)}))
 
     def _write(self, kit: IssuedKit) -> None:
@@ -125,18 +125,18 @@ def admit_request(
 
     federation: the folder with sites/ and enrolments/.
 
-    1. The request is readable, in form and size.
-    2. This federation made a kit for that site, and the request is of the newest one.
-    3. That kit is unused and not past its date.
+    1. The request has the right form and size.
+    2. This federation made a kit for that site, and the request belongs to the newest one.
+    3. That kit is unused and has not expired.
     4. The request was made with the kit's secret, and not changed since.
-    5. The three keys are of their kinds, and each signed the request.
+    5. The three keys are of the right kinds, and each signed the request.
     6. The certificate can be pinned safely, see `check_site_certificate`.
-    7. No other site is known by one of the keys.
+    7. No other site has one of the keys.
 
-    The site's file is written before the kit is marked: a crash between leaves a kit that can
-    be used again for the same request, instead of one that is used up for nothing.
-    Raises `UsageError` for 1 to 3, which a new kit or the right file mends, and `Refused` for
-    the others.
+    The site's file is written before the kit is marked as used. After a crash between the two, the
+    same request can be admitted again.
+    Raises `UsageError` for 1 to 3, which a new kit or the right file repairs, and `Refused` for the
+    others.
     """
     now = now or datetime.now(UTC)
     # 1. form and size
@@ -147,7 +147,7 @@ def admit_request(
     lock = FolderLock(issued.folder)
     try:
         kit, secret = _usable_kit(issued, body, now)
-        # 4. the secret; before any key of the sender is looked at
+        # 4. the secret, before any of the sender's keys is parsed
         if not compare_digest(code_of(sealed.body, secret), sealed.code):
             raise Refused(
                 f"the request for site {body.site!r} was not made with that site's kit, or was "
@@ -156,7 +156,7 @@ def admit_request(
         # 5. and 6. the keys
         _check_proofs(sealed, body)
         certificate = check_site_certificate(body.certificate, body.site, now)
-        # Fails only where 6. let a forged one pass: the signature below is by the pinned key.
+        # The request must be signed by the very key that is pinned.
         if not is_signed_by(certificate.public_key(), signed_bytes(sealed.body), sealed.proofs.tls):
             raise _bad_proof(body.site, "tls")
         admitted = AdmittedSite(
@@ -175,7 +175,7 @@ def admit_request(
 
 
 def another_kit(site: str) -> str:
-    """What to do where a kit cannot be used."""
+    """What to do if a kit cannot be used."""
     return f"make another with `knowmine-server provision ... --new-kit {site}`"
 
 
@@ -199,8 +199,8 @@ def _usable_kit(issued: Enrolments, body: RequestBody, now: datetime) -> tuple[I
         )
     if body.kit != kit.kit:
         raise UsageError(
-            f"the request is of kit {body.kit} of site {body.site!r}; since {kit.made_at} only "
-            f"kit {kit.kit} counts: send that one to the site"
+            f"the request was made with kit {body.kit} of site {body.site!r}; since {kit.made_at} "
+            f"only kit {kit.kit} is valid: send that one to the site"
         )
     # 3. unused and in time
     if kit.secret is None:
@@ -216,7 +216,7 @@ def _usable_kit(issued: Enrolments, body: RequestBody, now: datetime) -> tuple[I
 
 
 def _check_proofs(sealed: Request, body: RequestBody) -> None:
-    """Raise `Refused` unless node and audit key are of their kinds and signed the body."""
+    """Raise `Refused` unless node and audit key are of the right kinds and signed the body."""
     kinds = {"node": ec.EllipticCurvePublicKey, "audit": ed25519.Ed25519PublicKey}
     lines = {"node": body.node_key, "audit": body.audit_key}
     signatures = {"node": sealed.proofs.node, "audit": sealed.proofs.audit}
@@ -224,7 +224,9 @@ def _check_proofs(sealed: Request, body: RequestBody) -> None:
         try:
             key = load_ssh_public_key(line.encode())
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise Refused(f"site {body.site!r}: {name} key is no OpenSSH line ({error})") from None
+            raise Refused(
+                f"site {body.site!r}: {name} key is not an OpenSSH line ({error})"
+            ) from None
         if not isinstance(key, kinds[name]):
             raise Refused(f"site {body.site!r}: {name} key is {type(key).__name__}")
         if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size < 384:

@@ -16,13 +16,13 @@ STRONG_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
 def check_site_certificate(pem: str, site: str, now: datetime) -> x509.Certificate:
-    """The certificate in `pem`, if the server may trust it for `site`; else `Refused`.
+    """The certificate in `pem`; raise `Refused` if the server must not trust it for `site`.
 
     1. It is one readable X.509 certificate of at most 8000 characters.
-    2. It names the site, and nobody else.
+    2. It names the site and nothing else.
     3. It is signed by its own key: an elliptic curve of 256 bits or more, SHA-256 or better.
-    4. It cannot sign others (pinning it would admit all those too), and is made for clients.
-    5. It holds now, and for at most two years altogether.
+    4. It is made for clients, and cannot sign other certificates: pinning it would admit those too.
+    5. It is valid now, and for at most two years in total.
     """
     who = f"certificate of site {site!r}"
     try:
@@ -67,17 +67,17 @@ def _checked(pem: str, site: str, now: datetime, who: str) -> x509.Certificate:
     # 4. for clients, and not for signing
     extensions = certificate.extensions
     if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-        raise Refused(f"{who} could sign others; expected one that is no authority")
+        raise Refused(f"{who} could sign others; expected one that is not an authority")
     usages = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     if usages != [CLIENT]:
         raise Refused(f"{who} is not made for TLS clients alone")
 
-    # 5. now, and not for ever
+    # 5. valid now, and not for too long
     if certificate.not_valid_before_utc > now + CLOCK_SLACK or expires(certificate) <= now:
         raise Refused(
-            f"{who} holds from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{who} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
             f"{expires(certificate):%Y-%m-%d}, not on {now:%Y-%m-%d}: check both clocks"
         )
     if expires(certificate) - certificate.not_valid_before_utc > timedelta(days=MAX_DAYS):
-        raise Refused(f"{who} holds longer than two years: the site has to make a shorter one")
+        raise Refused(f"{who} is valid for more than two years: the site has to make a shorter one")
     return certificate

@@ -1,1 +1,1 @@
-"""How sites reach the server, and who is let in."""
+"""How sites reach the server: who gets in, tasks out, replies in."""

@@ -1,9 +1,9 @@
-"""The door of the closed federation: what every request has to show before Flower sees it.
+"""Check every request of the closed federation before Flower sees it.
 
-1. the connection's certificate is pinned for a site that is welcome now
+1. the connection's certificate is pinned for a site that is admitted now
 2. the body is not larger than allowed
-3. the Flower node key is that site's own
-4. the process is the one that speaks for the site
+3. the Flower node key is the site's own
+4. the process is the one that works for the site
 """
 
 import base64
@@ -28,14 +28,14 @@ from knowmine.shared.errors import Refused
 from knowmine.shared.trust.certificates import to_der
 from knowmine.shared.wire.codec import INSTANCE_HEADER, REPLACES_HEADER, VERSION_HEADER
 
-LOOK_S = 1.0
-"""Seconds for which a look at the allow-list is good."""
+CHECK_EVERY_S = 1.0
+"""The allow-list is checked for changes at most this often."""
 
 
 class Members:
-    """Whose certificate and node key is whose, as the allow-list says now.
+    """Which certificate and node key belong to which site, by the allow-list of this moment.
 
-    key_bytes: how the transport writes a node key.
+    key_bytes: a node key in the transport's form.
     """
 
     def __init__(
@@ -44,25 +44,25 @@ class Members:
         self._allow_list, self._key_bytes = allow_list, key_bytes
         self._lock = threading.Lock()
         self._version: object = None
-        self._looked = -LOOK_S
+        self._checked_at = -CHECK_EVERY_S
         self._by_certificate: dict[bytes, str] = {}
         self._node_keys: dict[str, bytes] = {}
 
     def site_of(self, certificate_der: bytes) -> str | None:
-        """The welcome site that this certificate is pinned for."""
-        self._look()
+        """The admitted site that this certificate is pinned for."""
+        self._follow()
         return self._by_certificate.get(certificate_der)
 
     def node_keys(self) -> dict[str, bytes]:
-        """The node key of each welcome site."""
-        self._look()
+        """The node key of each admitted site."""
+        self._follow()
         return self._node_keys
 
-    def _look(self) -> None:
+    def _follow(self) -> None:
         with self._lock:
-            if time.monotonic() - self._looked < LOOK_S:
+            if time.monotonic() - self._checked_at < CHECK_EVERY_S:
                 return
-            self._looked = time.monotonic()
+            self._checked_at = time.monotonic()
             if (version := self._allow_list.version()) == self._version:
                 return
             sites = self._allow_list.sites()
@@ -80,7 +80,7 @@ class Members:
 
 
 class SeesCertificate(HttpToolsProtocol):
-    """uvicorn's connection, which also says whose certificate it was opened with."""
+    """uvicorn's connection, which also keeps the certificate that it was opened with."""
 
     def connection_made(self, transport: Any) -> None:
         """Put the peer's certificate (DER) into the state of each request."""
@@ -91,8 +91,8 @@ class SeesCertificate(HttpToolsProtocol):
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """Who a request is from, as `request.state.speaker`; the last two only where it joins."""
+class Sender:
+    """Who a request is from, as `request.state.sender`. The last two matter only for joining."""
 
     site: str
     instance: str
@@ -101,9 +101,9 @@ class Speaker:
 
 
 class Guard:
-    """ASGI middleware with the checks above; the fourth is the route's own where a process joins.
+    """ASGI middleware with the checks above; the fourth is left to the route that joins.
 
-    before_joining: paths that a process may ask for before it speaks for its site.
+    before_joining: paths that a process may request before it has joined.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Guard:
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
-        status, reason = self._judge(scope, headers)
+        status, reason = self._check(scope, headers)
         if status:
             await JSONResponse({"detail": reason}, status)(scope, receive, send)
             return
@@ -143,19 +143,19 @@ class Guard:
             if seen <= self._max_bytes:
                 await send(message)
 
-        # What is inside makes an answer of its own of the disconnect, and none of it counts.
+        # The app responds to the disconnect by itself; `unless_too_large` drops that response.
         with suppress(ClientDisconnect):
             await self._app(scope, counted, unless_too_large)
-        # An idle connection holds its last request, and with it a part of a model.
+        # An idle connection keeps its last request, and with it a part of a model.
         scope["state"].clear()
         if seen > self._max_bytes:
             await JSONResponse({"detail": self._too_large()}, 413)(scope, receive, send)
 
-    def _judge(self, scope: Scope, headers: Headers) -> tuple[int, str]:
+    def _check(self, scope: Scope, headers: Headers) -> tuple[int, str]:
         certificate = scope["state"].get("certificate")
         site = self._members.site_of(certificate) if certificate else None  # 1
         if site is None:
-            return 403, "this certificate is not admitted, or was revoked"
+            return 403, "this certificate was not admitted, or it was revoked"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._max_bytes:  # 2
             return 413, self._too_large()
@@ -164,27 +164,27 @@ class Guard:
         except ValueError:
             shown = b""
         if shown != self._members.node_keys().get(site):  # 3
-            return 403, f"this node key is not that of site {site!r}"
-        speaker = Speaker(
+            return 403, f"this is not the node key of site {site!r}"
+        sender = Sender(
             site,
             headers.get(INSTANCE_HEADER, "")[:64],
             headers.get(REPLACES_HEADER, "")[:64],
             headers.get(VERSION_HEADER, "")[:32],
         )
-        scope["state"]["speaker"] = speaker
+        scope["state"]["sender"] = sender
         try:  # 4
             if scope["path"] not in self._before_joining:
-                self._presence.speak(site, speaker.instance)
+                self._presence.note_request(site, sender.instance)
         except Refused as error:
             return status_of(error), str(error)
         return 0, ""
 
     def _too_large(self) -> str:
-        return f"a request may hold {self._max_bytes} bytes"
+        return f"a request may hold at most {self._max_bytes} bytes"
 
 
 def status_of(error: Refused) -> int:
-    """The HTTP status that a refusal travels as."""
+    """The HTTP status of a refusal."""
     if isinstance(error, NotHere):
         return 401
     return 409 if isinstance(error, AnotherIsHere) else 403

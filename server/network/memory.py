@@ -1,7 +1,7 @@
-"""A server that runs for weeks gives back what it no longer needs.
+"""Give back memory that a server no longer needs, because it runs for weeks.
 
-A model passes through it in parts of some megabytes, on many threads. Left alone, the process
-grew by 40 MB with each site of 104 MB, and kept it.
+Models pass through it in parts of some megabytes, on many threads. Without this, the process grew
+by 40 MB for each site with a model of 104 MB, and did not shrink again.
 """
 
 import ctypes
@@ -14,22 +14,21 @@ M_ARENA_MAX = -8
 
 
 def keep_small() -> None:
-    """Settle this process for long use; call it once, when all is imported.
+    """Prepare this process for long use; call it once, after all imports.
 
-    The collector looks at nothing from before this call again. So it comes round often, and finds
-    the requests that hold themselves in cycles, their bodies with them, while they are few. And
-    glibc, where there is one, gives its threads two heaps instead of eight a core: what one
-    thread frees, another can use.
+    The garbage collector no longer visits what exists now. So it runs often, and soon frees
+    requests that are held in reference cycles, with their bodies. And glibc, if the system has it,
+    uses two heaps for all threads instead of eight per core: one thread can use what another freed.
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # the measure of "how much is old" is taken anew
+    gc.collect()  # so that the collector's count of old objects starts again
     with suppress(OSError, AttributeError):
         _libc().mallopt(M_ARENA_MAX, 2)
 
 
 def give_back() -> None:
-    """Return free memory to the system; worth its milliseconds after each large answer."""
+    """Return free memory to the system. It takes milliseconds; call it after each large reply."""
     with suppress(OSError, AttributeError):
         _libc().malloc_trim(0)
 

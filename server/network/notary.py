@@ -1,7 +1,7 @@
-"""Confirm to each site what arrived from it, by the key that the server is known by.
+"""Confirm to each site what arrived from it, signed with the key of the server's certificate.
 
-The newest confirmation of a site travels with its next question. It stands for all before it: a
-record that holds the confirmed receipt holds everything that leads to it.
+A site's newest confirmation travels with its next task. It covers all before it: an audit log that
+holds the confirmed receipt holds everything that leads to it.
 """
 
 from datetime import UTC, datetime
@@ -15,29 +15,29 @@ from knowmine.shared.trust.countersign import Confirmation, Head, countersign, d
 class Notary:
     """Signs for one run.
 
-    key: of the server's certificate, which every connection shows. run: as messages name it.
+    key: of the server's certificate, which every connection shows. run: the run's id in messages.
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, run: str) -> None:
         self._key, self._run = key, run
         self._newest: dict[str, Confirmation] = {}
 
-    def confirm(self, site: str, answer: Update | Scores, head: Head) -> Confirmation:
-        """Sign what a site sent, with where it said that its record stood."""
+    def confirm(self, site: str, reply: Update | Scores, head: Head) -> Confirmation:
+        """Sign what a site sent, together with the head of its audit log."""
         self._newest[site] = countersign(
             self._key,
             Confirmation(
                 site=site,
                 run=self._run,
-                round=answer.round,
+                round=reply.round,
                 receipts=head.receipts,
                 head=head.hash,
-                digest=digest_of_reply(answer),
+                digest=digest_of_reply(reply),
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             ),
         )
         return self._newest[site]
 
     def newest(self, site: str) -> Confirmation | None:
-        """What is to go with the site's next question, if anything."""
+        """The confirmation that goes with the site's next task, if there is one."""
         return self._newest.get(site)

@@ -1,4 +1,4 @@
-"""Which sites are here, and which process speaks for each."""
+"""Which sites are connected, and which process works for each of them."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from knowmine.shared.errors import Refused
 
 
 class NotHere(Refused):
-    """A process speaks that has not introduced itself since this server began."""
+    """A request from a process that has not joined since this server started."""
 
 
 class AnotherIsHere(Refused):
@@ -21,8 +21,8 @@ class AnotherIsHere(Refused):
 class Arrival:
     """A site's process since it joined.
 
-    instance: the process's own random name. since: UTC, ISO 8601; it changes with every process.
-    seen: when it last spoke, on the clock of `Presence`.
+    instance: the process's own random name. since: UTC, ISO 8601; it differs for every process.
+    seen: time of its last request, on the clock of `Presence`. left: whether it said goodbye.
     """
 
     site: str
@@ -34,11 +34,11 @@ class Arrival:
 
 
 class Presence:
-    """Keeps one process for each site, safe to use from many threads.
+    """Lets one process work for each site; safe to use from many threads.
 
-    A process that is silent for `silent_s` counts as gone, and so may be replaced. Before that
-    only one that knows its predecessor's name may take over: the same site after a restart. A
-    copy of the site's keys on another machine does not.
+    A process that is silent for `silent_s` counts as gone and may be replaced. Before that, only
+    a process that knows its predecessor's name may take over: the same machine after a restart. A
+    copy of the site's keys on another machine does not know it.
     """
 
     def __init__(self, silent_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class Presence:
         self._arrivals: dict[str, Arrival] = {}
 
     def check(self, site: str, instance: str, replaces: str) -> None:
-        """Raise `AnotherIsHere` where another process speaks for the site."""
+        """Raise `AnotherIsHere` if another process works for the site."""
         with self._lock:
             before = self._arrivals.get(site)
             if before and self._is_here(before) and before.instance not in (instance, replaces):
@@ -57,15 +57,15 @@ class Presence:
                 )
 
     def arrive(self, site: str, instance: str, version: str = "") -> Arrival:
-        """From now on this process speaks for the site."""
+        """Let this process work for the site from now on."""
         with self._lock:
             now = datetime.now(UTC).isoformat(timespec="microseconds")
             arrival = Arrival(site, instance, version, now, self._clock())
             self._arrivals[site] = arrival
             return arrival
 
-    def speak(self, site: str, instance: str) -> None:
-        """Note that the process said something; raise `NotHere` or `AnotherIsHere`."""
+    def note_request(self, site: str, instance: str) -> None:
+        """Note that the process sent a request; raise `NotHere` or `AnotherIsHere`."""
         with self._lock:
             known = self._arrivals.get(site)
             if known is None or (known.left and known.instance == instance):
@@ -77,19 +77,19 @@ class Presence:
             self._arrivals[site] = replace(known, seen=self._clock())
 
     def leave(self, site: str, instance: str) -> None:
-        """The process says goodbye; another may come at once."""
+        """Note that the process said goodbye; another may join at once."""
         with self._lock:
             known = self._arrivals.get(site)
             if known and known.instance == instance:
                 self._arrivals[site] = replace(known, left=True)
 
     def forget(self, site: str) -> None:
-        """The site is not welcome any more."""
+        """Drop a site that is not admitted any more."""
         with self._lock:
             self._arrivals.pop(site, None)
 
     def here(self) -> dict[str, Arrival]:
-        """The sites that spoke within `silent_s`, by name."""
+        """The sites that sent a request within `silent_s`, by name."""
         with self._lock:
             return {name: a for name, a in self._arrivals.items() if self._is_here(a)}
 

@@ -1,7 +1,7 @@
-"""Who may connect, decided anew at each TLS handshake.
+"""Decide at each TLS handshake who may connect.
 
-The server's own certificate and the pinned certificates of the sites are read again whenever
-their files change, so admitting, revoking and renewing need no restart.
+The server's certificate and the pinned certificates of the sites are read again whenever their
+files change, so admitting, revoking and renewing need no restart.
 """
 
 import logging
@@ -19,33 +19,33 @@ Version = tuple[object, ...]
 
 
 class Trust:
-    """The server's side of TLS 1.3, for the sites that are welcome at this moment.
+    """The server's side of TLS 1.3, for the sites that are admitted at this moment.
 
-    `context` is handed to the web server once. Its `sni_callback` swaps in the newest context
-    at each handshake; OpenSSL calls it without a server name too, and takes certificate, key
-    and trust store from the context that it is given, but mode and version from `context`.
+    `context` goes to the web server once. At each handshake its `sni_callback` puts the newest
+    context in its place. OpenSSL calls it even if the client names no server. It takes certificate,
+    key and trust store from the newest context, but mode and version from `context`.
 
-    A connection that is open outlives a revocation: ask `AllowList.site_of` at each request.
+    An open connection outlives a revocation, so `guard.py` checks the certificate at each request.
     """
 
     def __init__(self, keys: Path, allow_list: AllowList) -> None:
-        """Read server.key and server.crt in `keys`; raise `UsageError` where they will not do."""
+        """Read server.key and server.crt in `keys`; raise `UsageError` if they cannot be used."""
         self._keys = keys
         self._allow_list = allow_list
         self._lock = threading.Lock()
-        self._version = self._see()
+        self._version = self._seen()
         self._newest = self._build()
         self.context = self._build()
         self.context.sni_callback = self._on_handshake
 
     def refresh(self) -> bool:
-        """Take changed files into account; return whether there were any.
+        """Read files that changed; return whether there were any.
 
-        A changed server certificate that cannot be used is logged and the one in memory goes
-        on; together with a changed allow-list it raises, for the old list must not go on.
+        If a changed server certificate cannot be used, that is logged and the one in memory stays
+        in use. If the allow-list changed too, this raises: the old list must not stay in use.
         """
         with self._lock:
-            seen = self._see()
+            seen = self._seen()
             if seen == self._version:
                 return False
             try:
@@ -53,7 +53,7 @@ class Trust:
             except UsageError as error:
                 if seen[1] != self._version[1]:
                     raise
-                log.warning("the server's old certificate goes on: %s", error)
+                log.warning("the server's old certificate stays in use: %s", error)
             self._version = seen
             return True
 
@@ -68,7 +68,7 @@ class Trust:
         connection.context = self._newest
         return None
 
-    def _see(self) -> tuple[Version, Version]:
+    def _seen(self) -> tuple[Version, Version]:
         pair = []
         for name in ("server.key", "server.crt"):
             try:
@@ -82,10 +82,10 @@ class Trust:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
-        # A pinned certificate is trusted as itself. Without this flag OpenSSL looks for its
-        # issuer by name, takes the other of two during a renewal, and locks the site out.
+        # A pinned certificate is trusted as itself. Without this flag OpenSSL looks for its issuer
+        # by name; during a renewal it takes the other of the two and locks the site out.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        # A resumed session is not verified again: with tickets, a revoked site could come back.
+        # A resumed session is not verified again, so with tickets a revoked site could come back.
         context.num_tickets = 0
         key, certificate = self._keys / "server.key", self._keys / "server.crt"
         read_secret(key)
@@ -102,5 +102,5 @@ class Trust:
                 except ssl.SSLError as error:
                     log.warning("site %s: a certificate is not accepted (%s)", name, error)
         for file, reason in self._allow_list.damaged.items():
-            log.warning("%s is damaged, its site is not admitted: %s", file, reason)
+            log.warning("%s is damaged, so its site is not admitted: %s", file, reason)
         return context

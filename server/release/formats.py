@@ -1,6 +1,6 @@
-"""Write the finished network as others read it: safetensors, TorchScript, ONNX.
+"""Write the finished network as safetensors, TorchScript or ONNX.
 
-MONAI's bundle has a file of its own, monai_bundle.py.
+monai_bundle.py writes MONAI's format.
 """
 
 import warnings
@@ -18,25 +18,25 @@ from knowmine.shared.unetplusplus import UnetPlusPlus, weights_of
 from knowmine.shared.weights import save_weights
 
 OPSET: Final = 18
-"""Oldest opset that PyTorch's exporter writes without converting; ONNX Runtime 1.14 and later."""
+"""Oldest opset that PyTorch's exporter writes without conversion; needs ONNX Runtime 1.14."""
 
 MAX_LOGIT_ERROR = 0.01
-"""Largest difference of logits between PyTorch and the exported graph; .01 moves a probability by
-.0025 at most."""
+"""Largest difference of logits between PyTorch and the exported graph; it changes a probability by
+at most .0025."""
 
 INPUT, OUTPUT = "images", "logits"
 
 
 def write_safetensors(folder: Path, model: UnetPlusPlus) -> str:
-    """The weights by name; the network is built from the card's `plan.model`."""
+    """Write the weights by name; a reader builds the network from the card's `plan.model`."""
     save_weights(folder / "model.safetensors", weights_of(model))
     return "model.safetensors"
 
 
 def write_torchscript(folder: Path, model: UnetPlusPlus, settings: ModelSettings) -> str:
-    """A traced module for `torch.jit.load`, from Python or C++."""
+    """Write a traced module for `torch.jit.load` in Python or C++."""
     with warnings.catch_warnings(), torch.inference_mode():
-        # PyTorch 2.9 and later call TorchScript deprecated; those who ask for it know.
+        # PyTorch 2.9 and later warn that TorchScript is deprecated.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, _example(settings))  # type: ignore[no-untyped-call]  # it has no types
         torch.jit.save(traced, str(folder / "model.pt"))
@@ -44,15 +44,15 @@ def write_torchscript(folder: Path, model: UnetPlusPlus, settings: ModelSettings
 
 
 def write_onnx(folder: Path, model: UnetPlusPlus, settings: ModelSettings) -> str:
-    """An ONNX graph: `images` (N, 3, S, S) float32 in [0, 1] to `logits` (N, classes, S, S).
+    """Write an ONNX graph: `images` (N, 3, S, S) float32 in [0, 1] to `logits` (N, classes, S, S).
 
-    The normalisation is in the graph. It is run once in ONNX Runtime beside PyTorch; raises
-    `RunFailed` where they differ.
+    The graph includes the normalisation. Raises `RunFailed` if ONNX Runtime's logits differ from
+    PyTorch's.
     """
     file = folder / "model.onnx"
     example = _example(settings)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own parts
+        warnings.simplefilter("ignore")  # from parts of the exporter
         torch.onnx.export(
             model,
             (example,),
@@ -79,6 +79,6 @@ def write_onnx(folder: Path, model: UnetPlusPlus, settings: ModelSettings) -> st
 
 
 def _example(settings: ModelSettings) -> Tensor:
-    """Two images of noise: one would let the exporter take the batch for a constant."""
+    """Two images of noise; with one, the exporter would make the batch size a constant."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(2, 3, settings.image_px, settings.image_px, generator=generator)

@@ -1,4 +1,4 @@
-"""From a run's records to its model card, and from the card to a page for people."""
+"""Fill a model card from a run's records, and write it as a page for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,15 +13,15 @@ LIMITS = (
     tasks were not tested: measure it on your own labelled images first.""",
     """An image is shrunk to a square of {px} x {px} pixels before the model sees it: structures
     finer than about a {px}th of the image's side are lost.""",
-    """It always looks for what it was trained on and cannot tell that an image shows something
-    else. A high agreement of mirrored views is not proof of a right mask.""",
-    """Weights carry traces of their training images. Share them no more widely than the sites
+    """It always looks for what it was trained on and cannot recognise that an image shows something
+    else. High agreement between mirrored views does not prove that a mask is right.""",
+    """Weights contain traces of their training images. Do not share them more widely than the sites
     agreed.""",
 )
 
 
 def site_cards(summary: Mapping[str, Any]) -> tuple[SiteCard, ...]:
-    """Each site's part, with counts below `SMALL_COUNT` and the scores behind them left out."""
+    """Each site's contribution, without counts below `SMALL_COUNT` and their scores."""
     last_update: dict[str, Mapping[str, Any]] = {}
     for record in summary["per_round"]:
         last_update |= record.get("updates", {})
@@ -44,7 +44,7 @@ def site_cards(summary: Mapping[str, Any]) -> tuple[SiteCard, ...]:
 
 
 def published(count: int | None) -> int | None:
-    """A count as it may be told: none at all is no secret, a handful is.
+    """A count that may be published: 0 may, 1 to 4 may not.
 
     >>> published(0), published(4), published(5), published(None)
     (0, None, 5, None)
@@ -53,9 +53,9 @@ def published(count: int | None) -> int | None:
 
 
 def overall(sites: Sequence[SiteCard]) -> dict[str, Any]:
-    """Dice and IoU over all test images of the sites shown.
+    """Dice and IoU over all test images of the sites that are shown.
 
-    Not the run's own mean: beside the others it would give away a site that is left out.
+    The run's own mean would reveal the score of a site that is left out.
     """
     shown = [site for site in sites if site.test_images]
     images = sum(site.test_images or 0 for site in shown)
@@ -69,18 +69,18 @@ def overall(sites: Sequence[SiteCard]) -> dict[str, Any]:
 
 
 def limits_of(summary: Mapping[str, Any], plan: Plan, sites: Sequence[SiteCard]) -> tuple[str, ...]:
-    """The standing limits, and those that this run adds."""
+    """The limits of every model, and those of this run."""
     limits = [" ".join(limit.format(px=plan.model.image_px).split()) for limit in LIMITS]
     shown = sum(site.test_images or 0 for site in sites)
     if shown < 100:
-        limits.append(f"Scores rest on {shown} test images: too few to trust their decimals.")
+        limits.append(f"Scores rest on {shown} test images, too few for precise scores.")
     if plan.training.batch_norm == "local":
         limits.append(
-            "Sites kept batch-norm layers of their own (batch_norm: local). This file holds the "
-            "shared ones, which no site was scored with."
+            "Each site has its own batch-norm layers (batch_norm: local). This file holds the shared "
+            "layers; no site was scored with them."
         )
     if summary["rounds"] < summary["settings"].get("run", {}).get("rounds", 0):
-        limits.append("The run did not reach its last round.")
+        limits.append("The run ended before its last round.")
     return tuple(limits)
 
 
@@ -100,8 +100,8 @@ def page_of(card: ModelCard) -> str:
     limits = "".join(f"- {limit}\n" for limit in card.limits)
     return f"""# {card.name}
 
-A U-Net++ ({model.encoder}) that {len(card.sites)} sites trained together with knowmine, without
-sharing images, in {card.rounds} rounds. Exported {card.exported}.
+A U-Net++ ({model.encoder}) that {len(card.sites)} sites trained together with knowmine in {card.rounds} rounds,
+without sharing images. Exported {card.exported}.
 
 - Finds: {classes} (0 is background)
 - DICOM modality: {modalities}
@@ -114,16 +114,16 @@ sharing images, in {card.rounds} rounds. Exported {card.exported}.
 ## Limits
 
 {limits}
-## How good it was
+## Scores
 
 | site | labelled | pseudo-labelled | test images | Dice | IoU |
 |---|---|---|---|---|---|
 {rows}| **all shown** | | | {_count(card.test_images)} | {_score(card.dice)} | {_score(card.iou)} |
 
-Means over each site's own test images, at their original size, by the model of the last round.
-A dash: not measured, or fewer than {SMALL_COUNT} images, which are not published.
+Means over each site's test images at their original size, for the model of the last round.
+A dash means: not measured, or fewer than {SMALL_COUNT} images, which are not published.
 
-## How it was made
+## Training
 
 - Method: {card.plan.method}, seed {card.plan.seed}
 - SAM: {sam}
@@ -132,7 +132,7 @@ A dash: not measured, or fewer than {SMALL_COUNT} images, which are not publishe
 {versions}
 ## Digests
 
-Weights, whatever the format: sha256 `{card.weights_sha256}`. Files: `manifest.json`.
+Weights, the same in every format: sha256 `{card.weights_sha256}`. Files: `manifest.json`.
 """
 
 

@@ -1,7 +1,7 @@
-"""The finished model as a MONAI bundle, which MONAI's own tools run, check and fine-tune.
+"""Write the finished model as a MONAI bundle, which MONAI's tools can run, check and fine-tune.
 
-The configs name MONAI's transforms and segmentation-models-pytorch's network, so nothing of
-knowmine is needed to use them, and weights are safetensors, so nothing is unpickled:
+The configs name MONAI's transforms and the network of segmentation-models-pytorch, so the bundle
+works without knowmine. Weights are safetensors, so nothing is unpickled:
 
     python -m monai.bundle run --bundle_root MODEL --config_file MODEL/configs/inference.json
         --meta_file MODEL/configs/metadata.json --dataset_dir IMAGES --output_dir MASKS
@@ -22,12 +22,12 @@ _SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
-# The bundle asks for MONAI, which the coordinator need not have: the version it is tested with.
+# The version that the bundle is tested with. The coordinator does not need MONAI.
 _MONAI = "1.6.1"
 
 
 def write_bundle(folder: Path, model: UnetPlusPlus, card: ModelCard, page: str) -> None:
-    """Write `configs/`, `models/` and `docs/` as MONAI's bundle specification has them."""
+    """Write `configs/`, `models/` and `docs/` as in MONAI's bundle specification."""
     for part in ("configs", "models", "docs"):
         (folder / part).mkdir()
     write_safetensors(folder / "models", model)
@@ -41,7 +41,7 @@ def write_bundle(folder: Path, model: UnetPlusPlus, card: ModelCard, page: str) 
 
 
 def inference_of(settings: ModelSettings) -> dict[str, Any]:
-    """`configs/inference.json`: a folder of images to a folder of masks of the same size."""
+    """`configs/inference.json`: from a folder of images to a folder of masks of equal size."""
     mean, std = normalisation_of(settings.encoder)
     px = settings.image_px
     label_map = (
@@ -81,10 +81,10 @@ def inference_of(settings: ModelSettings) -> dict[str, Any]:
                     "converter": "$lambda image: image.convert('RGB')",
                     "ensure_channel_first": True,
                 },
-                # MONAI holds pictures as (C, W, H); the network was trained on (C, H, W).
+                # MONAI loads images as (C, W, H); the network was trained on (C, H, W).
                 {"_target_": "Transposed", "keys": "image", "indices": [0, 2, 1]},
-                # On bytes, antialiased: the only resize that gives the pixels it was trained on.
-                # MONAI's own Resized blurs first, which changed masks by 4 % of their area in trials.
+                # Only this antialiased resize of bytes gives the pixels of the training images.
+                # MONAI's Resized blurs first, which changed masks by 4 % of their area in a trial.
                 {
                     "_target_": "Lambdad",
                     "keys": "image",
@@ -126,7 +126,7 @@ def inference_of(settings: ModelSettings) -> dict[str, Any]:
             "_target_": "Compose",
             "transforms": [
                 {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
-                # Back to the size of the file, and to (C, W, H).
+                # Resize to the original size, and transpose to (C, W, H).
                 {
                     "_target_": "Lambdad",
                     "keys": "pred",
@@ -163,7 +163,7 @@ def inference_of(settings: ModelSettings) -> dict[str, Any]:
 
 
 def metadata_of(card: ModelCard) -> dict[str, Any]:
-    """`configs/metadata.json`, by MONAI's metadata specification."""
+    """`configs/metadata.json`, as in MONAI's metadata specification."""
     settings = card.plan.model
     labels = {"0": "background"}
     labels |= {str(value): name for value, name in enumerate(card.class_names, 1)}

@@ -1,9 +1,9 @@
-"""Export a finished run's model with its card and a signature, in the format that is asked for.
+"""Export a finished run's model with its card and a signature.
 
-`export` reads as the sentence: load the run, describe it, write the model, list and sign.
+The steps of `export`: read the run, write the card, write the model, list the files and sign the
+list.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from knowmine.server.release.finished_run import read_summary, weights_of_run
 from knowmine.server.release.model_cards import limits_of, overall, page_of, site_cards
-from knowmine.shared.errors import CannotWrite, UsageError, WeightsError
+from knowmine.shared.errors import CannotWrite, UsageError
 from knowmine.shared.model_card import ModelCard, ModelFormat
 from knowmine.shared.package import read_signing_key, write_package
 from knowmine.shared.settings import Plan
-from knowmine.shared.weights import Array, digest_of, load_weights
+from knowmine.shared.weights import Array, digest_of
 
 FORMATS = get_args(ModelFormat)
 MODEL_FILES: Mapping[ModelFormat, str] = {
@@ -42,20 +43,25 @@ def export(
 ) -> ModelCard:
     """Write the run's model to the new folder `out` and return its card.
 
-    signing_key: a private Ed25519 key in PEM; without one the export is not signed.
-    class_names: of each class in the order of values; not given: "class 1" and so on.
-    modalities: DICOM modalities that `predict` is to accept; empty: any.
+    signing_key: a private Ed25519 key in PEM; without it, the export is not signed.
+    class_names: one per class, in the order of values; by default "class 1" and so on.
+    modalities: DICOM modalities that `predict` accepts; empty: any.
 
-    The folder appears whole or not at all. Raises `UsageError` where there is no finished run,
-    where `out` exists or where the key cannot be used, `CannotWrite` for a full disk.
+    The folder appears whole or not at all. Raises `UsageError` if there is no finished run, if `out`
+    exists or if the key cannot be used, and `CannotWrite` for a full disk.
     """
     if to not in FORMATS:
         raise UsageError(f"--to {to!r} is not known; use one of {', '.join(FORMATS)}")
     if out.exists():
         raise UsageError(f"{out} is already there: name a new folder for the export")
     key = read_signing_key(signing_key) if signing_key else None
-    summary, plan = _read_run(run)
-    weights = _weights_of(run, summary)
+    summary, plan = read_summary(run)
+    if summary["status"] != "done":
+        raise UsageError(
+            f"{run} is {summary['status']} after {summary['rounds']} rounds, expected done: "
+            f"go on with `--resume {run}` first"
+        )
+    weights = weights_of_run(run, summary)
     card = _card(
         summary,
         plan,
@@ -100,51 +106,6 @@ def _write_model(folder: Path, weights: dict[str, Array], card: ModelCard) -> No
         write_safetensors(folder, model)
     else:
         write_bundle(folder, model, card, page_of(card))
-
-
-def _read_run(run: Path) -> tuple[dict[str, Any], Plan]:
-    """The summary of a run that is done, and its plan."""
-    file = run / "summary.json"
-    try:
-        summary = json.loads(file.read_bytes())
-        status = summary["status"]
-        plan = Plan.model_validate(summary["settings"]["plan"])
-        summary["per_round"], summary["per_site"], summary["sites"], summary["rounds"]
-    except FileNotFoundError:
-        raise UsageError(
-            f"{run} holds no finished run (there is no {file.name}): check the path, or wait "
-            "until the run is done"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(
-            f"{file} cannot be read ({type(error).__name__}): it is damaged or of another version "
-            "of knowmine; put it back from a copy"
-        ) from None
-    if status != "done":
-        raise UsageError(
-            f"{run} is {status} after {summary['rounds']} rounds, expected done: "
-            f"go on with `--resume {run}` first"
-        )
-    return summary, plan
-
-
-def _weights_of(run: Path, summary: Mapping[str, Any]) -> dict[str, Array]:
-    """The finished weights, which must be those that the last round recorded."""
-    weights = load_weights(run / "model.safetensors")
-    record = run / "rounds" / f"{summary['rounds']:04}.json"
-    try:
-        expected = json.loads(record.read_bytes())["checkpoint"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise WeightsError(
-            f"{record} is missing or damaged, so {run / 'model.safetensors'} cannot be checked "
-            "against it: put the run folder back from a copy"
-        ) from None
-    if digest_of(weights) != expected:
-        raise WeightsError(
-            f"{run / 'model.safetensors'} is not what round {summary['rounds']} ended with: "
-            "the file was changed after the run; put it back from a copy"
-        )
-    return weights
 
 
 def _class_names(classes: int) -> tuple[str, ...]:

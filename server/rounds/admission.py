@@ -5,8 +5,7 @@ site, what it sent and what was expected; the round goes on with the other sites
 
 An update (`admit`):
  1. it is an update of this round
- 2. its tensors are exactly the model's, by name; beside them SAM's mask decoder's or none, and
-    none where the plan shares none
+ 2. its tensors are exactly the model's, by name
  3. each has the model's shape
  4. each has the model's dtype
  5. floats are finite
@@ -63,17 +62,14 @@ def admit(
     round: int,
     manifest: Manifest,
     max_images: int = MAX_IMAGES,
-    shares_decoder: bool = False,
 ) -> Update:
     """Give `update` back, its numbers plain, if it can be averaged; else raise `UpdateRefused`.
 
-    manifest: of the global model that the site was sent. shares_decoder: whether the plan lets SAM's
-    decoder come beside it.
+    manifest: of the global model that the site was sent.
     """
     door = Door(f"site {site!r} sent", UpdateRefused)
     door.kind(update, Update)
     _same_round(door, update.round, round)  # 1
-    decoder = door.decoder(update.decoder, asked=shares_decoder)  # 2
     return Update(
         round=round,
         weights=_tensors(door, update.weights, manifest),
@@ -82,7 +78,6 @@ def admit(
         loss=door.number("loss", update.loss, low=0, high=MAX_LOSS),  # 9
         seconds=door.number("seconds", update.seconds, low=0, high=MAX_SECONDS),
         mined=_mined(door, update.mined, max_images),  # 10
-        decoder=_tensors(door, update.decoder, decoder),
     )
 
 

@@ -20,6 +20,9 @@ CHUNK = 1 << 17
 PIECE = 1 << 20
 """Elements that one thread takes at a time: smaller tensors are not worth a thread's wake-up."""
 
+PSEUDO_LABEL_WEIGHT = 0.25
+"""What a pseudo-labelled image counts beside a labelled one: it may be wrong. Not tuned."""
+
 
 class RunningMean:
     """A weighted mean that forgets each site once it is added.
@@ -84,13 +87,12 @@ class RunningMean:
         return np.asarray(np.rint(total / self.total_weight)).astype(dtype)
 
 
-def update_weight(update: Update, count_weight: float) -> float:
+def update_weight(update: Update) -> float:
     """What an update counts in the mean: its images, pseudo-labelled ones for less.
 
-    A site weighs as many examples as it trained on (FedAvg, McMahan et al. 2017, algorithm 1);
-    `count_weight` is what a pseudo-labelled one is worth beside a labelled one.
+    A site weighs as many images as it trained on (FedAvg, McMahan et al. 2017, algorithm 1).
     """
-    return update.labelled + count_weight * update.pseudo_labelled
+    return update.labelled + PSEUDO_LABEL_WEIGHT * update.pseudo_labelled
 
 
 def _accumulator(array: Array) -> Array:

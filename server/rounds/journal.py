@@ -5,7 +5,6 @@ RUN/settings.json                      what the run was started with
 RUN/checkpoints/0000.safetensors .json the weights it started from
 RUN/checkpoints/0001.safetensors       global weights after round 1; the last two are kept
 RUN/checkpoints/0001.optimiser.safetensors   the server optimiser's memory, if it has any
-RUN/checkpoints/0001.decoder.safetensors     SAM's mask decoder, if the sites share one
 RUN/rounds/0001.json                   what round 1 did, and the digests of its checkpoint
 RUN/summary.json RUN/model.safetensors the end
 ```
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from knowmine.shared.errors import RunFailed, UsageError, WeightsError
-from knowmine.shared.lock import FolderLock
+from knowmine.shared.files import FolderLock, write_atomically
 from knowmine.shared.log import plain
 from knowmine.shared.weights import (
     Array,
@@ -28,7 +27,6 @@ from knowmine.shared.weights import (
     digest_of,
     load_weights,
     save_weights,
-    write_atomically,
 )
 
 KEPT_CHECKPOINTS = 2
@@ -40,13 +38,12 @@ class Committed:
     """The newest whole round: where a run goes on from.
 
     round: 0 where only the weights that the run starts from are there.
-    decoder: SAM's, empty where the sites share none. records: those of all rounds up to this one.
+    records: those of all rounds up to this one.
     """
 
     round: int
     weights: dict[str, Array]
     optimiser_state: dict[str, Array]
-    decoder: dict[str, Array]
     records: list[dict[str, Any]]
 
 
@@ -115,11 +112,7 @@ class Journal:
         self.commit_round({"round": 0}, weights, {})
 
     def commit_round(
-        self,
-        record: Mapping[str, Any],
-        weights: Weights,
-        optimiser_state: Weights,
-        decoder: Weights | None = None,
+        self, record: Mapping[str, Any], weights: Weights, optimiser_state: Weights
     ) -> None:
         """Keep a finished round: `record["round"]` is its number, from 1.
 
@@ -131,9 +124,6 @@ class Journal:
         if optimiser_state:
             digests["optimiser"] = digest_of(optimiser_state)
             self._write(self._optimiser(round_), lambda path: save_weights(path, optimiser_state))
-        if decoder:
-            digests["decoder"] = digest_of(decoder)
-            self._write(self._decoder(round_), lambda path: save_weights(path, decoder))
         # From here on the round counts.
         self._write(self._record(round_), _save_json({**record, "checkpoint": digests}))
         for old in (self.folder / "checkpoints").glob("*.safetensors"):
@@ -193,23 +183,19 @@ class Journal:
         try:
             weights = load_weights(self._weights(round_))
             state = load_weights(self._optimiser(round_)) if "optimiser" in digests else {}
-            decoder = load_weights(self._decoder(round_)) if "decoder" in digests else {}
         except WeightsError:
             return None
         if digest_of(weights) != digests.get("weights"):
             return None
         if "optimiser" in digests and digest_of(state) != digests["optimiser"]:
             return None
-        if "decoder" in digests and digest_of(decoder) != digests["decoder"]:
-            return None
         records = [earlier for earlier in self.records() if earlier["round"] <= round_]
-        return Committed(round_, weights, state, decoder, records)
+        return Committed(round_, weights, state, records)
 
     def _set_aside(self, rounds: list[int]) -> None:
         for round_ in rounds:
             # The record goes last: until then the round is still seen, and found damaged.
-            tensors = (self._weights(round_), self._optimiser(round_), self._decoder(round_))
-            for file in (*tensors, self._record(round_)):
+            for file in (self._weights(round_), self._optimiser(round_), self._record(round_)):
                 if file.exists():
                     file.replace(_free_name(file))
 
@@ -227,9 +213,6 @@ class Journal:
 
     def _optimiser(self, round_: int) -> Path:
         return self.folder / "checkpoints" / f"{round_:04}.optimiser.safetensors"
-
-    def _decoder(self, round_: int) -> Path:
-        return self.folder / "checkpoints" / f"{round_:04}.decoder.safetensors"
 
     def _prepare(self) -> None:
         """Make the folders, and clear what a killed process left half-written."""

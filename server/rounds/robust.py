@@ -46,14 +46,12 @@ class Aggregate(Protocol):
 def aggregate_by(rule: Rule, before: Weights, folder: Path) -> Aggregate:
     """A fresh aggregate for one round.
 
-    before: the model that the sites were sent; empty where this is the first one, and then the
-    median stands for "clipped", which would have nothing to measure from. folder: where there is
-    room for their answers.
+    before: the model that the sites were sent. folder: where there is room for their answers.
     """
     if rule == "mean":
         return RunningMean()
     if rule == "clipped":
-        return ClippedMean(before, folder) if before else ElementWise("median", folder)
+        return ClippedMean(before, folder)
     return ElementWise(rule, folder)
 
 

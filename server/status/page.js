@@ -1,6 +1,6 @@
-// Asks for the page again every two seconds, and says so when nobody answers.
+// Reloads the page's content every two seconds, and shows when the server does not answer.
 
-async function renew() {
+async function reload() {
   try {
     const answer = await fetch("/");
     if (!answer.ok) throw new Error(await answer.text());
@@ -8,12 +8,12 @@ async function renew() {
     document.title = fresh.title;
     update(document.getElementById("page"), fresh.getElementById("page"));
   } catch {
-    document.getElementById("updated").textContent = "this page's server does not answer; the figures are old";
+    document.getElementById("updated").textContent = "this page's server does not answer; the figures are not up to date";
   }
 }
 
-// Makes `old` say what `fresh` says and keeps its nodes, so that focus and scrolling stay where they
-// are. What may come and go before others has an id, by which those others are found again.
+// Makes `old` equal to `fresh` but keeps its nodes, so that focus and scrolling stay. Elements that
+// follow an optional one have an id, by which they are matched.
 function update(old, fresh) {
   if (old.nodeType !== Node.ELEMENT_NODE) {
     if (old.data !== fresh.data) old.data = fresh.data;
@@ -45,4 +45,4 @@ function removed(node) {
   return next;
 }
 
-setInterval(renew, 2000);
+setInterval(reload, 2000);

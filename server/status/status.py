@@ -1,4 +1,4 @@
-"""What the coordinator sees of a run while it runs: `status.json`, written by the server."""
+"""Keep `status.json` up to date while a run lasts, and read it."""
 
 import json
 import threading
@@ -15,17 +15,17 @@ from cryptography import x509
 from knowmine.server.enrolment.allow_list import AllowList
 from knowmine.server.network.presence import Presence
 from knowmine.shared.errors import UsageError
+from knowmine.shared.files import write_atomically
 from knowmine.shared.trust.certificates import warning_of_expiry
-from knowmine.shared.weights import write_atomically
 
 EVERY_S = 2.0
 STALE_S = 15.0
-"""A running server writes more often than this; older news is that of one that is gone."""
+"""A running server writes more often than this; an older file means that the server is gone."""
 
 
 @dataclass
 class _Seen:
-    """What one site is about. started: on the monotonic clock; None while it has no task."""
+    """What one site does. started: on the monotonic clock; None while it has no task."""
 
     task: str = ""
     started: float | None = None
@@ -36,9 +36,11 @@ class _Seen:
 
 
 class StatusBoard:
-    """Keeps `status.json` in the run's folder true, from a thread of its own.
+    """Writes `status.json` in the run's folder every few seconds, from its own thread.
 
-    It is a `Board` for the transport and a `Watch` for the rounds; `also` is told of rounds too.
+    It is a `Board` for the transport and a `Watch` for the rounds.
+
+    also: another `Watch`, called with the same rounds.
     """
 
     def __init__(
@@ -67,13 +69,13 @@ class StatusBoard:
         self._thread.start()
 
     def asked(self, site: str, kind: str, expected_s: float | None) -> None:
-        """The site was given a task."""
+        """The site received a task."""
         with self._lock:
             seen = self._sites.setdefault(site, _Seen())
             seen.task, seen.started, seen.expected_s = kind, time.monotonic(), expected_s
 
     def answered(self, site: str, kind: str, seconds: float, error: str) -> None:
-        """It answered, or its time is over."""
+        """The site answered, or its time is over."""
         with self._lock:
             seen = self._sites.setdefault(site, _Seen())
             seen.task, seen.started, seen.error = "", None, error
@@ -99,7 +101,7 @@ class StatusBoard:
             self._also.round_done(record)
 
     def end(self, status: str, reason: str) -> None:
-        """The run ended so; the last thing that is written."""
+        """The run ended; write that as the last state."""
         self._over.set()
         self._thread.join()
         with self._lock:
@@ -107,7 +109,7 @@ class StatusBoard:
         self._write()
 
     def now(self) -> dict[str, Any]:
-        """All of it, as it stands in `status.json`."""
+        """The content of `status.json`."""
         here, known = self._presence.here(), self._allow_list.all()
         with self._lock:
             sites = {}
@@ -147,14 +149,14 @@ class StatusBoard:
             self._over.wait(EVERY_S)
 
     def _write(self) -> None:
-        with suppress(OSError):  # a full disk: the journal says so, and this is old for a while
+        with suppress(OSError):  # a full disk: the journal reports it
             write_atomically(self._path, (json.dumps(self.now(), indent=1) + "\n").encode())
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The status of the run in this folder; "running" becomes "gone" where no server writes it.
+    """The status of the run in a folder; "gone" if the server stopped writing without an end.
 
-    Raises `UsageError` where there is none.
+    Raises `UsageError` if there is no run.
     """
     path = run / "status.json"
     try:
@@ -169,7 +171,7 @@ def read_status(run: Path) -> dict[str, Any]:
     if status["status"] in ("waiting", "running") and age > STALE_S:
         status |= {
             "status": "gone",
-            "reason": f"the server last wrote {age:.0f} s ago; start it again and it goes on",
+            "reason": f"the server last wrote {age:.0f} s ago; start it again to go on",
         }
     return status
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update, tensors_of
+from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.trust.keys import is_signed_by, sign
 from knowmine.shared.weights import digest_of
 
@@ -63,15 +63,14 @@ def is_countersigned(public_key: object, confirmation: Confirmation) -> bool:
 
 def digest_of_reply(reply: Answer) -> str:
     """SHA-256 over all that a reply holds, tensors and numbers; both ends find the same."""
-    weights = digest_of(tensors_of(reply)) if isinstance(reply, Update) else ""
+    weights = digest_of(reply.weights) if isinstance(reply, Update) else ""
     told = {"kind": _KINDS[type(reply)], "weights": weights, "numbers": numbers_of(reply)}
     return hashlib.sha256(_canonical(told)).hexdigest()
 
 
 def numbers_of(reply: Answer) -> dict[str, Any]:
     """All of a reply but its tensors."""
-    tensors = ("weights", "decoder")
-    values = {name: value for name, value in vars(reply).items() if name not in tensors}
+    values = {name: value for name, value in vars(reply).items() if name != "weights"}
     return {
         name: asdict(value) if isinstance(value, Mined | Calibration) else value
         for name, value in values.items()

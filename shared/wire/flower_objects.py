@@ -5,14 +5,11 @@ comes in is hostile until it was read here and unpacked by `wire`.
 """
 
 import json
-import os
-
-# Flower reads these when it is first imported; a hospital's machine phones nobody.
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from knowmine.shared.errors import Refused
+from knowmine.shared.wire import quiet_flower  # noqa: F401 - before Flower is imported
 
 from flwr.app import Array, ArrayRecord, Message
 from flwr.app.message.arraychunk import ArrayChunk
@@ -24,8 +21,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
-
-from knowmine.shared.errors import Refused
 
 MAX_ARRAY_BYTES = 2**32
 """Of all arrays in a message, where nobody sets a limit."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from knowmine.deploy.report.mining_figures import Judged
+from knowmine.deploy.report.mining_figures import Measured
 from knowmine.deploy.report.report import write_report
 from tests.deploy.run_drawn import gallery_of, summary_of
 
@@ -13,8 +13,8 @@ from tests.deploy.run_drawn import gallery_of, summary_of
 @pytest.fixture
 def report(tmp_path):
     """The address of the report of three sites with 14 pictures."""
-    judged = [Judged("lyon", 2, i / 20, i / 25, i > 10) for i in range(20)]
-    return write_report(tmp_path, summary_of(), gallery_of(14, 64), judged).as_uri()
+    measured = [Measured("lyon", 2, i / 20, i / 25, i > 10) for i in range(20)]
+    return write_report(tmp_path, summary_of(), gallery_of(14, 64), measured).as_uri()
 
 
 def test_everybody_can_read_it(page, report):

@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from knowmine.client.data.dataset import Case
-from knowmine.client.mining.fusion import Opinions
+from knowmine.client.data.folder import Case
+from knowmine.client.data.image_set import ImageSet
+from knowmine.client.mining.fusion import Gate, Predictions
+from knowmine.client.mining.miner import PseudoLabels
+from knowmine.client.mining.quality import Selection
 from knowmine.client.review.decisions import draft_windows, label_path, read_decisions
-from knowmine.client.site.site import Kind
 from knowmine.client.storage.pseudo_label_store import save_mined
 
 PX = 64
@@ -43,14 +45,16 @@ def draw_round(folder: Path, round_: int, images: int) -> None:
     cases = tuple(Case(name, Path(f"{name}.png"), None, name) for name in names)
     drawn = torch.from_numpy(image.repeat(images, 0))
     sizes = ((PX, PX),) * images
-    kind = Kind(cases, drawn, torch.zeros(0, 1, PX, PX), ("",) * images, sizes)
+    seen = ImageSet(cases, drawn, torch.zeros(0, 1, PX, PX), ("d" * 64,) * images, sizes)
     unet = np.repeat(disc[None, None].astype(np.float32), images, 0)
     aside = (0, 12, 6, 3, 0, 0)
     sam = np.stack([np.roll(one, aside[i], 2) for i, one in enumerate(unet)])
     ones = np.ones(images, np.float32)
-    opinions = Opinions(unet, sam, ones > 0, ones, ones)
+    predictions = Predictions(unet, sam, ones > 0, ones, ones)
     quality = np.arange(1, images + 1) / 5 % 1
-    save_mined(folder, round_, kind, opinions, unet, quality, ones > 0)
+    every = Selection(ones > 0, ones)
+    found = PseudoLabels(seen, predictions, Gate("used", 0.5), unet, quality, every)
+    save_mined(folder, round_, found)
 
 
 class Served:
@@ -198,7 +202,7 @@ def test_the_second_of_two_reviewers_is_told(page, served, tmp_path):
     other.keyboard.press("r")
     saved(other)
     page.keyboard.press("a")
-    page.get_by_text("Somebody was here before you").wait_for()
+    page.get_by_text("Another window decided first").wait_for()
     page.get_by_role("button", name="Replace it with mine").click()
     saved(page)
     page.get_by_text("1 of 4 decided").wait_for()
@@ -246,7 +250,7 @@ def ask_conflict(page, other, *cases):
         page.evaluate("new Promise(requestAnimationFrame)")
     page.unroute("**/decision")
     held[0].continue_()
-    page.get_by_text("Somebody was here before you").wait_for()
+    page.get_by_text("Another window decided first").wait_for()
 
 
 def hold_the_list(page):
@@ -485,7 +489,7 @@ def test_a_round_that_ends_while_one_reviews_is_in_the_list(page, served, tmp_pa
     """The run goes on and the page says so; new cases come without a reload, strokes stay."""
     page.goto(served.url)
     shown(page, "case-0")
-    page.get_by_text("run going on").wait_for()
+    page.get_by_text("run in progress").wait_for()
     stroke(page)
     marked = page.locator("#marked").inner_text()
     draw_round(tmp_path / "state" / "site", 3, 6)

@@ -1,4 +1,4 @@
-"""The coordinator's page and metrics tell what the run's folder says, and no small counts."""
+"""figures.py, metrics.py and page.py show what the run's folder holds, without small counts."""
 
 import json
 import socket
@@ -12,13 +12,9 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from knowmine.server.cli import app
-from knowmine.server.status.page import (
-    figures_of,
-    metrics_of,
-    mining_cards,
-    serve_status,
-    status_app,
-)
+from knowmine.server.status.figures import figures_of, mining_cards
+from knowmine.server.status.metrics import metrics_of
+from knowmine.server.status.page import serve_status, status_app
 from knowmine.shared.errors import UsageError
 
 
@@ -151,13 +147,13 @@ def test_everybody_can_read_it(page, address, width, colours):
 
 
 def test_a_card_tells_what_a_site_mined():
-    """Over the rounds in which it mined; its quality's course rises from half way to the top."""
+    """Over the rounds in which it mined; its predicted Dice rises from half way to the top."""
     last = {"kept": 6, "dropped": 0, "mean_quality": 1.0}
     rounds = [{"kept": 3, "dropped": 1, "mean_quality": 0.5}, {"kept": 0, "dropped": 0}, last]
     history = [{"mined_per_site": {"lyon": one, "oslo": rounds[1]}} for one in rounds]
     (card,) = mining_cards(history)
     told = {"name": "lyon", "last": last, "rounds": 2, "kept": 9, "total": 10}
-    assert card == {**told, "course": "0.0,10.0 100.0,0.0"}
+    assert card == {**told, "curve": "0.0,10.0 100.0,0.0"}
 
 
 def test_cards_of_sites_stand_side_by_side(page, address, run):
@@ -168,7 +164,7 @@ def test_cards_of_sites_stand_side_by_side(page, address, run):
     record["mined_per_site"] = dict.fromkeys(("bern", "lyon", "oslo", "turin"), mined)
     file.write_text(json.dumps(record))
     page.goto(address)
-    page.get_by_text("both models agree").first.wait_for()
+    page.get_by_text("agreement of the models").first.wait_for()
     places = [card.bounding_box() for card in page.locator("article.card").all()]
     assert len(places) == 4 and len({place["y"] for place in places}) <= 2
 
@@ -191,7 +187,7 @@ def test_the_keyboard_stays_where_it_is(page, address, run, label):
     page.get_by_label(label).focus()
     file.write_text(json.dumps({**record, "seconds": 77.0}))
     page.get_by_text("77 s").wait_for()
-    page.get_by_text("both models agree").wait_for()
+    page.get_by_text("agreement of the models").wait_for()
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == label
 
 

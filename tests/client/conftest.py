@@ -3,7 +3,8 @@
 import pytest
 
 from knowmine.client.sam.model import SegmentAnything, load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.sam.weights import find_weights
+from knowmine.client.paths import default_cache
 
 
 @pytest.fixture(scope="session")

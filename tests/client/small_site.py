@@ -1,13 +1,14 @@
-"""A site small enough for tests: a fake SAM, a model that sees something, a round in no time."""
+"""A site small enough for tests: a fake SAM, a model that sees something, rounds of one step."""
 
 import numpy as np
 import torch
 
 from knowmine.client.data.dataset import open_site
-from knowmine.client.data.scoring import Scorer
 from knowmine.client.device import Compute
-from knowmine.client.sam.model import Decoded
-from knowmine.client.site.site import Site
+from knowmine.client.mining import fusion, quality
+from knowmine.client.sam.interface import Decoded
+from knowmine.client.settings import DataSettings, SamSettings
+from knowmine.client.site.open import opened
 from knowmine.client.training.inference import predict
 from knowmine.shared.protocol import Calibration, TrainTask
 from knowmine.shared.settings import ModelSettings, Plan
@@ -20,19 +21,19 @@ SAM_HARMS = Calibration(images=10, fused=(5.0, 6.0, 7.0, 8.0, 9.0))
 
 
 class FakeSam:
-    """Finds in every box just that box, or a box half as wide; remembers what it was asked."""
+    """Segments every box as just that box, or half of it; records its calls."""
 
     name, digest, form = "fake", "5a" * 32, ""
 
     def __init__(self):
-        self.embedded, self.asked = [], []
+        self.embedded, self.prompts = [], []
 
     def embed(self, image):
         self.embedded.append(image.shape)
         return np.full((256, 64, 64), image.mean(), np.float32)
 
     def decode(self, embeddings, prompts):
-        self.asked.append(prompts)
+        self.prompts.append(prompts)
         steps = 4 * torch.arange(256) + 1.5
         x0, y0, x1, y1 = prompts.boxes.T[..., None]
         masks = [
@@ -44,8 +45,14 @@ class FakeSam:
 
 
 def never():
-    """For methods that have no use for SAM."""
-    raise AssertionError("SAM was loaded although nobody may ask it")
+    """Stands in for SAM where no code may load it."""
+    raise AssertionError("SAM was loaded although the method does not use it")
+
+
+def few_images_suffice(monkeypatch):
+    """Let two calibration images measure SAM, and keep pseudo-labels of any quality."""
+    monkeypatch.setattr(fusion, "MIN_CALIBRATION_IMAGES", 2)
+    monkeypatch.setattr(quality, "MIN_QUALITY", 0.0)
 
 
 def small_site(
@@ -58,30 +65,30 @@ def small_site(
     max_bad_share=0.1,
     seal=None,
     network=None,
+    cache=None,
     **split,
 ):
-    """The site of a data folder, at home in another; without `sam` it must not be needed."""
+    """The site of a data folder. Its own folder is in `home`; without `sam` it must not need SAM."""
     data, hidden = open_site(name, folder, max_bad_share=max_bad_share, **split)
     (home / "site").mkdir(parents=True, exist_ok=True)
-    return Site(
+    return opened(
         data,
-        Scorer(hidden, model.classes),
+        hidden,
         model,
+        DataSettings(max_image_px=10**6, max_bad_share=max_bad_share),
+        SamSettings(cache=cache or home),
         folder=home / "site",
-        embeddings=home / "embeddings",
         open_sam=never if sam is None else lambda: sam,
         compute=CPU,
-        max_image_px=10**6,
-        max_bad_share=max_bad_share,
         seal=seal,
         network=network,
     )
 
 
-def seeing_weights(images, share=0.3):
-    """Weights with which a fresh U-Net++ sees something in about `share` of these images' pixels.
+def seeing_weights(images, fraction=0.3):
+    """Weights of a U-Net++ that predicts foreground in about `fraction` of these images' pixels.
 
-    images: (N, 3, S, S) uint8. A share of 0 sees nothing anywhere.
+    images: (N, 3, S, S) uint8. With a fraction of 0 it predicts none anywhere.
     """
     weights = weights_of(build_model(MODEL, seed=0))
     model = build_model(MODEL, seed=0)
@@ -89,34 +96,25 @@ def seeing_weights(images, share=0.3):
     logits = np.log(seen / (1 - seen))
     head, bias = "segmentation_head.0.weight", "segmentation_head.0.bias"
     gain = np.float32(3 / logits.std())
-    level = np.quantile(logits, 1 - share) if share else logits.max() + 30 / gain
+    level = np.quantile(logits, 1 - fraction) if fraction else logits.max() + 30 / gain
     weights[head] = weights[head] * gain
     weights[bias] = ((weights[bias] - level) * gain).astype(np.float32)
     return weights
 
 
 def plan(method="knowmine", *, seed=0, training=None, **mining):
-    """One tiny step a round; all images are mined and kept, and two judge, unless told otherwise."""
+    """Rounds of one tiny step that mine all images, from the first round on."""
     return Plan.model_validate(
         {
             "method": method,
             "seed": seed,
             "model": MODEL,
             "training": {"steps": 1, "batch": 2, **(training or {})},
-            "mining": {
-                "warmup_rounds": 0,
-                "images": 0,
-                "keep_first": 1.0,
-                "keep_last": 1.0,
-                "min_quality": 0.0,
-                "min_probe_images": 2,
-                "tune_steps": 0,
-                **mining,
-            },
+            "mining": {"warmup_rounds": 0, "images": 0, **mining},
         }
     )
 
 
-def task(weights, plan, round_=2, rounds=4, calibration=SAM_HELPS, decoder=None):
-    """What a server would ask."""
-    return TrainTask(round_, rounds, plan, weights, calibration, decoder or {})
+def task(weights, plan, round_=2, rounds=4, calibration=SAM_HELPS):
+    """The server's task for a training round."""
+    return TrainTask(round_, rounds, plan, weights, calibration)

@@ -4,7 +4,7 @@ import pytest
 
 from knowmine.client.paths import prepare
 from knowmine.shared.errors import CannotWrite, UsageError
-from knowmine.shared.lock import FolderLock
+from knowmine.shared.files import FolderLock
 
 OLD = {
     "answers/update-1.safetensors": b"an answer",

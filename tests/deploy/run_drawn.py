@@ -1,4 +1,4 @@
-"""A finished run that never ran: the summary and gallery that the report is tested with."""
+"""An invented run: the summary and the gallery that the report is tested with."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def summary_of(sites=("lyon", "bergen", "porto"), rounds=5, *, sam=True, status=
     }
 
 
-def gallery_of(images=6, px=224, *, sam=True, truth=True, site="lyon", stem="phantom"):
+def gallery_of(images=6, px=224, *, sam=True, truth=True, site="lyon", case="phantom"):
     """Pseudo-labels of drawn images: the true masks, bent."""
     rng = np.random.default_rng(images)
     items = []
@@ -81,14 +81,14 @@ def gallery_of(images=6, px=224, *, sam=True, truth=True, site="lyon", stem="pha
         known = resize_mask((mask > 0).astype(np.uint8), px)
         unet = ndimage.gaussian_filter(np.roll(known, 7, 1) * 1.0, 5) * rng.uniform(0.7, 1)
         other = ndimage.gaussian_filter(ndimage.grey_dilation(known, (9, 9)) * 1.0, 2)
-        quality = float(rng.uniform(0.4, 0.97))
+        predicted = float(rng.uniform(0.4, 0.97))
         items.append(
             GalleryItem(
                 site=site,
                 round=2 + index % 3,
-                stem=f"{stem}-{index}",
-                quality=quality,
-                kept=quality > 0.6,
+                case=f"{case}-{index}",
+                predicted=predicted,
+                kept=predicted > 0.6,
                 true_dice=float(rng.uniform(0.3, 0.97)) if truth else None,
                 image=resize_image(image, px),
                 unet=unet,

@@ -141,6 +141,17 @@ def test_wrong_use_is_explained(case, run, tmp_path, monkeypatch):
     assert seen.code == 2 and message in said and not (tmp_path / "run").exists()
 
 
+def test_a_run_of_a_former_layout_is_not_resumed(run, tmp_path):
+    """Exit code 2 and one line: the first key that is not known, and what to do."""
+    old = {"plan": {"mining": {"weight": 1.0, "ramp_rounds": 1}}}
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    seen = run("--resume", tmp_path)
+    words = (
+        r"written by another version of knowmine \(`plan\.mining\.weight` .*\); use that version"
+    )
+    assert seen.code == 2 and re.search(words, seen.err) and "ramp_rounds" not in seen.err
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(run, settings, data, tmp_path):
     """The message says how to go on with it."""
     out = tmp_path / "run"
@@ -174,7 +185,7 @@ def no_images(folder):
         image.unlink()
 
 
-def one_stem_twice(folder):
+def one_case_twice(folder):
     Image.new("RGB", (48, 40)).save(folder / "images" / "case-00.jpg")
 
 
@@ -203,12 +214,12 @@ def a_mask_alone(folder):
 
 SPOILED = {
     no_images: "holds no image (found: nothing)",
-    one_stem_twice: "case-00.jpg and case-00.png, two files of one stem",
+    one_case_twice: "case-00.jpg and case-00.png, two files with one case id",
     masks_of_another_size: "its mask is 8x8 pixels and its image 48x40",
     masks_of_grey: "cannot be used, expected at most 10% (max_bad_share)",
     all_unreadable: "cannot be used, expected at most 10% (max_bad_share)",
     no_labels: "none of the 2 sites has a labelled image",
-    a_mask_alone: "1 masks have no image of the same stem (case-03)",
+    a_mask_alone: "1 masks have no image with the same case id (case-03)",
 }
 
 
@@ -282,7 +293,7 @@ def test_empty_masks_are_pointed_out(run, settings, own_data, tmp_path):
         Image.new("L", (48, 40)).save(mask)
     words = ("--data", own_data, "--rounds", "1", "--out", tmp_path / "run")
     seen = run(settings(), *words)
-    assert seen.code == 0 and "masks are empty: nothing but background" in " ".join(
+    assert seen.code == 0 and "masks are empty: only background" in " ".join(
         seen.out.split()
     )
 

@@ -33,5 +33,5 @@ def test_the_example_is_never_written_over_a_file(tmp_path):
 
 def test_a_missing_file_names_the_way_to_one(tmp_path):
     """The message says what to do."""
-    with pytest.raises(UsageError, match="--example gives one"):
+    with pytest.raises(UsageError, match="let --example write one"):
         raise provision(tmp_path / "federation.yaml", "--out", tmp_path / "fed").exception

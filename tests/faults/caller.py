@@ -14,14 +14,12 @@ from knowmine.shared.log import silent
 from knowmine.shared.settings import read_settings
 from knowmine.shared.wire import codec
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.common.constant import TIMESTAMP_HEADER  # isort: skip
-from flwr.proto.fleet_pb2 import PullMessagesRequest  # isort: skip
-from flwr.supercore.constant import (  # isort: skip
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
 )
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message  # isort: skip
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 
 class Caller:
@@ -40,14 +38,11 @@ class Caller:
         self.link._join()
         return self
 
-    def next_question(self):
-        """The next message of the server and its run."""
-        while True:
-            request = PullMessagesRequest(node=self.link._node)
-            found = self.link._client.PullMessages(request)
-            if found.messages_list:
-                head = found.messages_list[0]
-                return head, found.message_object_trees[0]
+    def next_task(self):
+        """Head and parts of the server's next task."""
+        while (found := self.link._fleet.next_task()) is None:
+            pass
+        return found
 
     def close(self) -> None:
         self.link.close()

@@ -12,9 +12,8 @@ from knowmine.shared.wire import codec
 from tests.faults.caller import Caller
 from tests.faults.tiny import initial
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import ConfigRecord, Message, RecordDict  # isort: skip
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError  # isort: skip
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 
 @pytest.mark.parametrize(
@@ -53,13 +52,10 @@ class Impostor:
             message, run = self.question()
             if message.metadata.message_type == kind:
                 return message, run
-            self.link._send_once(named(self.honest(worker, message)), run)
+            self.link._fleet.send(named(self.honest(worker, message)), run)
 
     def question(self):
-        head, tree = self.caller.next_question()
-        from flwr.common.serde import message_from_proto
-
-        head = message_from_proto(head)
+        head, tree = self.caller.next_task()
         return self.link._fetch(head, tree), head.metadata.run_id
 
     @staticmethod
@@ -98,9 +94,9 @@ def test_the_same_answer_twice(two):
     question, run = lyon.until_asked("train")
     task = codec.unpack_train_task(question.content)
     reply = named(Message(codec.pack_reply(update(task, 1)), reply_to=question))
-    lyon.link._send_once(reply, run)
+    lyon.link._fleet.send(reply, run)
     two.logged("update", site="lyon")
-    statuses = refusals(lambda: lyon.link._send_once(reply, run))
+    statuses = refusals(lambda: lyon.link._fleet.send(reply, run))
     question, run = lyon.until_asked("evaluate")
     lyon.caller.close()
     assert statuses == [410]
@@ -119,8 +115,8 @@ def test_a_second_answer_beside_half_of_a_first(two):
         named(Message(codec.pack_reply(update(task, add)), reply_to=question)) for add in (1, 5)
     )
     heads_only(lyon.link, first)
-    statuses = refusals(lambda: lyon.link._send_once(second, run))
-    lyon.link._send_once(first, run)
+    statuses = refusals(lambda: lyon.link._fleet.send(second, run))
+    lyon.link._fleet.send(first, run)
     lyon.until_asked("evaluate")
     lyon.caller.close()
     assert statuses == [410]
@@ -135,7 +131,7 @@ def test_an_answer_to_a_question_that_was_never_asked(two):
     question, run = lyon.until_asked("train")
     question.metadata.__dict__["_message_id"] = hashlib.sha256(b"never").hexdigest()
     reply = named(Message(RecordDict(), reply_to=question))
-    assert refusals(lambda: lyon.link._send_once(reply, run)) == [410]
+    assert refusals(lambda: lyon.link._fleet.send(reply, run)) == [410]
     lyon.caller.close()
     two.sites.revoke("lyon")
     assert [server.ended(), oslo.ended()] == [0, 0]
@@ -155,7 +151,7 @@ def test_an_answer_of_another_kind(two, content):
         "other records": RecordDict({"update": ConfigRecord({"round": "one"})}),
         "weights of another model": codec.pack_reply(Update(task.round, other, 8, 0, 0.5, 0.0)),
     }[content]
-    lyon.link._send_once(named(Message(records, reply_to=question)), run)
+    lyon.link._fleet.send(named(Message(records, reply_to=question)), run)
     refusal = two.logged("refused", site="lyon")[0]["reason"]
     lyon.caller.close()
     two.sites.revoke("lyon")
@@ -176,11 +172,11 @@ def test_an_answer_of_many_parts_that_is_too_large(two):
     )
     before = server.peak_mb()
     heard = list[int]()
-    hooks = lyon.link._client._client.event_hooks["response"]
+    hooks = lyon.link._fleet.calls._client.event_hooks["response"]
     hooks.insert(0, lambda response: heard.append(response.status_code))
     # Parts go up side by side: one is refused, and another may hear first that the answer is gone.
     with pytest.raises((httpx.HTTPStatusError, ObjectPushError)):
-        lyon.link._send_once(reply, run)
+        lyon.link._fleet.send(reply, run)
     assert 413 in heard
     assert server.peak_mb() - before < 60
     refusal = two.logged("refused", site="lyon")[0]["reason"]
@@ -202,7 +198,7 @@ def test_an_answer_that_is_no_message(two):
     lyon.caller.close()
     two.sites.revoke("lyon")
     assert [server.ended(), oslo.ended()] == [0, 0]
-    assert "not an answer" in reason or "not a knowmine" in reason
+    assert "not a readable reply" in reason or "not a knowmine" in reason
 
 
 def test_an_answer_that_names_a_part_twice(two):
@@ -214,7 +210,7 @@ def test_an_answer_that_names_a_part_twice(two):
     request = announcement(lyon.link, reply)
     tree = request.message_object_trees[0]
     tree.children.append(tree.children[0])
-    assert refusals(lambda: lyon.link._client.PushMessages(request)) == [400]
+    assert refusals(lambda: lyon.link._fleet.calls.PushMessages(request)) == [400]
     lyon.caller.close()
     two.sites.revoke("lyon")
     assert [server.ended(), oslo.ended()] == [0, 0]
@@ -222,7 +218,7 @@ def test_an_answer_that_names_a_part_twice(two):
 
 def heads_only(link, reply):
     """Announce an answer and send none of its parts."""
-    link._client.PushMessages(announcement(link, reply))
+    link._fleet.calls.PushMessages(announcement(link, reply))
 
 
 def push_under(link, reply, thing, run):
@@ -234,10 +230,10 @@ def push_under(link, reply, thing, run):
     request.messages_list[0].metadata.message_id = thing.object_id
     del request.message_object_trees[:]
     request.message_object_trees.append(get_object_tree(thing))
-    expected = link._client.PushMessages(request)
-    link._client.PushObject(
+    expected = link._fleet.calls.PushMessages(request)
+    link._fleet.calls.PushObject(
         PushObjectRequest(
-            node=link._node,
+            node=link._fleet.node,
             run_id=run,
             object_id=thing.object_id,
             object_content=thing.deflate(),
@@ -254,7 +250,7 @@ def announcement(link, reply):
 
     with no_object_id_recompute():
         return PushMessagesRequest(
-            node=link._node,
+            node=link._fleet.node,
             messages_list=[message_to_proto(remove_content_from_message(reply))],
             message_object_trees=[get_object_tree(reply)],
             clientapp_runtime_list=[0.0],

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from knowmine.client.audit.heads import heads_in
-from knowmine.client.audit.log import record_of
+from knowmine.client.paths import audit_log_of
 from knowmine.client.audit.report import read_public
 from knowmine.client.audit.verify import verify
 from knowmine.shared.trust.keys import audit_line, load_audit_key
@@ -18,7 +18,7 @@ def audited(stage):
     server = stage.serve()
     sites = [stage.join(name) for name in ("lyon", "oslo")]
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
-    record = record_of(stage.home("lyon") / "state")
+    record = audit_log_of(stage.home("lyon") / "state")
     public = audit_line(load_audit_key(stage.home("lyon") / "keys" / "audit.key"))
     servers = [read_public(stage.folder / "keys" / "server.crt")]
 

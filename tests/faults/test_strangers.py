@@ -16,7 +16,7 @@ from knowmine.shared.trust.certificates import CLIENT, load_certificate, make_ce
 from tests.faults.caller import signed, tls_client
 from tests.faults.stage import Stage
 
-from flwr.proto.fleet_pb2 import ActivateNodeRequest  # isort: skip
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 JOIN = "/v1/fleet/activate-node"
 

@@ -90,17 +90,16 @@ def serve(options):
 
 def swell(how):
     """Have this server send 100 MB more with each task, in parts that differ or in one named often."""
-    from knowmine.shared.wire import codec
+    from knowmine.shared.wire import codec, tensors
 
-    # wire has told Flower to phone nobody; only now may Flower be imported.
-    from flwr.app import Array, ArrayRecord  # isort: skip
+    from flwr.app import Array, ArrayRecord
 
     size = 100_000_000
     data = {
         "swollen": lambda: np.random.default_rng(0).bytes(size),
         "repeated": lambda: bytes(size),
     }
-    more = ArrayRecord({"all": Array("uint8", (size,), codec.STYPE, data[how]())})
+    more = ArrayRecord({"all": Array("uint8", (size,), tensors.STYPE, data[how]())})
     real = codec.pack_tasks
 
     def swollen(*arguments):

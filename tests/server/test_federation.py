@@ -2,7 +2,6 @@
 
 import json
 import threading
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from knowmine.server.settings import ServerSettings
 from knowmine.shared.errors import UsageError
 from knowmine.shared.settings import read_settings
 from knowmine.shared.trust.certificates import expires, load_certificate
-from knowmine.shared.weights import digest_of, load_notes, load_weights
-from tests.drawn_decoder import drawn_decoder
+from knowmine.shared.weights import load_notes, load_weights
 from tests.faults.tiny import TinyWorker, initial
 from tests.provisioned import NOW, Federation
 
 
 class Watch:
-    """Nobody looks."""
+    """A watch that does nothing."""
 
     def round_started(self, round_, rounds):
         pass
@@ -45,21 +43,12 @@ def settings_of(federation, **more):
     return read_settings(ServerSettings, federation.folder / "server.yaml", flags)
 
 
-class Tuner(TinyWorker):
-    """Sends SAM's decoder in the first round, and says what it gets."""
-
-    def improve(self, task):
-        self._note(f"decoder of {len(task.decoder)} tensors")
-        update = super().improve(task)
-        return replace(update, decoder={} if task.decoder else drawn_decoder(0.5))
-
-
-def take_part(federation, site, port, stop, kind):
+def take_part(federation, site, port, stop):
     home = federation.home(site)
     flags = {"network.server": f"127.0.0.1:{port}"}
     settings = read_settings(ClientSettings, home / "client.yaml", flags)
     settings.state.mkdir()
-    worker = kind(site, 1000, 0, "", settings.state / "diary")
+    worker = TinyWorker(site, 1000, 0, "", settings.state / "diary")
     thread = threading.Thread(target=Resident(settings, lambda: worker).run, args=(stop,))
     thread.start()
     return thread
@@ -76,7 +65,7 @@ def port_of(run: Path):
 def running(federation):
     """The federation's whole run with one site, whose certificate is as old as asked."""
 
-    def run(age: timedelta, worker=TinyWorker, **more):
+    def run(age: timedelta, **more):
         admit_request(federation.enrol("lyon", now=NOW - age), federation.folder, NOW - age)
         settings, stop = settings_of(federation, **more), threading.Event()
         settings.out.mkdir()
@@ -86,7 +75,7 @@ def running(federation):
             while not (settings.out / "run.log.jsonl").exists() or not port_of(settings.out):
                 if stop.wait(0.02):
                     return
-            site.append(take_part(federation, "lyon", port_of(settings.out), stop, worker))
+            site.append(take_part(federation, "lyon", port_of(settings.out), stop))
 
         starter = threading.Thread(target=start_site)
         starter.start()
@@ -118,21 +107,6 @@ def test_a_run_ends_alike_with_small_updates(running):
     assert 4 * summary["per_round"][1]["bytes_up"] < summary["per_round"][0]["bytes_down"] / 2
 
 
-@pytest.mark.parametrize("form", ["none", "int8"])
-def test_sams_decoder_goes_to_the_server_and_back(running, federation, form):
-    """The first answer is larger than its question by it, and is taken all the same."""
-    sharing = {"plan.mining.share_decoder": True, "plan.transport.update": form}
-    settings, summary = running(timedelta(0), Tuner, **sharing)
-    assert summary["status"] == "done" and not summary["per_round"][0]["refused"]
-    kept = load_weights(settings.out / "checkpoints" / "0002.decoder.safetensors")
-    assert digest_of(kept) == digest_of(drawn_decoder(0.5))
-    diary = (federation.home("lyon") / "state" / "diary").read_text().splitlines()
-    assert [line for line in diary if "decoder" in line] == [
-        "decoder of 0 tensors",
-        "decoder of 120 tensors",
-    ]
-
-
 def test_a_site_renews_its_certificate_by_itself(running, federation):
     """Twenty days before the end of the old one; both serve until that."""
     running(timedelta(days=345))
@@ -141,7 +115,7 @@ def test_a_site_renews_its_certificate_by_itself(running, federation):
     assert expires(used) - NOW > timedelta(days=300) and len(pinned) == 2
 
 
-def test_a_server_that_admitted_nobody_says_what_to_do(federation):
+def test_a_server_without_sites_says_what_to_do(federation):
     """It would wait in vain."""
     with pytest.raises(UsageError, match=r"no site is admitted .*`knowmine-server admit`"):
         run_federation(settings_of(federation), Watch())

@@ -17,7 +17,7 @@ import pytest
 from knowmine.client.cli import app as client
 from knowmine.deploy.cli import app as simulate
 from knowmine.deploy.commands import app as server
-from knowmine.shared import talk
+from knowmine.shared import verbosity
 from knowmine.shared.command import command_of, commands_in, run_command
 from knowmine.shared.log import open_log
 from knowmine.shared.version import code_digest
@@ -82,9 +82,9 @@ TABBED = {"bash": typed("bash", b"\t"), "zsh": typed("zsh", b"\t\t"), "fish": as
 @pytest.fixture(autouse=True)
 def usual():
     """Every test begins and ends with a command that says the usual."""
-    talk.set_level(talk.USUAL)
+    verbosity.set_level(verbosity.USUAL)
     yield
-    talk.set_level(talk.USUAL)
+    verbosity.set_level(verbosity.USUAL)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -150,7 +150,7 @@ def test_a_log_says_its_lines_where_one_asked_for_them(tmp_path, capsys):
     with open_log(tmp_path / "usual.jsonl") as log:
         log.event("round", number=1)
     assert capsys.readouterr().err == ""
-    talk.set_level(talk.VERBOSE)
+    verbosity.set_level(verbosity.VERBOSE)
     with open_log(tmp_path / "verbose.jsonl") as log:
         log.event("round", number=2)
     assert capsys.readouterr().err == (tmp_path / "verbose.jsonl").read_text()

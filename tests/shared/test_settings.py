@@ -1,5 +1,6 @@
 """Settings: wrong ones are refused with file, key and repair."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from knowmine.client.egress.policy import Policy
+from knowmine.client.settings import ClientSettings
+from knowmine.deploy.simulation.settings import SimulationSettings
+from knowmine.server.settings import ServerSettings
 from knowmine.shared.errors import SettingsError
-from knowmine.shared.settings import ModelSettings, Plan, Settings, read_settings
+from knowmine.shared.settings import REMOVED, ModelSettings, Plan, Settings, read_settings
 
 
 class Role(Settings):
@@ -77,7 +82,7 @@ def test_an_unknown_key_like_no_other_gets_the_list():
         ("training.learning_rate", float("nan"), r"`training\.learning_rate`"),
         ("training.steps", "many", r"`training\.steps`: .*\(found 'many'\)"),
         ("method", "magic", r"`method`: .*'supervised', .*\(found 'magic'\)"),
-        ("mining.keep_last", 0.1, "keep_last.*below mining.keep_first"),
+        ("mining.fraction", 1.0, r"`mining\.fraction`: .*less than 1 \(found 1\.0\)"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_was_found(key, value, words):
@@ -112,6 +117,58 @@ def test_a_missing_file_is_named(tmp_path):
     """The path in the message is the one that was asked for."""
     with pytest.raises(SettingsError, match=r"cannot read settings file .*gone\.yaml"):
         read_settings(Plan, tmp_path / "gone.yaml", {})
+
+
+OF_PLAN = [key for key in REMOVED if key.split(".")[0] in Plan.model_fields]
+
+
+@pytest.mark.parametrize("key", OF_PLAN)
+def test_a_removed_key_is_named_with_what_takes_its_place(tmp_path, key):
+    """An old settings file gets the key, that it was removed, and what to do instead."""
+    section, name = key.split(".")
+    file = written(tmp_path, f"plan:\n  {section}:\n    {name}: 1\n")
+    with pytest.raises(SettingsError) as caught:
+        read_settings(Role, file, {})
+    assert str(caught.value) == f"{file}: `plan.{key}` was removed: {REMOVED[key]}"
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("mining.share", "use mining.fraction"),
+        ("mining.keep_first", "all pseudo-labels of sufficient quality are kept"),
+        ("training.decay", "the learning rate falls from the first round to the last"),
+    ],
+)
+def test_a_removed_key_is_named_as_a_flag_too(key, instead):
+    """Without a file there is no file to name."""
+    with pytest.raises(SettingsError) as caught:
+        read_settings(Plan, None, {key: 1})
+    assert str(caught.value) == f"`{key}` was removed: {instead}"
+
+
+def test_a_removed_key_of_a_role_is_named(tmp_path):
+    """The policy's key stands at the top of its file."""
+    with pytest.raises(SettingsError, match=r"`sam_decoder` was removed: SAM never leaves a site"):
+        read_settings(Policy, written(tmp_path, "sam_decoder: false\n"), {})
+
+
+def keys_of(kind: type[Settings], section: str = "") -> Iterator[str]:
+    """Each key with its section, as `REMOVED` spells them: `training.steps`, `seed`."""
+    for name, field in kind.model_fields.items():
+        yield f"{section}.{name}" if section else name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from keys_of(field.annotation, name)
+
+
+def test_no_removed_key_exists():
+    """A key that came back would be refused in words that are wrong."""
+    roles: tuple[type[Settings], ...] = (
+        Plan, ClientSettings, ServerSettings, SimulationSettings, Policy
+    )  # fmt: skip
+    existing = {key for role in roles for key in keys_of(role)}
+    assert "mining.fraction" in existing
+    assert not existing & set(REMOVED)
 
 
 yaml_values = st.recursive(
@@ -153,14 +210,8 @@ def test_any_file_is_settings_or_refused(tmp_path_factory, content):
     ],
 )
 def test_a_plan_knows_whether_it_needs_sam(method, sam, asks):
-    """The paper's recipe always, two methods never, knowmine as it is told."""
-    assert Plan.model_validate({"method": method, "mining": {"sam": sam}}).asks_sam == asks
-
-
-def test_nothing_is_distilled_from_a_sam_that_is_not_there():
-    """Two settings that contradict each other are refused, not chosen from."""
-    with pytest.raises(ValidationError, match=r"distil_steps.*sam is never"):
-        Plan.model_validate({"mining": {"sam": "never", "distil_steps": 5}})
+    """The paper's method always, two methods never, knowmine by its setting."""
+    assert Plan.model_validate({"method": method, "mining": {"sam": sam}}).uses_sam == asks
 
 
 def test_settings_are_frozen():
@@ -173,19 +224,3 @@ def test_a_plan_survives_its_json():
     """A task carries the plan as JSON, and the site reads the same plan."""
     plan = Plan(seed=5, method="paper")
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
-
-
-@pytest.mark.parametrize(
-    ("changes", "shares"),
-    [
-        ({}, True),
-        ({"method": "paper"}, False),
-        ({"mining": {"share_decoder": False}}, False),
-        ({"mining": {"share_decoder": True, "tune_steps": 0}}, False),
-        ({"mining": {"share_decoder": True, "sam": "never"}}, False),
-    ],
-)
-def test_a_decoder_is_shared_where_one_is_tuned(changes, shares):
-    """A plan of another method may leave the switch on: the harness compares methods so."""
-    plan = Plan.model_validate({"mining": {"share_decoder": True}, **changes})
-    assert plan.shares_decoder == shares

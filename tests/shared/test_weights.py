@@ -1,8 +1,6 @@
 """Named arrays: digests that tell them apart, files that are whole or not there."""
 
-import errno
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from knowmine.shared.weights import (
     load_weights,
     manifest_of,
     save_weights,
-    write_atomically,
 )
 
 arrays = hnp.arrays(
@@ -117,22 +114,3 @@ def test_a_folder_is_not_weights(tmp_path):
     """A path of the wrong kind is refused in words."""
     with pytest.raises(WeightsError):
         load_weights(tmp_path)
-
-
-def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
-    """Until the new content is whole, the old one stays."""
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    (tmp_path / "file.tmp").symlink_to("/dev/full")
-    with pytest.raises(OSError) as caught:
-        write_atomically(path, b"new")
-    left = [entry.name for entry in tmp_path.iterdir()]
-    assert (caught.value.errno, path.read_bytes(), left) == (errno.ENOSPC, b"old", ["file"])
-
-
-def test_a_second_write_replaces_the_first(tmp_path):
-    """The newest content counts."""
-    path: Path = tmp_path / "file"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"

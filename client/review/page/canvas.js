@@ -1,8 +1,8 @@
-// The image with its masks: zoom, pan, brush and eraser. It knows nothing of cases or servers.
+// Draw the image with its masks; zoom, pan, brush and eraser. No cases and no server here.
 
 const COLOURS = { unet: [34, 211, 238], sam: [250, 204, 21], label: [74, 222, 128], mine: [244, 114, 182] };
-const FILL = 64; // alpha of a mask's inside, so that the tissue is still seen
-const NOTHING = { points: [], base: null };
+const FILL = 64; // alpha of a mask's inside, so that the tissue stays visible
+const NO_CLICKS = { points: [], base: null };
 const KEPT = 60; // strokes that can be undone
 
 export class Stage {
@@ -15,7 +15,7 @@ export class Stage {
     this.hidden = false;
     this.tool = "brush";
     this.radius = 12;
-    this.asked = NOTHING; // the clicks on one object, and the mask before the first of them
+    this.clicks = NO_CLICKS; // the clicks on one object, and the mask before the first click
     this.pointer = null;
     this.image = null;
     this.view = { scale: 1, x: 0, y: 0 };
@@ -34,10 +34,10 @@ export class Stage {
     canvas.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** Show a case: its image and masks, each width x height; `mask` is what is worked on. */
+  /** Show a case. image and masks: width x height each; mask: the one that the person edits. */
   show(width, height, image, masks, mask) {
     const other = !this.image || width !== this.width || height !== this.height;
-    Object.assign(this, { width, height, image, mask: mask.slice(), past: [], future: [], asked: NOTHING });
+    Object.assign(this, { width, height, image, mask: mask.slice(), past: [], future: [], clicks: NO_CLICKS });
     this.drag = null;
     this.layers = {};
     this.edge = Math.max(1, Math.round(Math.max(width, height) / 420));
@@ -50,9 +50,9 @@ export class Stage {
 
   clear() { this.image = null; this.draw(); }
 
-  /** Remember the mask as it is, before it changes. */
+  /** Call before the mask changes, so that undo can bring it back. */
   remember() {
-    this.past.push({ mask: this.mask.slice(), asked: this.asked });
+    this.past.push({ mask: this.mask.slice(), clicks: this.clicks });
     if (this.past.length > KEPT) this.past.shift();
     this.future = [];
   }
@@ -63,8 +63,8 @@ export class Stage {
     this.draw();
   }
 
-  /** The next click on SAM begins another object. */
-  forgetClicks() { this.asked = NOTHING; this.draw(); }
+  /** The next SAM click starts another object. */
+  forgetClicks() { this.clicks = NO_CLICKS; this.draw(); }
 
   undo() { return this.#travel(this.past, this.future); }
   redo() { return this.#travel(this.future, this.past); }
@@ -91,7 +91,7 @@ export class Stage {
     this.draw();
   }
 
-  /** Draw in the next frame, however often it is asked for. */
+  /** Draw once in the next frame, however often this is called. */
   draw() {
     if (this.waiting) return;
     this.waiting = true;
@@ -114,7 +114,7 @@ export class Stage {
       }
     }
     context.lineWidth = 1.5 / view.scale;
-    for (const { x, y, inside } of this.asked.points) {
+    for (const { x, y, inside } of this.clicks.points) {
       context.beginPath();
       context.arc(x + 0.5, y + 0.5, 6 / view.scale, 0, 7);
       context.fillStyle = inside ? "#4ade80" : "#f87171";
@@ -206,7 +206,7 @@ export class Stage {
     this.events.click(Math.floor(u), Math.floor(v), inside);
   }
 
-  /** Discs along a line; what lies outside the image is not drawn. */
+  /** Draw discs along a line, cut at the border of the image. */
   #stroke(u0, v0, u1, v1) {
     const r = this.radius, value = this.tool === "brush" ? 1 : 0;
     const steps = Math.max(1, Math.ceil(Math.hypot(u1 - u0, v1 - v0) / Math.max(1, r / 3)));
@@ -227,9 +227,9 @@ export class Stage {
 
   #travel(from, to) {
     if (!from?.length) return false;
-    to.push({ mask: this.mask, asked: this.asked });
-    const { mask, asked } = from.pop();
-    this.asked = asked;
+    to.push({ mask: this.mask, clicks: this.clicks });
+    const { mask, clicks } = from.pop();
+    this.clicks = clicks;
     this.replace(mask);
     return true;
   }
@@ -240,7 +240,7 @@ export class Stage {
     return layer;
   }
 
-  /** Colour the part of a layer between two corners: a soft inside, a firm edge. */
+  /** Colour a mask between two corners of a layer: a transparent inside and an opaque edge. */
   #tint(context, mask, [r, g, b], u0, v0, u1, v1) {
     const { width, height, edge } = this;
     const left = Math.max(0, Math.floor(u0)), top = Math.max(0, Math.floor(v0));

@@ -1,14 +1,15 @@
-// Speaks with the review's server; what it cannot deliver it keeps and sends again.
+// Send requests to the review's server; keep what cannot be delivered and send it again.
 
+/** The server answered with an error. */
 export class Refusal extends Error {
-  constructor(status, told) {
-    super(told.error || `the server answered ${status}`);
+  constructor(status, answer) {
+    super(answer.error || `the server answered ${status}`);
     this.status = status;
-    this.decision = told.decision || null;
+    this.decision = answer.decision || null;
   }
 }
 
-/** Nobody answered: the server is gone, for now. */
+/** The server did not answer. */
 export class Unreachable extends Error {}
 
 export async function ask(path, options = {}) {
@@ -20,17 +21,17 @@ export async function ask(path, options = {}) {
   }
   if (answer.ok) return answer;
   const text = await answer.text();
-  let told = { error: text };
-  try { told = JSON.parse(text); } catch { /* plain words */ }
-  throw new Refusal(answer.status, told);
+  let reason = { error: text };
+  try { reason = JSON.parse(text); } catch { /* plain text */ }
+  throw new Refusal(answer.status, reason);
 }
 
-/** Delivers one job after another, in order, until each was taken or refused for good. */
+/** Delivers jobs in order; each one until the server accepts it or refuses it for good. */
 export class Outbox {
   #jobs = [];
   #busy = false;
 
-  /** tell(waiting, error): called whenever the number of waiting jobs or the trouble changes. */
+  /** tell(waiting, error): called when the number of waiting jobs or the error changes. */
   constructor(tell, retryMs = 1500) {
     this.tell = tell;
     this.retryMs = retryMs;
@@ -38,11 +39,11 @@ export class Outbox {
 
   get waiting() { return this.#jobs.length; }
 
-  /** Resolves with the answer, rejects with a Refusal that no repetition would change.
-   * `options` may be a promise: what is still being prepared already counts as waiting. */
+  /** Resolves with the answer; rejects with a Refusal that is final.
+   * `options` may be a promise: a job that is still being prepared already counts as waiting. */
   send(id, path, options) {
     return new Promise((resolve, reject) => {
-      // A newer draft of a case makes one that still waits needless; the one under way goes on.
+      // A newer job with the same id replaces one that still waits, but not the one being sent.
       const old = this.#jobs.findIndex((job, i) => (i > 0 || !this.#busy) && job.id === id);
       if (id && old >= 0) this.#jobs.splice(old, 1)[0].resolve(null);
       this.#jobs.push({ id, path, options, resolve, reject });
@@ -79,7 +80,7 @@ export class Outbox {
   }
 }
 
-/** A mask's PNG as one byte a pixel, 0 or 1; null where there is none. */
+/** A mask from the server's PNG: one byte a pixel, 0 or 1; null if there is none. */
 export async function readMask(answer) {
   if (answer.status === 204) return null;
   const picture = await createImageBitmap(await answer.blob());

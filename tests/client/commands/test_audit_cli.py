@@ -8,8 +8,9 @@ import zipfile
 import pytest
 import yaml
 
-from knowmine.client.audit.log import Chain, record_of
+from knowmine.client.audit.log import Chain
 from knowmine.client.cli import main
+from knowmine.client.paths import audit_log_of
 from knowmine.shared.trust.keys import audit_line, make_audit_key
 
 
@@ -26,7 +27,7 @@ def home(tmp_path):
         "data": "data",
     }
     (tmp_path / "client.yaml").write_text(yaml.safe_dump(values))
-    with Chain.open(record_of(tmp_path / "state"), key, site="lyon") as chain:
+    with Chain.open(audit_log_of(tmp_path / "state"), key, site="lyon") as chain:
         for n in (1, 2):
             chain.append("update", "out", run="77", round=n, digest=f"{n:02x}", bytes=20_000_000)
             chain.append("scores", "out", run="77", round=n, bytes=40)
@@ -70,14 +71,14 @@ def test_show_for_scripts(home, client):
 
 def test_verify_needs_the_file_and_the_public_key(home, client):
     """Exit code 0, and the head."""
-    record = str(record_of(home / "state"))
+    record = str(audit_log_of(home / "state"))
     said = client("audit", "verify", record, "--key", "audit.pub")
     assert said.startswith("Right: receipts 1 to 7") and "Head: " in said
 
 
 def test_verify_names_the_first_wrong_line(home, client):
     """Exit code 4."""
-    record = record_of(home / "state")
+    record = audit_log_of(home / "state")
     record.write_bytes(record.read_bytes().replace(b"20000000", b"10000000", 1))
     said = client("audit", "verify", str(record), "--key", "audit.pub", code=4)
     assert said.startswith("WRONG. receipts.jsonl, line 2:")

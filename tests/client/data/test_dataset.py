@@ -1,4 +1,4 @@
-"""Who gets which image, what is left out, and what a bad data folder is told."""
+"""Which image is used for what, what is left out, and what is said about a bad data folder."""
 
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from knowmine.client.data.dataset import (
     HiddenMasks,
     SiteData,
     load_images,
-    load_masks,
     open_site,
     refuse_many_bad,
     scan,
@@ -185,7 +184,7 @@ def test_all_labelled_names_the_images_without_mask(tmp_path):
 
 def test_too_many_labels_asked_for(tmp_path):
     """A count is a promise, not a wish."""
-    with pytest.raises(DataError, match="asked for 9 labelled images, only 8 have masks"):
+    with pytest.raises(DataError, match="asked for 9 labelled images, but only 8 have masks"):
         open_site("a", make_folder(tmp_path), labelled=9)
 
 
@@ -234,7 +233,7 @@ def test_a_missing_list_is_an_error(tmp_path):
 def test_unknown_stems_in_a_list_are_named(tmp_path, name):
     """Three of them, with the file."""
     (make_folder(tmp_path) / name).write_text("b1\nb2\nb3\nb4\na01\n")
-    with pytest.raises(DataError, match=rf"{name} names 4 stems .*\(b1, b2, b3, \.\.\.\)"):
+    with pytest.raises(DataError, match=rf"{name} names 4 cases .*\(b1, b2, b3, \.\.\.\)"):
         open_site("a", tmp_path)
 
 
@@ -258,7 +257,7 @@ def test_a_test_image_without_mask_is_left_out(tmp_path):
     (make_folder(tmp_path, 2, 2) / "test.txt").write_text("a01\na03\n")
     data, _ = open_site("a", tmp_path)
     assert stems(data.test) == {"a01"}
-    assert not data.left_out and data.warnings == ("1 test images have no mask and take no part",)
+    assert not data.left_out and data.warnings == ("1 test images have no mask and are not used",)
 
 
 def test_all_images_in_the_test_set(tmp_path):
@@ -288,7 +287,7 @@ def test_an_empty_probe_set_of_large_groups_is_said(tmp_path):
     """One group holds all labels, so none is left to judge."""
     write_groups(make_folder(tmp_path), 10)
     data, _ = open_site("a", tmp_path, group_by="sequence")
-    assert not data.probe and "probe set, which stays empty" in data.warnings[-1]
+    assert not data.probe and "calibration set, which stays empty" in data.warnings[-1]
 
 
 def test_a_list_that_cuts_a_group_is_refused(tmp_path):
@@ -331,7 +330,7 @@ def test_an_image_without_group_is_named(tmp_path):
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 9), max_size=12), st.integers(0, 40))
 def test_whole_groups_never_exceed_the_count(sizes, count):
-    """A probe set is never larger than its fraction."""
+    """A calibration set is never larger than its fraction."""
     assert sum(sizes[name] for name in whole_groups(sizes, count, 0, "probe")) <= count
 
 
@@ -371,14 +370,14 @@ def test_every_site_gets_an_image(tmp_path, alpha):
 
 def test_more_sites_than_images(tmp_path):
     """10 images, 2 of them test images."""
-    with pytest.raises(DataError, match="8 images beside the test set, too few for 9 sites"):
+    with pytest.raises(DataError, match="8 images outside the test set, too few for 9 sites"):
         split_sites(make_folder(tmp_path), 9)
 
 
 def test_more_sites_than_groups(tmp_path):
     """Groups are not cut to fill sites."""
     write_groups(make_folder(tmp_path, 8), 4)
-    with pytest.raises(DataError, match="1 groups of sequence beside the test set"):
+    with pytest.raises(DataError, match="1 groups of sequence outside the test set"):
         split_sites(tmp_path, 2, group_by="sequence", test_fraction=0.5)
 
 
@@ -412,13 +411,16 @@ def test_impossible_splits_are_refused(tmp_path, wrong):
 def test_dealing_loses_nothing_and_leaves_none_empty(sizes, weights):
     """Each group goes to exactly one site, each site has at least one."""
     named = {f"g{i}": size for i, size in enumerate(sizes)}
-    dealt = deal(named, [weight / sum(weights) for weight in weights])
+    dealt = deal(named, [weight / sum(weights) for weight in weights], none_empty=True)
     assert sorted(name for names in dealt for name in names) == sorted(named) and all(dealt)
 
 
 def test_large_groups_are_balanced():
     """7 + 2 against 5 + 4: nine images each."""
-    assert deal({"a": 7, "b": 5, "c": 4, "d": 2}, [0.5, 0.5]) == [["a", "d"], ["b", "c"]]
+    assert deal({"a": 7, "b": 5, "c": 4, "d": 2}, [0.5, 0.5], none_empty=True) == [
+        ["a", "d"],
+        ["b", "c"],
+    ]
 
 
 # ------------------------------------------------------------------------ bad folders
@@ -441,7 +443,7 @@ def test_no_image_in_the_folder(tmp_path):
 def test_two_files_with_one_stem(tmp_path, part):
     """Which of them would it be?"""
     write_image(make_folder(tmp_path, 2) / part / "a01.bmp")
-    with pytest.raises(DataError, match=r"a01\.bmp and a01\.png, two files of one stem"):
+    with pytest.raises(DataError, match=r"a01\.bmp and a01\.png, two files with one case id"):
         scan(tmp_path)
 
 
@@ -602,14 +604,5 @@ def test_no_case_at_all_is_no_image(tmp_path):
 
 def test_masks_are_loaded_in_the_model_frame(tmp_path):
     """As zeros and ones."""
-    masks = load_masks(scan(make_folder(tmp_path, 2)), 12, 1)
-    assert masks.shape == (2, 12, 12) and set(np.unique(masks)) == {0, 1}
-
-
-def test_a_bad_mask_stops_load_masks(tmp_path):
-    """Rows must stay those of the cases."""
-    cases = scan(make_folder(tmp_path, 2))
-    cases[1].image.with_name("x").touch()
-    (tmp_path / "masks" / "a01.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a01\.png: cannot be read"):
-        load_masks(cases, 8, 1)
+    masks = load_images(scan(make_folder(tmp_path, 2)), 12, classes=1).masks
+    assert masks is not None and masks.shape == (2, 12, 12) and set(np.unique(masks)) == {0, 1}

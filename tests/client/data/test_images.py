@@ -229,7 +229,7 @@ def test_not_all_that_bears_the_mark_is_an_image(tmp_path, name):
         ({"syntax": DeflatedExplicitVRLittleEndian}, "deflated"),
         ({"Rows": 60_000, "Columns": 60_000}, "3600000000 pixels, expected at most"),
         ({"PixelData": b"12"}, "cannot be read"),
-        ({"Rows": 0}, "10x0 pixels, which is no image"),
+        ({"Rows": 0}, "10x0 pixels, which is not an image"),
     ],
 )
 def test_dicom_that_cannot_be_read_says_why(tmp_path, tags, says):

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 
-from knowmine.client.data.metrics import dice, hd95, iou, mean_over_classes, soft_dice
+from knowmine.client.data.metrics import dice, hd95, iou, mean_over_classes
 
 masks = arrays(bool, (9, 12))
 EMPTY, FULL = np.zeros((3, 4), bool), np.ones((3, 4), bool)
@@ -56,17 +56,6 @@ def test_hd95_forgives_a_twentieth_of_the_outline():
 def test_empty_masks_follow_the_rule(a, b, expected):
     """Two empty masks agree; one of two leaves a distance of the diagonal, 5 for 3 by 4."""
     assert (dice(a, b), iou(a, b), hd95(a, b)) == expected
-
-
-def test_soft_dice_of_halves_is_worked_by_hand():
-    """2 * (.5 * 1) / (.5 + .5 + 1)."""
-    assert soft_dice(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == 0.5
-
-
-@given(masks, masks)
-def test_soft_dice_of_hard_masks_is_dice(a, b):
-    """On zeros and ones the two definitions meet."""
-    assert soft_dice(a.astype(np.float32), b.astype(np.float32)) == pytest.approx(dice(a, b))
 
 
 @given(masks, masks)

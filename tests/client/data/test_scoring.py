@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knowmine.client.data.dataset import Case, HiddenMasks, load_images, load_masks, open_site
+from knowmine.client.data.dataset import Case, HiddenMasks, load_images, open_site
 from knowmine.client.data.scoring import Scorer, label_map, resize_probabilities
 
 ROOT = Path(__file__).parents[3]
@@ -130,7 +130,7 @@ def test_what_cannot_be_scored_is_known_before_the_run(tmp_path):
     problems = Scorer(hidden_of(tmp_path), 1).check(cases)
     assert [problem[:20] for problem in problems] == [
         "a: its mask cannot b",
-        "b: has no mask to be",
+        "b: has no mask to sc",
     ]
 
 
@@ -138,11 +138,11 @@ def test_what_cannot_be_scored_is_known_before_the_run(tmp_path):
 
 
 def test_no_other_source_file_reaches_for_hidden_paths():
-    """`.paths` of HiddenMasks and the scorer's copy of it are read in client/data/scoring.py alone."""
+    """Only client/data/scoring.py reads `.paths` of HiddenMasks and the scorer's copy of it."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sources()
-        if path != ROOT / "client" / "scoring.py"
+        if path != ROOT / "client" / "data" / "scoring.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("paths", "_paths")
     ]
@@ -150,8 +150,8 @@ def test_no_other_source_file_reaches_for_hidden_paths():
 
 
 def test_no_other_source_file_sees_cases_before_masks_are_hidden():
-    """`scan`, whose cases know all masks, serves the files that hide them and no others."""
-    allowed = {ROOT / "client" / name for name in ("folder.py", "division.py", "dataset.py")}
+    """Cases of `scan` hold all masks: only the files that hide masks may call it."""
+    allowed = {ROOT / "client" / "data" / f"{name}.py" for name in ("folder", "split", "dataset")}
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sources()
@@ -165,7 +165,7 @@ def test_no_other_source_file_sees_cases_before_masks_are_hidden():
 
 
 def test_hidden_masks_may_be_garbage_until_they_are_scored(tmp_path):
-    """Nobody notices, because nobody opens them: all labelled images and masks load."""
+    """All labelled images and masks load, because hidden masks are not opened."""
     data, hidden = open_site("a", folder_of(tmp_path, 12), labelled=0.5)
     for path in hidden.paths.values():
         path.write_bytes(b"garbage")
@@ -182,7 +182,6 @@ def test_no_hidden_mask_is_opened_while_a_site_is_opened_and_loaded(tmp_path):
         data, hidden = open_site("a", tmp_path, labelled=0.5)
         load_images(data.labelled + data.probe, PX, classes=1)
         load_images(data.unlabelled + data.test, PX)
-        load_masks(data.labelled + data.probe, PX, 1)
     shown = {str(case.mask) for case in data.labelled + data.probe}
     assert shown < opened and not opened & {str(path) for path in hidden.paths.values()}
 

@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from knowmine.client.audit.retention import Past
 from knowmine.client.egress.limits import MAX_STEPS, move_of
 from knowmine.client.egress.policy import Policy
-from knowmine.client.egress.questions import Asked, Past, size_of
+from knowmine.client.egress.questions import Asked, size_of
 from knowmine.client.egress.release import release
 from knowmine.shared.errors import EgressRefused
-from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.trust.countersign import digest_of_reply
 from knowmine.shared.weights import TensorSpec, digest_of_manifest
-from tests.drawn_decoder import drawn_decoder
 
 MANIFEST = {
     "a.weight": TensorSpec((2, 2), "float32"),
@@ -185,54 +184,6 @@ def test_a_move_is_measured_over_all_trained_weights():
     assert (move.norm, move.largest, move.where) == (1.0, 0.5, "a.weight")
 
 
-SHARING = dataclasses.replace(ASKED, shares_decoder=True, decoder=drawn_decoder(0.5))
-
-
-def test_a_decoder_that_moved_too_far_stays():
-    """From the federation's, which came with the question."""
-    update = dataclasses.replace(UPDATE, decoder=drawn_decoder(1.5))
-    with pytest.raises(
-        EgressRefused, match=r"sam\.mask_decoder.* as a change of 1; expected at most"
-    ):
-        out(update, SHARING, max_change=0.9)
-    assert out(update, SHARING, max_change=1.0).decoder
-
-
-FIRST = dataclasses.replace(SHARING, decoder={})
-
-
-@pytest.mark.parametrize(
-    ("policy", "leaves"),
-    [({}, True), ({"max_change": 99.0}, False), ({"max_update_norm": 9999.0}, False)],
-)
-def test_a_decoder_that_no_limit_can_be_held_to_stays(policy, leaves):
-    """Nothing came to measure the first one from; the model leaves all the same."""
-    seen = out(dataclasses.replace(UPDATE, decoder=drawn_decoder(1.5)), FIRST, **policy)
-    assert bool(seen.decoder) == leaves
-    assert all(seen.weights[name] is MOVED[name] for name in MANIFEST)
-
-
-@pytest.mark.parametrize("asked", [FIRST, SHARING])
-def test_a_site_may_keep_its_decoder(asked):
-    """Whatever the plan says; the model leaves, and the bytes are the model's alone."""
-    seen = out(dataclasses.replace(UPDATE, decoder=drawn_decoder(0.5)), asked, sam_decoder=False)
-    assert (seen.decoder, size_of(seen)) == ({}, size_of(UPDATE))
-
-
-def test_a_policy_cannot_share_a_decoder_that_the_plan_does_not():
-    """Yes is the loosest value, and opens nothing."""
-    with pytest.raises(EgressRefused, match="the run's plan shares none"):
-        out(dataclasses.replace(UPDATE, decoder=drawn_decoder()), ASKED, sam_decoder=True)
-
-
-def test_another_decoder_from_the_server_holds_nothing():
-    """SAM's is what counts, not what came."""
-    update = dataclasses.replace(UPDATE, decoder=drawn_decoder())
-    asked = dataclasses.replace(SHARING, decoder={"a.weight": SENT["a.weight"]})
-    with pytest.raises(EgressRefused, match="the server sent weights without sam"):
-        out(update, asked)
-
-
 def test_a_policy_needs_the_question():
     """Where nothing was asked there is nothing to hold an update against."""
     with pytest.raises(EgressRefused, match="the weights that it was made from"):
@@ -247,13 +198,6 @@ def test_an_update_from_few_cases_leaves_as_nothing():
     seen = out(min_cases=13)
     assert all(seen.weights[name] is SENT[name] for name in MANIFEST)
     assert (seen.labelled, seen.pseudo_labelled, seen.loss, seen.mined) == (0, 0, 0.0, Mined())
-
-
-@pytest.mark.parametrize(("fewest", "leaves"), [(8, True), (9, False), (13, False)])
-def test_a_decoder_tuned_on_few_labels_stays(fewest, leaves):
-    """It learns from the eight labelled images alone, whatever was pseudo-labelled beside them."""
-    update = dataclasses.replace(UPDATE, decoder=drawn_decoder())
-    assert bool(out(update, SHARING, min_cases=fewest).decoder) == leaves
 
 
 def test_small_counts_become_nought():
@@ -326,14 +270,6 @@ def test_the_last_update_of_the_budget_may_be_sent_again():
 def test_scores_need_no_round_of_the_budget():
     """After the last update the model is still scored."""
     assert out(SCORES, SCORED, past=Past(rounds=2), rounds=2)
-
-
-def test_a_decoder_counts_in_digest_and_bytes():
-    """What leaves beside the weights is no free ride; nor is it the weights'."""
-    update = dataclasses.replace(UPDATE, decoder=drawn_decoder())
-    other = dataclasses.replace(UPDATE, decoder=drawn_decoder(1.0))
-    assert size_of(update) == size_of(UPDATE) + DECODER_BYTES
-    assert len({digest_of_reply(each) for each in (UPDATE, update, other)}) == 3
 
 
 def test_the_bytes_budget_ends():

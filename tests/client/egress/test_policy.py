@@ -33,12 +33,6 @@ def test_a_policy_file_is_read(tmp_path):
     assert policy.gigabytes == LOOSEST.gigabytes
 
 
-def test_a_hospital_can_keep_its_sam_decoder(tmp_path):
-    """May leave is the loosest value, so a file that says nothing of it changes nothing."""
-    assert LOOSEST.sam_decoder
-    assert not read_policy(written(tmp_path, "sam_decoder: false\n")).sam_decoder
-
-
 @pytest.mark.parametrize(
     "line",
     ["rounds: 10001", "gigabytes: 1.0e+9", "min_cases: 0", "max_update_norm: 1.0e+5", "max_change: 101"],

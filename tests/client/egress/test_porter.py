@@ -11,15 +11,13 @@ from knowmine.client.audit.log import Chain
 from knowmine.client.audit.receipts import hash_of
 from knowmine.client.egress import approval
 from knowmine.client.egress.policy import Policy
-from knowmine.client.egress.porter import Porter, asked_by, facts_of
-from knowmine.client.egress.questions import NOTHING, size_of
+from knowmine.client.egress.porter import Porter
+from knowmine.client.egress.questions import size_of
 from knowmine.shared.errors import CannotWrite, DataError, EgressRefused, Interrupted
-from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.protocol import EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.trust.countersign import Confirmation, countersign, digest_of_reply
 from knowmine.shared.weights import digest_of, manifest_of
-from tests.drawn_decoder import drawn_decoder
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)
 SENT = {"a.weight": np.ones(4, np.float32)}
@@ -69,26 +67,6 @@ def test_a_receipt_tells_what_left(porter):
     assert (asked.digest, asked.bytes) == (digest_of(SENT), 16)
     assert (left.digest, left.bytes) == (digest_of_reply(UPDATE), size_of(UPDATE))
     assert (left.run, left.round, left.policy) == ("7", 1, Policy().digest())
-
-
-def test_a_receipt_tells_of_sams_decoder_too(porter):
-    """Both ways: what came with the question, and what left beside the weights."""
-    plan = Plan.model_validate({"mining": {"share_decoder": True}})
-    came, leaves = drawn_decoder(), drawn_decoder(0.5)
-    update = replace(UPDATE, decoder=leaves)
-    round_through(porter, replace(TASK, plan=plan, decoder=came), update)
-    asked, left = porter.chain.receipts[1:]
-    assert (asked.digest, asked.bytes) == (digest_of({**SENT, **came}), 16 + DECODER_BYTES)
-    assert (left.digest, left.bytes) == (digest_of_reply(update), size_of(update))
-
-
-def test_a_person_is_shown_that_a_decoder_would_leave():
-    """And where none would, no line is about it."""
-    asked, told = asked_by(TASK, "7"), {}
-    for update in (UPDATE, replace(UPDATE, decoder=drawn_decoder())):
-        told = facts_of(update, asked, Policy(), NOTHING, "ab")
-        assert ("SAM's tuned decoder" in told) == bool(update.decoder)
-    assert told["SAM's tuned decoder"] == "120 tensors, 16,233,360 bytes"
 
 
 def test_the_receipt_is_on_disk_before_the_answer_is_given_back(porter, path):

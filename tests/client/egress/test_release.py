@@ -10,13 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knowmine.client.egress.questions import Asked
 from knowmine.client.egress.release import release
 from knowmine.shared.errors import EgressRefused
-from knowmine.shared.mask_decoder import DECODER
 from knowmine.shared.protocol import GATES, Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.weights import TensorSpec
-from tests.drawn_decoder import drawn_decoder
 
 MANIFEST = {
     "a.weight": TensorSpec((2,), "float32"),
@@ -108,58 +105,6 @@ def test_what_is_hung_on_a_reply_stays_here():
     reply = replace(SCORES)
     object.__setattr__(reply, "names", ["patient-7"])
     assert not hasattr(released(reply), "names")
-
-
-def sharing(decoder: Any, shares: bool = True) -> Any:
-    """What leaves of an update with this decoder, where the plan shares it or not."""
-    asked = Asked("update", "7", 1, 5, UPDATE.weights, shares_decoder=shares)
-    return release(replace(UPDATE, decoder=decoder), manifest=MANIFEST, asked=asked)
-
-
-def test_sams_decoder_leaves_where_the_plan_shares_it():
-    """As it is, in its list's order; a site that tuned none sends none."""
-    decoder = drawn_decoder()
-    seen = sharing(dict(reversed(decoder.items()))).decoder
-    assert list(seen) == list(DECODER)
-    assert all(seen[name] is decoder[name] for name in DECODER)
-    assert sharing({}).decoder == {}
-
-
-BAD_DECODERS: dict[str, tuple[Any, str]] = {
-    "one tensor more": (
-        {**drawn_decoder(), "sam.image_encoder": np.zeros(2)},
-        "unknown 'sam.image_encoder'; expected exactly SAM's decoder's 120 tensors",
-    ),
-    "one tensor": ({"sam.mask_decoder.iou_token.weight": np.zeros(2)}, "without sam.mask_decoder"),
-    "the model's": (UPDATE.weights, "with unknown 'a.weight'"),
-    "no tensors": (7, "weights as 7; expected named tensors"),
-    "another shape": (
-        {**drawn_decoder(), "sam.mask_decoder.iou_token.weight": np.zeros(2, np.float32)},
-        r"iou_token.weight as \(2,\); expected shape \(1, 256\): send SAM's mask decoder",
-    ),
-    "another dtype": (
-        {**drawn_decoder(), "sam.mask_decoder.iou_token.weight": np.zeros((1, 256))},
-        "iou_token.weight as float64; expected float32",
-    ),
-    "not a number": (drawn_decoder(np.nan), "a tensor holding nan"),
-    "huge": (drawn_decoder(2e6), "holding 2000000.0"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_DECODERS)
-def test_another_decoder_than_sams_stays(case):
-    """Its list of tensors is a constant: nothing else can take its place."""
-    decoder, words = BAD_DECODERS[case]
-    with pytest.raises(EgressRefused, match="this site was about to send .*" + words):
-        sharing(decoder)
-
-
-def test_a_decoder_that_nobody_asked_for_stays():
-    """The run's plan says whether it may leave; without a question nobody asked."""
-    with pytest.raises(EgressRefused, match=r"SAM's decoder as 120 tensors; expected none: .*plan"):
-        sharing(drawn_decoder(), shares=False)
-    with pytest.raises(EgressRefused, match="SAM's decoder as 120 tensors"):
-        released(replace(UPDATE, decoder=drawn_decoder()))
 
 
 def test_a_site_without_probe_images_says_nothing_of_them():

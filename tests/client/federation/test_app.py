@@ -11,14 +11,13 @@ from knowmine.client.audit.log import Chain
 from knowmine.client.egress.policy import Policy
 from knowmine.client.egress.porter import Porter
 from knowmine.client.federation.app import client_app
-from knowmine.deploy.simulation.simulate import LocalGrid
+from knowmine.deploy.simulation.grid import LocalGrid
 from knowmine.shared.protocol import PROTOCOL, EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import digest_of_manifest, manifest_of
 from knowmine.shared.wire import codec
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Message  # isort: skip
+from flwr.app import Message
 
 ROOT = Path(__file__).parents[3]
 SENT = {"a.weight": np.ones(4, np.float32)}

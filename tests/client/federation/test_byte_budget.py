@@ -1,4 +1,4 @@
-"""No response of a server is held beyond what the installed model needs."""
+"""A site holds no more of a server's responses than the installed model needs."""
 
 import threading
 from contextlib import suppress
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from knowmine.client.federation.byte_budget import Intake
+from knowmine.client.federation.byte_budget import ByteBudget
 from knowmine.shared.errors import Refused
 from knowmine.shared.wire.flower_objects import SMALL_BYTES
 
@@ -56,78 +56,78 @@ def server():
 
 
 @pytest.fixture
-def intake():
-    """Of one connection."""
-    return Intake()
+def connection():
+    """The budget of one connection."""
+    return ByteBudget()
 
 
 @pytest.fixture
-def get(server, intake):
+def get(server, connection):
     """The body of a kind of response of a size."""
     address = f"http://127.0.0.1:{server.server_port}"
     with httpx.Client(base_url=address, trust_env=False) as client:
-        client.event_hooks["response"] = [intake.look_at]
+        client.event_hooks["response"] = [connection.count]
         yield lambda kind, size: client.get(f"/{kind}-{size}").content
 
 
 @pytest.fixture
 def get_part(get):
-    """The same as a part of a question."""
+    """The same, as a part of a task."""
 
-    def get_part(room, size, kind="part"):
-        with room.part():
+    def get_part(budget, size, kind="part"):
+        with budget.part():
             return get(kind, size)
 
     return get_part
 
 
-def test_what_the_model_needs_comes_whole(intake, get_part):
+def test_what_the_model_needs_comes_whole(connection, get_part):
     """To the last byte that is allowed."""
-    with intake.question(3_000_000, 0) as room:
-        assert len(get_part(room, 3_000_000)) == 3_000_000
+    with connection.for_task(3_000_000, 0) as budget:
+        assert len(get_part(budget, 3_000_000)) == 3_000_000
 
 
-def test_one_byte_more_is_refused(intake, get_part):
+def test_one_byte_more_is_refused(connection, get_part):
     """With what was expected."""
     with (
-        intake.question(3_000_000, 0) as room,
+        connection.for_task(3_000_000, 0) as budget,
         pytest.raises(Refused, match="more than 3,000,000 bytes"),
     ):
-        get_part(room, 3_000_001)
+        get_part(budget, 3_000_001)
 
 
-def test_parts_count_together(intake, get_part):
+def test_parts_count_together(connection, get_part):
     """Many small ones are one large one."""
-    with intake.question(3_000_000, 0) as room:
+    with connection.for_task(3_000_000, 0) as budget:
         for _ in range(3):
-            get_part(room, 1_000_000)
+            get_part(budget, 1_000_000)
         with pytest.raises(Refused):
-            get_part(room, 1)
+            get_part(budget, 1)
 
 
-def test_the_next_question_has_its_own_room(intake, get_part):
-    """What the last one used is not held against it."""
+def test_the_next_task_has_its_own_budget(connection, get_part):
+    """The bytes of the last one do not count."""
     for _ in range(2):
-        with intake.question(3_000_000, 0) as room:
-            assert len(get_part(room, 3_000_000)) == 3_000_000
+        with connection.for_task(3_000_000, 0) as budget:
+            assert len(get_part(budget, 3_000_000)) == 3_000_000
 
 
 @pytest.fixture
-def stalled(intake, get_part):
-    """A question of which one part failed while another still hangs in a thread.
+def stalled(connection, get_part):
+    """A task with one part that failed and another that still hangs in a thread.
 
-    Holds what became of that part, in the end.
+    The list holds how that other part ended.
     """
     ended = []
 
-    def hang(room):
+    def hang(budget):
         try:
-            ended.append(get_part(room, 2_000_000, "stalled"))
+            ended.append(get_part(budget, 2_000_000, "stalled"))
         except Refused as error:
             ended.append(error)
 
-    with suppress(ZeroDivisionError), intake.question(3_000_000, 0) as room:
-        thread = threading.Thread(target=hang, args=[room])
+    with suppress(ZeroDivisionError), connection.for_task(3_000_000, 0) as budget:
+        thread = threading.Thread(target=hang, args=[budget])
         thread.start()
         assert Hostile.stalls.wait(30)
         raise ZeroDivisionError  # as a part that fails does
@@ -137,52 +137,52 @@ def stalled(intake, get_part):
 
 
 @pytest.mark.usefixtures("stalled")
-def test_two_questions_are_never_held_at_once(intake):
-    """While a part of a question that failed hangs, the next one is not begun."""
-    with pytest.raises(httpx.ReadTimeout, match="earlier question"):
-        intake.question(3_000_000, 0.05)
+def test_two_tasks_are_never_held_at_once(connection):
+    """While a part of a failed task hangs, the next task does not start."""
+    with pytest.raises(httpx.ReadTimeout, match="earlier task"):
+        connection.for_task(3_000_000, 0.05)
 
 
-def test_the_next_question_begins_when_the_last_part_is_gone(intake, get_part, stalled):
-    """That part is cut off at its next piece, and the new question has its room to itself."""
+def test_the_next_task_starts_when_the_last_part_is_gone(connection, get_part, stalled):
+    """That part is cut off at its next piece, and the new task has its whole budget."""
     Hostile.go_on.set()
-    with intake.question(3_000_000, 30) as room:
-        assert [str(end) for end in stalled] == ["a part of a question that is over"]
-        assert len(get_part(room, 3_000_000)) == 3_000_000
+    with connection.for_task(3_000_000, 30) as budget:
+        assert [str(end) for end in stalled] == ["this part belongs to a task that is over"]
+        assert len(get_part(budget, 3_000_000)) == 3_000_000
 
 
-def test_a_part_that_is_asked_for_too_late_is_not_asked_for(intake, get_part, server):
-    """Its question is over."""
-    with intake.question(3_000_000, 0) as room:
+def test_a_part_of_a_task_that_is_over_is_not_requested(connection, get_part, server):
+    """The request is refused before it is sent."""
+    with connection.for_task(3_000_000, 0) as budget:
         pass
     with pytest.raises(Refused, match="over"):
-        get_part(room, 1)
+        get_part(budget, 1)
     assert Hostile.sent == 0
 
 
-def test_a_part_without_end_is_cut_off(intake, get_part, server):
+def test_a_part_without_end_is_cut_off(connection, get_part, server):
     """The server got rid of the allowed bytes and of what sockets hold, and no more."""
-    with intake.question(3_000_000, 0) as room, pytest.raises(Refused):
-        get_part(room, 0)
+    with connection.for_task(3_000_000, 0) as budget, pytest.raises(Refused):
+        get_part(budget, 0)
     server.shutdown()
     assert Hostile.sent < 3_000_000 + 30_000_000
 
 
 def test_a_body_without_end_is_cut_off(get, server):
-    """The same, of whatever is no part."""
+    """The same, for a response that is not a part."""
     with pytest.raises(Refused):
         get("other", 0)
     server.shutdown()
     assert Hostile.sent < 3_000_000 + 30_000_000
 
 
-def test_a_response_that_is_no_part_is_small(intake, get):
-    """Whatever room the parts have."""
-    with intake.question(10**9, 0), pytest.raises(Refused, match="more than 2,000,000"):
+def test_a_response_that_is_not_a_part_is_small(connection, get):
+    """Whatever the budget of the parts is."""
+    with connection.for_task(10**9, 0), pytest.raises(Refused, match="more than 2,000,000"):
         get("other", SMALL_BYTES + 1)
 
 
 def test_a_compressed_body_is_refused(get):
-    """A kilobyte of it could become a gigabyte; who did it may be a proxy, and that is said."""
+    """A kilobyte of it can unpack to a gigabyte. A proxy may have done it, and the message says so."""
     with pytest.raises(Refused, match="proxy"):
         get("packed", 1000)

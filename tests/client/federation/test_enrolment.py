@@ -51,7 +51,7 @@ def test_a_folder_is_enrolled_once(federation):
     """Its keys are what the coordinator knows."""
     federation.enrol("lyon")
     before = SiteKeys.load(federation.home("lyon") / "keys", "lyon").certificate
-    with pytest.raises(UsageError, match=r"is enrolled already .*--new-kit lyon"):
+    with pytest.raises(UsageError, match=r"is already enrolled .*--new-kit lyon"):
         federation.enrol("lyon")
     assert SiteKeys.load(federation.home("lyon") / "keys", "lyon").certificate == before
 

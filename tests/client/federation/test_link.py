@@ -1,4 +1,4 @@
-"""The contract with Flower's client: every internal that fleet.py uses is as it expects it."""
+"""The contract with Flower's client: every internal that an adapter file uses is as expected."""
 
 import inspect
 import threading
@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from knowmine.client.federation import fleet_client, identity, threads
 from knowmine.client.federation import link as module
 from knowmine.client.federation.keys import SiteKeys
 from knowmine.client.settings import ClientSettings
@@ -16,16 +17,15 @@ from knowmine.shared.wire import codec
 from tests.flower_contract import changed, imports_of, missing
 from tests.provisioned import Federation
 
-from flwr.app import Message, RecordDict  # isort: skip
-from flwr.clientapp import ClientApp  # isort: skip
-from flwr.common.serde import message_to_proto  # isort: skip
-from flwr.proto.fleet_pb2 import PullMessagesResponse  # isort: skip
-from flwr.proto.message_pb2 import ObjectTree  # isort: skip
-from flwr.supercore.task_identity import TaskIdentity  # isort: skip
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.task_identity import TaskIdentity
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
-USED = imports_of(Path(module.__file__))
+ADAPTERS = (fleet_client, identity, module, threads)
+USED = [used for adapter in ADAPTERS for used in imports_of(Path(str(adapter.__file__)))]
 CALLS = (
     "ActivateNode",
     "DeactivateNode",
@@ -38,54 +38,54 @@ CALLS = (
     "ConfirmMessageReceived",
 )
 FUNCTIONS = {
-    "message_from_proto": "message_proto",
-    "message_to_proto": "message",
-    "run_from_proto": "run_proto",
-    "remove_content_from_message": "message",
-    "get_all_nested_objects": "obj",
-    "get_object_tree": "obj",
-    "iterate_object_tree": "tree",
-    "no_object_id_recompute": "",
-    "make_pull_object_fn_protobuf": "pull_object_protobuf, node, run_id",
-    "make_push_object_fn_protobuf": "push_object_protobuf, node, run_id, session_id",
-    "pull_objects": "object_ids, pull_object_fn",
-    "push_objects": "objects, push_object_fn",
-    "public_key_to_bytes": "public_key",
-    "sign_message": "private_key, message",
+    fleet_client.message_from_proto: "message_proto",
+    fleet_client.message_to_proto: "message",
+    fleet_client.run_from_proto: "run_proto",
+    fleet_client.remove_content_from_message: "message",
+    fleet_client.get_all_nested_objects: "obj",
+    fleet_client.get_object_tree: "obj",
+    fleet_client.iterate_object_tree: "tree",
+    fleet_client.no_object_id_recompute: "",
+    fleet_client.make_pull_object_fn_protobuf: "pull_object_protobuf, node, run_id",
+    fleet_client.make_push_object_fn_protobuf: "push_object_protobuf, node, run_id, session_id",
+    fleet_client.pull_objects: "object_ids, pull_object_fn",
+    fleet_client.push_objects: "objects, push_object_fn",
+    identity.public_key_to_bytes: "public_key",
+    identity.sign_message: "private_key, message",
 }
 FIELDS = {
-    module.ActivateNodeRequest: {"public_key", "heartbeat_interval"},
-    module.DeactivateNodeRequest: {"node_id"},
-    module.PullMessagesRequest: {"node"},
-    module.PushMessagesRequest: {
+    fleet_client.ActivateNodeRequest: {"public_key", "heartbeat_interval"},
+    fleet_client.DeactivateNodeRequest: {"node_id"},
+    fleet_client.PullMessagesRequest: {"node"},
+    fleet_client.PushMessagesRequest: {
         "node",
         "messages_list",
         "message_object_trees",
         "clientapp_runtime_list",
     },
-    module.SendNodeHeartbeatRequest: {"node", "heartbeat_interval"},
-    module.ConfirmMessageReceivedRequest: {"node", "run_id", "message_object_id"},
-    module.GetRunRequest: {"node", "run_id"},
-    module.Node: {"node_id"},
+    fleet_client.SendNodeHeartbeatRequest: {"node", "heartbeat_interval"},
+    fleet_client.ConfirmMessageReceivedRequest: {"node", "run_id", "message_object_id"},
+    fleet_client.GetRunRequest: {"node", "run_id"},
+    fleet_client.Node: {"node_id"},
 }
 
 
 @pytest.mark.parametrize(("module", "name"), USED)
 def test_what_is_imported_is_there(module, name):
-    """A new Flower that moved it is named here first."""
+    """If a new Flower moved it, this test names it first."""
     assert not missing(module, name)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_client_has_the_calls(name):
     """One request each."""
-    assert not changed(getattr(module.FleetHttpClient, name), "request")
+    assert not changed(getattr(fleet_client.FleetHttpClient, name), "request")
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_take_what_they_are_given(name):
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_functions_take_what_they_are_given(function):
     """By position."""
-    assert not changed(getattr(module, name), FUNCTIONS[name])
+    assert not changed(function, FUNCTIONS[function])
 
 
 @pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.DESCRIPTOR.name)
@@ -95,26 +95,33 @@ def test_requests_have_the_fields_that_are_set(kind):
 
 
 def test_the_client_takes_interceptors_and_a_context():
-    """And keeps its HTTP client where it is replaced by one that knows the site's proxy."""
-    base = module.FleetHttpClient.__mro__[1]
-    parameters = inspect.signature(module.FleetHttpClient.__init__).parameters
+    """And it keeps its HTTP client in the attribute that we replace."""
+    base = fleet_client.FleetHttpClient.__mro__[1]
+    parameters = inspect.signature(fleet_client.FleetHttpClient.__init__).parameters
     assert {"timeout", "verify", "interceptors"} <= set(parameters)
     assert "self._client" in inspect.getsource(base)
 
 
 def test_an_app_is_called_with_message_and_context():
     """By these names."""
-    assert not changed(module.ClientApp.__call__, "message, context")
+    assert not changed(threads.ClientApp.__call__, "message, context")
 
 
-def test_what_is_sent_names_only_what_is_missing():
-    """The server says what it has already, and that is not sent again."""
-    assert "object_ids_to_push" in inspect.signature(module.push_objects).parameters
+def test_only_missing_objects_are_sent():
+    """The server says which objects it lacks."""
+    assert "object_ids_to_push" in inspect.signature(fleet_client.push_objects).parameters
+
+
+def test_a_new_reply_has_no_message_id():
+    """So `send` can set it, once."""
+    message = Message(RecordDict(), dst_node_id=1, message_type="query")
+    assert Message(RecordDict(), reply_to=message).metadata.message_id == ""
+    assert "_message_id" in message.metadata.__dict__
 
 
 @pytest.fixture
 def link(tmp_path):
-    """A site's way to a server that does not run."""
+    """A site's link to a server that does not run."""
     federation = Federation(tmp_path)
     federation.provision()
     federation.enrol("lyon")
@@ -124,32 +131,29 @@ def link(tmp_path):
     return module.Link(settings.network, "lyon", keys, settings.keys, tmp_path, silent())
 
 
-def test_a_site_leaves_whatever_the_server_answers(link):
-    """Even what it refuses to read; the connection is closed."""
+def test_a_site_leaves_whatever_the_server_replies(link):
+    """Even if it refuses to read the response; the connection is closed."""
 
     def compressed(_):
         gzip = {"content-encoding": "gzip"}
         return httpx.Response(200, headers=gzip, stream=httpx.ByteStream(b"bomb"))
 
     client = httpx.Client(transport=httpx.MockTransport(compressed))
-    client.event_hooks["response"] = [link._intake.look_at]
-    link._client._client, link._joined = client, True
+    client.event_hooks["response"] = [link._fleet._budget.count]
+    link._fleet.calls._client, link._fleet.joined = client, True
     link.close()
     assert client.is_closed
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_goodbye_ends_a_site_that_cannot_answer_it(link, monkeypatch, lost):
-    """The server went right after it was heard, or came back and knows nobody."""
-    heard = Message(codec.pack_goodbye(), dst_node_id=1, message_type="query")
-    heard.metadata.__dict__["_message_id"] = heard.object_id
-    pulled = PullMessagesResponse(
-        messages_list=[message_to_proto(heard)], message_object_trees=[ObjectTree()]
-    )
-    monkeypatch.setattr(module, "LAST_ANSWER_S", 0.0)
-    monkeypatch.setattr(link._client, "PullMessages", lambda request: pulled)
-    monkeypatch.setattr(link, "_fetch", lambda head, tree: heard)
-    monkeypatch.setattr(link, "_renew", lambda: None)
+def test_a_goodbye_ends_a_site_that_cannot_reply_to_it(link, monkeypatch, lost):
+    """The server stopped right after it, or was restarted and knows no process."""
+    goodbye = Message(codec.pack_goodbye(), dst_node_id=1, message_type="query")
+    goodbye.metadata.__dict__["_message_id"] = goodbye.object_id
+    monkeypatch.setattr(module, "LAST_REPLY_S", 0.0)
+    monkeypatch.setattr(link._fleet, "next_task", lambda: (goodbye, ObjectTree()))
+    monkeypatch.setattr(link._fleet, "fetch", lambda head, tree, weights_bytes: goodbye)
+    monkeypatch.setattr(link, "_renew_certificate", lambda: None)
     if lost:
         gone = httpx.Response(401, request=httpx.Request("POST", "https://server"))
         failure = httpx.HTTPStatusError("", request=gone.request, response=gone)
@@ -157,7 +161,7 @@ def test_a_goodbye_ends_a_site_that_cannot_answer_it(link, monkeypatch, lost):
         def refuse(request):
             raise failure
 
-        monkeypatch.setattr(link._client, "PushMessages", refuse)
+        monkeypatch.setattr(link._fleet.calls, "PushMessages", refuse)
     app = ClientApp()
 
     @app.query()

@@ -1,22 +1,20 @@
-"""The process that stays: what it opens and what it says before the first question."""
+"""A site's process before its first task: what it opens and what it knows."""
 
-import json
 import threading
 
 import pytest
 
 from knowmine.client.federation import service
 from knowmine.client.federation.service import Resident
-from knowmine.client.settings import SITE_LOG, ClientSettings
+from knowmine.client.settings import ClientSettings
 from knowmine.client.vault.requests import installed_manifest
-from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.settings import read_settings
 from knowmine.shared.weights import bytes_of_manifest
 from tests.provisioned import Federation
 
 
 class NoLink:
-    """A way to a server that is told to stop at once; keeps what it was to expect."""
+    """A link that stops at once and keeps how many bytes it was to expect."""
 
     expected: list[int] = []  # noqa: RUF012 - emptied by the fixture
 
@@ -24,7 +22,7 @@ class NoLink:
         """Nothing is connected."""
 
     def server_key(self):
-        """Nobody's."""
+        """There is no server."""
 
     def serve(self, app, stop, stop_s, weights_bytes):
         self.expected.append(weights_bytes())
@@ -35,7 +33,7 @@ class NoLink:
 
 
 def unopened():
-    """A site that nobody has asked for."""
+    """A site that must stay closed."""
     pytest.fail("the site was opened")
 
 
@@ -51,24 +49,7 @@ def settings(tmp_path, monkeypatch):
 
 
 def test_how_many_bytes_to_expect_is_known_without_the_images(settings):
-    """By the installed model and SAM's decoder; the thread that answers opens the site, not this."""
+    """From the installed model. Only a task opens the site."""
     Resident(settings, unopened).run(threading.Event())
     installed = bytes_of_manifest(installed_manifest(settings.model))
-    assert NoLink.expected == [installed + DECODER_BYTES]
-
-
-def test_what_is_left_in_old_places_is_said(settings):
-    """Once, by name: it was not moved because there is newer."""
-    for folder in ("answers", "courier/answers", "feedback", "courier/feedback"):
-        (settings.state / folder).mkdir(parents=True)
-    (settings.state / "feedback" / "lost-000001.safetensors").write_bytes(b"x")
-    Resident(settings, unopened, weights_bytes=0).run(threading.Event())
-    events = [json.loads(line) for line in (settings.state / SITE_LOG).read_text().splitlines()]
-    (left,) = [event for event in events if event["event"] == "leftovers"]
-    assert (left["level"], left["names"]) == ("warning", "answers, feedback")
-
-
-def test_nothing_is_said_of_a_folder_in_order(settings):
-    """As is every new one."""
-    Resident(settings, unopened, weights_bytes=0).run(threading.Event())
-    assert "leftovers" not in (settings.state / SITE_LOG).read_text()
+    assert NoLink.expected == [installed]

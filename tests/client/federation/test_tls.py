@@ -1,4 +1,4 @@
-"""How a site connects, and what it tells a person where it cannot."""
+"""How a site connects, and what it tells a person if it cannot."""
 
 import re
 import ssl
@@ -24,14 +24,14 @@ def certificate(tmp_path):
     return make_certificate("lyon", make_ec_key(tmp_path / "key"), CLIENT, now=begin)
 
 
-def test_answers_are_asked_for_uncompressed():
-    """What comes compressed is refused."""
+def test_responses_are_requested_uncompressed():
+    """Compressed ones are refused."""
     with http_client(SETTINGS, ssl.create_default_context()) as client:
         request = client.build_request("POST", "https://localhost:1", content=b"")
     assert request.headers["accept-encoding"] == "identity"
 
 
-def test_nobody_is_followed_elsewhere():
+def test_no_redirect_is_followed():
     """A redirect could lead to another server."""
     with http_client(SETTINGS, ssl.create_default_context()) as client:
         assert not client.follow_redirects
@@ -41,7 +41,7 @@ def test_nobody_is_followed_elsewhere():
     ("error", "said"),
     [
         (httpx.ConnectError("refused"), "nothing answers at knowmine.example:9443"),
-        (httpx.ProxyError("403"), "see HTTPS_PROXY"),
+        (httpx.ProxyError("403"), "check HTTPS_PROXY"),
         (httpx.RemoteProtocolError("closed"), "hung up: .* ended"),
         (httpx.ReadTimeout("slow"), "knowmine.example:9443: slow"),
         (UNTRUSTED, "ask the coordinator whether this is their server"),
@@ -54,7 +54,7 @@ def test_a_failure_is_explained(certificate, error, said):
 
 
 def test_a_server_that_was_never_the_right_one_is_refused(certificate):
-    """It is not tried for ever."""
+    """The site does not try for ever."""
     with pytest.raises(Refused, match="does not vouch for"):
         explained(UNTRUSTED, SETTINGS, certificate, joined=False)
 
@@ -64,10 +64,10 @@ def test_a_server_that_was_never_the_right_one_is_refused(certificate):
     [(b'{"detail": "too late"}', "too late (HTTP 409)"), (b"<html>", "<html> (HTTP 409)")],
 )
 def test_what_the_server_says_is_quoted(body, said):
-    """Its own word, or whatever a proxy in between wrote."""
+    """Its own reason, or whatever a proxy in between wrote."""
     assert detail_of(httpx.Response(409, content=body)) == said
 
 
 def test_a_long_answer_is_cut():
-    """A log is no place for it."""
+    """So a log line stays short."""
     assert len(detail_of(httpx.Response(500, text="x" * 10_000))) < 400

@@ -224,7 +224,7 @@ def enhanced(file):
 
 def test_frames_keep_their_own_windows(tmp_path):
     """500 is above the first frame's window and below the second's."""
-    opened = open_input(enhanced(tmp_path / "e.dcm"), (), 10**8)
+    opened = open_input(enhanced(tmp_path / "e.dcm"), ())
     assert (opened.read(0) == 255).all() and (opened.read(1) == 0).all()
 
 
@@ -251,7 +251,7 @@ def test_a_long_recording_is_read_frame_by_frame(tmp_path):
     file = write_dicom(tmp_path / "loop.dcm", frames, US_MULTI_FRAME, "US")
     del frames
     tracemalloc.start()
-    opened = open_input(file, (), 10**8)
+    opened = open_input(file, ())
     assert all(opened.read(index).shape == (512, 512, 3) for index in range(opened.frames))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -318,7 +318,7 @@ def test_nifti_slices_are_shown_as_a_viewer_shows_them(tmp_path):
     volume = np.zeros((48, 40, 2), np.uint8)
     volume[47, 39, 1] = 200
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.4, 0.5, 3, 1])), tmp_path / "v.nii.gz")
-    opened = open_input(tmp_path / "v.nii.gz", (), 10**8)
+    opened = open_input(tmp_path / "v.nii.gz", ())
 
     assert opened.frames == 2 and opened.spacing_mm == pytest.approx((0.5, 0.4))
     assert opened.read(1).shape == (40, 48, 3) and opened.read(1)[0, 0, 0] == 200
@@ -331,7 +331,7 @@ def test_a_turned_volume_is_turned_back(tmp_path):
     turned = nibabel.Nifti1Image(volume[::-1].copy(), np.diag([-1, 1, 1, 1]))
     for name, image in (("p", plain), ("t", turned)):
         nibabel.save(image, tmp_path / f"{name}.nii")
-    p, t = (open_input(tmp_path / f"{name}.nii", (), 10**8) for name in "pt")
+    p, t = (open_input(tmp_path / f"{name}.nii", ()) for name in "pt")
     assert all(np.array_equal(p.read(i), t.read(i)) for i in range(4))
 
 
@@ -352,7 +352,7 @@ def test_a_volume_that_holds_less_than_it_declares(tmp_path, name):
     file = lying(tmp_path / name, (1000, 1000, 1000))
     tracemalloc.start()
     with pytest.raises(DataError, match="declares 1000000000 voxels, which are 2000000352 bytes"):
-        open_input(file, (), 10**8)
+        open_input(file, ())
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 20_000_000
@@ -370,15 +370,15 @@ def test_a_volume_that_holds_less_than_it_declares(tmp_path, name):
 def test_a_volume_of_impossible_size(tmp_path, shape, words):
     """Too many, none, fewer than none, or several in one."""
     with pytest.raises(DataError, match=words):
-        open_input(lying(tmp_path / "a.nii", shape), (), 10**8)
+        open_input(lying(tmp_path / "a.nii", shape), ())
 
 
 def test_the_size_counts_as_the_slices_are_turned(tmp_path):
-    """Stored as a thin stack of 2 x 9000, shown as slices of 9000 x 9000."""
+    """Stored as a thin stack of 2 x 11000, shown as slices of 11000 x 11000."""
     turned = np.eye(4)[[0, 2, 1, 3]]
-    file = lying(tmp_path / "a.nii", (9000, 2, 9000), np.uint8, turned)
-    with pytest.raises(DataError, match="has 81000000 pixels, expected at most 1000000"):
-        open_input(file, (), 10**6)
+    file = lying(tmp_path / "a.nii", (11000, 2, 11000), np.uint8, turned)
+    with pytest.raises(DataError, match="has 121000000 pixels, expected at most 100000000"):
+        open_input(file, ())
 
 
 def test_a_gigavoxel_takes_no_more_memory_than_its_slices(tmp_path):
@@ -387,7 +387,7 @@ def test_a_gigavoxel_takes_no_more_memory_than_its_slices(tmp_path):
     with file.open("r+b") as grown:
         grown.truncate(352 + 10**9)
     tracemalloc.start()
-    opened = open_input(file, (), 10**8)
+    opened = open_input(file, ())
     assert opened.frames == 1000 and not opened.read(999).any()
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -402,7 +402,7 @@ def test_deep_values_are_scaled_by_the_whole_volume(tmp_path, suffix, slope):
     image = nibabel.Nifti1Image(stored, np.eye(4))
     image.header.set_slope_inter(slope, 10)
     nibabel.save(image, tmp_path / f"v.{suffix}")
-    opened = open_input(tmp_path / f"v.{suffix}", (), 10**8)
+    opened = open_input(tmp_path / f"v.{suffix}", ())
     assert [int(opened.read(index)[0, 0, 0]) for index in range(4)] == [0, 128, 255, 0]
 
 
@@ -460,13 +460,13 @@ BAD = {
     "endless.dcm": (of_frames(2**31), "declares 2147483648 frames, expected 1 to 10000"),
     "minus.dcm": (of_frames(-1), "declares -1 frames, expected 1 to 10000"),
     "none.dcm": (of_frames(0), "declares 0 frames, expected 1 to 10000"),
-    "words.dcm": (of_frames("many"), "a NumberOfFrames that is no number"),
-    "more.dcm": (of_frames(900), "declares 900 frames of 48x40 pixels, which are more than its"),
+    "words.dcm": (of_frames("many"), "a NumberOfFrames that is not a number"),
+    "more.dcm": (of_frames(900), "declares 900 frames of 48x40 pixels, more than its"),
     "odd.dcm": (with_windows_of_no_kind, "cannot be read"),
     "syntax.dcm": (undecodable, "compressed as High-Throughput JPEG 2000.*no installed decoder"),
     "cut.dcm": (truncated, "damaged, cut short"),
     "plan.dcm": (without_image, "modality RTSTRUCT without an image"),
-    "zero.dcm": (of_no_size, "is 48x0 pixels, which is no image"),
+    "zero.dcm": (of_no_size, "is 48x0 pixels, which is not an image"),
     "empty.png": (lambda file: file.write_bytes(b""), "is empty"),
     "text.png": (lambda file: file.write_text("hello"), "damaged, cut short or not PNG"),
     "cut.nii": (lambda file: file.write_bytes(b"\0" * 100), "damaged, cut short"),
@@ -589,7 +589,7 @@ def test_an_unsigned_model_will_do_where_a_person_says_so(unsigned, pictures, tm
     """With a warning."""
     words = ("predict", unsigned, pictures / "images", "--out", tmp_path / "out", "--unsigned")
     done = command(*words)
-    assert done.returncode == 0 and "nobody vouches for it" in done.stdout
+    assert done.returncode == 0 and "its origin is unknown" in done.stdout
 
 
 def test_without_a_key_it_is_said_whose_signature_it_is(
@@ -621,7 +621,7 @@ def test_an_onnx_file_of_another_model_is_refused(model, pictures, tmp_path):
     onnx.save(other, model / "model.onnx")
     write_package(model, card, None)
     words = refused(model, pictures, tmp_path, unsigned=True)
-    assert "is another model than its card says: it takes x (N, 1, 8, 8)" in words
+    assert "is not the model that its card describes: it takes x (N, 1, 8, 8)" in words
 
 
 def test_a_list_cannot_reach_outside_its_folder(model, pictures, tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from knowmine.client.data.dataset import Case
+from knowmine.client.data.folder import Case
+from knowmine.client.data.image_set import ImageSet
 from knowmine.client.review.decisions import (
     Decision,
     after_review,
@@ -20,21 +20,20 @@ from knowmine.client.review.decisions import (
     save_label,
     save_mask,
 )
-from knowmine.client.review.session import _png
-from knowmine.client.site.site import Kind
+from knowmine.client.review.mask_png import png_of
 
 
-def kind(n=3, px=4):
+def images_of(n=3, px=4):
     cases = tuple(Case(f"a{i}", Path(f"a{i}.png"), None, f"a{i}") for i in range(n))
     images = torch.zeros(n, 3, px, px, dtype=torch.uint8)
     digests = tuple(f"{i}" for i in range(n))
-    return Kind(cases, images, torch.zeros(0, 1, px, px), digests, ((8, 8),) * n)
+    return ImageSet(cases, images, torch.zeros(0, 1, px, px), digests, ((8, 8),) * n)
 
 
-def decide(folder, stem, verdict, *, image="", mask=None):
+def decide(folder, stem, verdict, *, image=None, mask=None):
     digest = None
     if mask is not None:
-        digest = save_label(folder, stem, _png(Image.fromarray(mask)))
+        digest = save_label(folder, stem, png_of(mask))
     append_decision(
         folder,
         Decision(
@@ -44,9 +43,10 @@ def decide(folder, stem, verdict, *, image="", mask=None):
             role="radiologist",
             when=datetime.now(UTC),
             round=2,
-            image_sha256=image,
+            image_sha256=stem[1:] if image is None else image,
             mask_sha256=digest,
             sam_sha256=None,
+            window="0" * 16,
         ),
     )
 
@@ -67,14 +67,14 @@ LEFT = np.repeat(np.arange(8)[None] < 4, 8, 0)
 
 def test_without_a_review_nothing_changes(tmp_path):
     """The very same images are mined."""
-    mined = kind()
+    mined = images_of()
     assert after_review(mined, tmp_path) == (mined, None)
 
 
 def test_an_accepted_mask_is_a_label(tmp_path):
     """It leaves the images to mine, and its mask is the truth in the model frame."""
     decide(tmp_path, "a1", "accepted", image="1", mask=LEFT)
-    rest, reviewed = after_review(kind(), tmp_path)
+    rest, reviewed = after_review(images_of(), tmp_path)
     assert stems(rest) == ["a0", "a2"] and reviewed is not None and stems(reviewed) == ["a1"]
     assert (
         reviewed is not None and reviewed.truth[0, 0].tolist() == [[True, True, False, False]] * 4
@@ -84,7 +84,7 @@ def test_an_accepted_mask_is_a_label(tmp_path):
 def test_a_rejected_image_is_neither(tmp_path):
     """It is not mined and not learnt from."""
     decide(tmp_path, "a0", "rejected")
-    rest, reviewed = after_review(kind(), tmp_path)
+    rest, reviewed = after_review(images_of(), tmp_path)
     assert (stems(rest), reviewed) == (["a1", "a2"], None)
 
 
@@ -92,38 +92,31 @@ def test_the_last_word_counts(tmp_path):
     """Taken back is as if never said."""
     decide(tmp_path, "a0", "rejected")
     decide(tmp_path, "a0", "withdrawn")
-    assert stems(after_review(kind(), tmp_path)[0]) == ["a0", "a1", "a2"]
+    assert stems(after_review(images_of(), tmp_path)[0]) == ["a0", "a1", "a2"]
 
 
 def test_another_image_of_that_name_is_mined(tmp_path):
     """A decision is about the file that was looked at."""
     decide(tmp_path, "a1", "rejected", image="other")
-    assert stems(after_review(kind(), tmp_path)[0]) == ["a0", "a1", "a2"]
+    assert stems(after_review(images_of(), tmp_path)[0]) == ["a0", "a1", "a2"]
 
 
 def test_a_mask_that_was_changed_opens_the_case_again(tmp_path):
     """What nobody accepted is never learnt from."""
     decide(tmp_path, "a1", "accepted", mask=LEFT)
-    save_mask(the_label(tmp_path, "a1"), _png(Image.fromarray(~LEFT)))
-    rest, reviewed = after_review(kind(), tmp_path)
+    save_mask(the_label(tmp_path, "a1"), png_of(~LEFT))
+    rest, reviewed = after_review(images_of(), tmp_path)
     assert (len(rest), reviewed) == (3, None)
 
 
 def test_a_mask_without_its_decision_changes_nothing(tmp_path):
     """As after a crash between the two: the earlier decision has its own mask still."""
     decide(tmp_path, "a1", "accepted", mask=LEFT)
-    save_label(tmp_path, "a1", _png(Image.fromarray(~LEFT)))
-    _, reviewed = after_review(kind(), tmp_path)
+    save_label(tmp_path, "a1", png_of(~LEFT))
+    _, reviewed = after_review(images_of(), tmp_path)
     assert (
         reviewed is not None and reviewed.truth[0, 0].tolist() == [[True, True, False, False]] * 4
     )
-
-
-def test_a_mask_of_an_earlier_version_is_read(tmp_path):
-    """It had the image's name alone."""
-    decide(tmp_path, "a1", "accepted", mask=LEFT)
-    the_label(tmp_path, "a1").rename(tmp_path / "masks_reviewed/a1.png")
-    assert stems(after_review(kind(), tmp_path)[1]) == ["a1"]
 
 
 def test_all_of_a_case_is_forgotten_and_nothing_of_its_namesakes(tmp_path):
@@ -131,7 +124,7 @@ def test_all_of_a_case_is_forgotten_and_nothing_of_its_namesakes(tmp_path):
     for stem in ("a", "a.1", "a*"):
         decide(tmp_path, stem, "accepted", mask=LEFT)
         save_label(tmp_path, stem, b"older")
-        for window in ("", "0" * 16, "1" * 16):
+        for window in ("0" * 16, "1" * 16, "2" * 16):
             save_mask(draft_path(tmp_path, stem, window), b"strokes")
     left = {
         path

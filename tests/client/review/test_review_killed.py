@@ -4,15 +4,17 @@ import subprocess
 import sys
 
 KILLED_EVERYWHERE = '''
-import io, os, signal, sys
+import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from PIL import Image
-from knowmine.client.review.session import Review, Shown, _png
-from knowmine.client.review.sources import Place
-from knowmine.client.review.decisions import after_review, draft_path, label_path, read_decisions
-from tests.client.test_mined import kind
-from tests.client.test_review_server import mine
+from knowmine.client.review.decisions import after_review, label_path, read_decisions
+from knowmine.client.review.mask_png import png_of
+from knowmine.client.review.pictures import accepted_png, draft_png
+from knowmine.client.review.session import Review, Shown
+from knowmine.client.review.sources import SiteFiles
+from tests.client.review.test_decisions import images_of
+from tests.client.review.test_server import DIGEST, mine
 
 ONE, OTHER = "1" * 16, "2" * 16
 BLACK, LEFT, RIGHT = np.zeros((9, 9), bool), np.zeros((9, 9), bool), np.zeros((9, 9), bool)
@@ -20,34 +22,34 @@ LEFT[:, :4], RIGHT[:, 4:] = True, True
 
 
 def mask(drawn):
-    return _png(Image.fromarray(drawn))
+    return png_of(drawn)
 
 
 def review(home):
-    return Review([Place("lyon", home, {})], None, home, "reader")
+    return Review([SiteFiles("lyon", home, {})], None, home, "reader")
 
 
 def prepared(home, window):
     """A label by `window`, and then strokes of window ONE that differ from it."""
     mine(home, 1)
     work = review(home)
-    (case,) = work.cases()
-    work.decide(case, "corrected", shown=Shown(2, ""), seen=None, window=window, png=mask(LEFT), id_="a" * 16)
+    (case,) = work.cases.listed()
+    work.decide(case, "corrected", shown=Shown(2, DIGEST), seen=None, window=window, png=mask(LEFT), id_="a" * 16)
     work.save_draft(case, ONE, mask(RIGHT))
 
 
 def act(home, verdict):
     work = review(home)
-    (case,) = work.cases()
+    (case,) = work.cases.listed()
     png = mask(RIGHT) if verdict == "corrected" else None
-    return work.decide(case, verdict, shown=Shown(2, ""), seen="a" * 16, window=ONE, png=png, id_="b" * 16)
+    return work.decide(case, verdict, shown=Shown(2, DIGEST), seen="a" * 16, window=ONE, png=png, id_="b" * 16)
 
 
 def everything_drawn(home):
     """The masks that a person finds again: the label's and all windows' strokes."""
     work = review(home)
-    (case,) = work.cases()
-    found = [work.accepted(case), *(work.drawn(case, window) for window in (ONE, OTHER))]
+    (case,) = work.cases.listed()
+    found = [accepted_png(case, work.decision(case)), *(draft_png(case, window) for window in (ONE, OTHER))]
     return {png for png in found if png}
 
 
@@ -63,7 +65,7 @@ def killed_at(home, number, verdict):
                 if left[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         work = review(home)
-        work.cases()
+        work.cases.listed()
         sys.addaudithook(hook)
         act(home, verdict)
         os._exit(0)
@@ -82,7 +84,7 @@ for window in (ONE, OTHER):
             where = f"window {window[0]}, {verdict}, killed before step {number}"
             # The last decision has its own mask, as a round reads it.
             if last.is_label:
-                _, labels = after_review(kind(1), folder)
+                _, labels = after_review(replace(images_of(1), digests=(DIGEST,)), folder)
                 assert labels is not None and label_path(folder, last), where
             # What this window drew is there, as a label or as strokes, and so is the other's.
             assert mask(RIGHT) in found, where

@@ -5,39 +5,56 @@ import io
 import json
 import socket
 import threading
-from dataclasses import replace
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tests.client.storage.test_report_samples import PX, kind
 
 from knowmine.client.cli import app
-from knowmine.client.mining.fusion import Opinions
+from knowmine.client.data.folder import Case
+from knowmine.client.data.image_set import ImageSet
+from knowmine.client.mining.fusion import Gate, Predictions
+from knowmine.client.mining.miner import PseudoLabels
+from knowmine.client.mining.quality import Selection
 from knowmine.client.review.cases import OPENED
 from knowmine.client.review.decisions import label_path, read_decisions, save_mask
-from knowmine.client.review.server import MAX_BODY_BYTES, ReviewServer
+from knowmine.client.review.pictures import model_mask_png
+from knowmine.client.review.routes import MAX_BODY_BYTES
+from knowmine.client.review.server import ReviewServer
 from knowmine.client.review.session import Review
-from knowmine.client.review.sources import find_places, is_going
+from knowmine.client.review.sources import find_run, is_running
 from knowmine.client.settings import SITE_LOG
 from knowmine.client.storage.pseudo_label_store import save_mined
-from knowmine.client.storage.report_samples import save_gallery
 from knowmine.shared.errors import UsageError
-from knowmine.shared.lock import FolderLock
-from knowmine.shared.weights import write_atomically
+from knowmine.shared.files import FolderLock
+
+DIGEST = "d" * 64
+"""Of the image file of every case here."""
 
 
-def mine(folder, images, round_=2, saves=(save_gallery, save_mined), digest=""):
-    """A round that mined so many images, of which the first is judged worst."""
+def mine(folder, images, round_=2, digest=DIGEST):
+    """A round that mined so many images of 9 x 9 pixels; the first has the lowest quality."""
     folder.mkdir(exist_ok=True)
-    unet = np.full((images, 1, PX, PX), 0.75, np.float32)
-    opinions = Opinions(unet, unet.copy(), np.ones(images, bool), *np.ones((2, images), np.float32))
+    cases = tuple(Case(f"a{i}", Path(f"a{i}.png"), None, f"a{i}") for i in range(images))
+    seen = ImageSet(
+        cases,
+        torch.zeros(images, 3, 4, 4, dtype=torch.uint8),
+        torch.zeros(0, 1, 4, 4),
+        (digest,) * images,
+        ((9, 9),) * images,
+    )
+    unet = np.full((images, 1, 4, 4), 0.75, np.float32)
+    all_ = np.ones(images, bool)
+    predictions = Predictions(unet, unet.copy(), all_, *np.ones((2, images), np.float32))
     quality = np.arange(1, images + 1) / 10
-    mined = replace(kind(images), digests=(digest,) * images)
-    for save in saves:
-        save(folder, round_, mined, opinions, unet, quality, np.ones(images, bool))
+    every = Selection(all_, np.ones(images, np.float32))
+    save_mined(
+        folder, round_, PseudoLabels(seen, predictions, Gate("used", 0.5), unet, quality, every)
+    )
 
 
 def no_sam():
@@ -79,7 +96,7 @@ class Page:
     def decide(self, id_, mask, verdict="corrected", seen=None, **more):
         """Decide with a mask, as the page does."""
         body = {"verdict": verdict, "seen": seen, "mask": base64.b64encode(mask).decode()}
-        about = {"window": ONE, "round": 2, "image": ""}
+        about = {"window": ONE, "round": 2, "image": DIGEST}
         return self.ask("POST", f"/api/cases/{id_}/decision", body | about | more)
 
     def draw(self, id_, mask, window=None):
@@ -102,8 +119,8 @@ def folder(tmp_path):
 @pytest.fixture
 def page(folder, tmp_path):
     """The page of a review of that site."""
-    found = find_places(folder.parent)
-    review = Review(found.places, no_sam, tmp_path / "embeddings", "radiologist")
+    found = find_run(folder.parent)
+    review = Review(found.sites, no_sam, tmp_path / "embeddings", "radiologist")
     server = ReviewServer(review, found.title, lambda: True, 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -161,7 +178,7 @@ def test_strokes_outlive_a_decision_that_makes_no_label(page, verdict):
 @pytest.mark.parametrize("xy", [(-1, 3), (3, 9), (1e9, 1e9)])
 def test_a_click_outside_the_image_is_refused(page, xy):
     """SAM is not asked about what nobody sees."""
-    body = {"image": "", "clicks": [[*xy, True]]}
+    body = {"image": DIGEST, "clicks": [[*xy, True]]}
     status, said, _ = page.ask("POST", f"/api/cases/{page.cases()['a0']}/sam", body)
     assert status == 422 and "outside the image of 9 x 9 pixels" in said
 
@@ -169,7 +186,7 @@ def test_a_click_outside_the_image_is_refused(page, xy):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"verdict": "corrected", "mask": "###"}, "no base64"),
+        ({"verdict": "corrected", "mask": "###"}, "not base64"),
         ({"verdict": "corrected", "mask": "aGVsbG8="}, "the mask cannot be read"),
         ({"verdict": "accepted"}, "accepted without a mask"),
         ({"verdict": "perhaps"}, "verdict"),
@@ -192,7 +209,7 @@ def test_a_click_outside_the_image_is_refused(page, xy):
 def test_what_is_no_decision_is_refused(page, folder, body, words):
     """422 in words, and nothing is written."""
     if isinstance(body, dict):
-        body = {"window": ONE, "round": 2, "image": ""} | body
+        body = {"window": ONE, "round": 2, "image": DIGEST} | body
     status, said, _ = page.ask("POST", f"/api/cases/{page.cases()['a0']}/decision", body)
     assert status == 422 and words in said
     assert read_decisions(folder) == {}
@@ -225,15 +242,6 @@ def test_a_label_that_another_window_replaces_is_its_strokes_again(page, folder)
     assert not page.drawn(id_)
     page.decide(id_, black(9, 9), "corrected", first["id"], window=OTHER)
     assert page.drawn(id_) and len(list((folder / "masks_reviewed").iterdir())) == 1
-
-
-def test_strokes_of_an_earlier_version_are_offered_and_can_be_discarded(page, folder):
-    """They were of no window."""
-    id_ = page.cases()["a0"]
-    save_mask(folder / "masks_drafts" / "a0.png", png(9, 9))
-    assert page.told()["cases"][0]["drafts"] == [""] and page.drawn(id_, "old")
-    assert page.ask("DELETE", f"/api/cases/{id_}/drafts/old")[0] == 204
-    assert page.told()["cases"][0]["drafts"] == []
 
 
 @pytest.mark.parametrize("window", ["..", "1", "%2e%2e%2fup", "1" * 17])
@@ -277,18 +285,6 @@ def test_all_that_was_mined_is_reviewed_worst_first(page, folder):
     assert [case["stem"] for case in told] == [f"a{i}" for i in range(40)]
 
 
-def test_a_run_of_an_earlier_version_shows_what_it_kept(folder):
-    """Its galleries; what later rounds mined comes beside it."""
-    old = folder.parent / "old" / "site"
-    old.parent.mkdir()
-    mine(old, 9, round_=2, saves=[save_gallery])
-    review = Review(find_places(old.parent).places, no_sam, folder, "reviewer")
-    assert len(review.cases()) == 6 and review.mask(review.cases()[0], "label")
-    mine(old, 1, round_=3)
-    assert {case.label.round for case in review.cases() if case.label.stem == "a0"} == {3}
-    assert len(review.cases()) == 6
-
-
 def test_only_what_changed_is_told_again(page, folder):
     """Thousands of cases are sent once; a page that a restarted server does not know gets all."""
     told = page.told()
@@ -325,7 +321,7 @@ def test_a_slow_disk_keeps_nobody_else_waiting(folder, tmp_path):
         asked.set()
         return answer.wait(20)
 
-    review = Review(find_places(folder.parent).places, no_sam, tmp_path, "reviewer")
+    review = Review(find_run(folder.parent).sites, no_sam, tmp_path, "reviewer")
     server = ReviewServer(review, "", slow, 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -333,7 +329,7 @@ def test_a_slow_disk_keeps_nobody_else_waiting(folder, tmp_path):
     listing = threading.Thread(target=page.told)
     listing.start()
     assert asked.wait(20)
-    assert page.draw(review.cases()[0].id, png(9, 9)) == 204
+    assert page.draw(review.cases.listed()[0].id, png(9, 9)) == 204
     answer.set()
     listing.join(20)
     server.close()
@@ -343,18 +339,17 @@ def test_a_slow_disk_keeps_nobody_else_waiting(folder, tmp_path):
 def test_whether_a_run_goes_on_is_known_without_its_images(folder):
     """Of the log's end alone, however long it is."""
     (folder.parent / SITE_LOG).write_text('{"event": "task"}\n' * 9999 + '{"event": "end"}\n')
-    assert not is_going(folder.parent) and not is_going(folder)
+    assert not is_running(folder.parent) and not is_running(folder)
 
 
 def test_many_cases_take_little_memory(folder, tmp_path):
     """Their pixels stay on disk: only the few that were opened last are held."""
     mine(folder, 200, round_=3)
-    review = Review(find_places(folder.parent).places, no_sam, tmp_path, "reviewer")
-    cases = review.cases()
+    review = Review(find_run(folder.parent).sites, no_sam, tmp_path, "reviewer")
+    cases = review.cases.listed()
     for case in cases:
-        assert review.mask(case, "label")
-    assert len(review._cases._opened) == OPENED < len(cases)
-    assert all(case.small is None for case in cases)
+        assert model_mask_png(review.cases, case, "label")
+    assert len(review.cases._opened) == OPENED < len(cases)
 
 
 def test_a_round_that_ends_meanwhile_adds_its_cases(page, folder):
@@ -369,7 +364,7 @@ def test_a_round_that_ends_meanwhile_adds_its_cases(page, folder):
 
 
 @pytest.mark.parametrize(
-    ("log", "going"),
+    ("log", "running"),
     [
         ('{"event": "asked"}\n{"event": "end"}\n', False),
         ('{"event": "end"}\n{"event": "start"}\n', True),
@@ -379,16 +374,16 @@ def test_a_round_that_ends_meanwhile_adds_its_cases(page, folder):
     ],
     ids=["ended", "begun again", "cut short", "empty", "none"],
 )
-def test_a_run_goes_on_until_its_client_wrote_the_end(folder, log, going):
+def test_a_run_goes_on_until_its_client_wrote_the_end(folder, log, running):
     """What is doubtful counts as going on: then the page says that decisions count next round."""
     if log is not None:
         (folder.parent / SITE_LOG).write_text(log)
-    assert find_places(folder.parent).going is going
+    assert find_run(folder.parent).running is running
 
 
 def test_a_round_being_written_disturbs_nobody(page, folder):
     """Half a file has another name until it is whole; a torn one shows nothing."""
-    write_atomically(folder / "mined-0003.sealed", b"of another kind")
+    (folder / "mined" / "x-0003.zst.tmp").write_bytes(b"half")
     (folder / ".mined-0003.npz.tmp").write_bytes(b"half")
     assert set(page.cases()) == {"a0", "a1", "a2"}
 
@@ -412,7 +407,7 @@ def test_strangers_are_refused(page, folder, change, words):
 
 def test_a_port_in_use_is_said(folder, tmp_path):
     """With what to do; no traceback and no other port in silence."""
-    review = Review(find_places(folder.parent).places, no_sam, tmp_path, "reviewer")
+    review = Review(find_run(folder.parent).sites, no_sam, tmp_path, "reviewer")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UsageError, match=rf"cannot listen on 127.0.0.1:{port}.*--port \(0"):

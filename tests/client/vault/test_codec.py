@@ -1,21 +1,16 @@
 """Only what airlock.proto lists crosses the airlock, and both ends check what they are sent."""
 
-import os
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from knowmine.client.vault import airlock_pb2, codec
+from knowmine.client.vault import airlock_pb2, codec, framing
 from knowmine.client.vault import airlock_pb2 as pb
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import (
@@ -29,7 +24,7 @@ from knowmine.shared.protocol import (
 )
 from knowmine.shared.settings import MiningSettings, ModelSettings, Plan, TrainingSettings
 from knowmine.shared.weights import digest_of, manifest_of
-from tests.drawn_decoder import drawn_decoder
+from tests.client.vault.fuzz import fuzzed
 
 ROOT = Path(__file__).parents[3]
 MODEL = ModelSettings()
@@ -43,8 +38,6 @@ MANIFEST = manifest_of(WEIGHTS)
 SUMS = Calibration(10, (5.0,) * 5, (0.5,) * 36, (1.0,) * 30, 2, 1, 1)
 TASK = TrainTask(2, 5, Plan(), WEIGHTS, SUMS)
 UPDATE = Update(2, WEIGHTS, 12, 30, 0.25, 61.5, Mined(30, 10, 2, "on", 0.25, 0.75, 0.5))
-FUZZ_S = float(os.environ.get("KNOWMINE_FUZZ_S", "20"))
-"""Seconds of each run of the fuzzer, divided among its targets."""
 
 
 def parts_of(task=TASK):
@@ -54,8 +47,8 @@ def parts_of(task=TASK):
 
 def arrive(parts):
     """What the vault makes of parts that crossed as bytes."""
-    parse = codec.strictly(pb.TaskPart)
-    wired = [parse(codec.serialised(part)) for part in parts]
+    parse = framing.strictly(pb.TaskPart)
+    wired = [parse(framing.serialised(part)) for part in parts]
     return codec.unpack_train_task(wired, MODEL, MANIFEST)
 
 
@@ -85,8 +78,7 @@ def test_no_text_and_one_kind_of_bytes_can_cross():
         (pb.Mining, set(MiningSettings.model_fields)),
         (
             pb.Task,
-            {*Plan.model_fields, "round", "rounds", "calibration", "decoder"}
-            - {"model", "transport"},
+            {*Plan.model_fields, "round", "rounds", "calibration"} - {"model", "transport"},
         ),
         (pb.Calibration, {field.name for field in fields(Calibration)}),
         (pb.Mined, {field.name for field in fields(Mined)}),
@@ -94,8 +86,8 @@ def test_no_text_and_one_kind_of_bytes_can_cross():
         (pb.Scores, {field.name for field in fields(Scores)}),
         (
             pb.Introduction,
-            {field.name for field in fields(Hello)} - {"site", "model_digest"}
-            | {"model_fingerprint", "isolation"},
+            {field.name for field in fields(Hello)} - {"site", "model_digest", "probe"}
+            | {"model_fingerprint", "isolation", "calibration"},
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -156,54 +148,6 @@ def test_an_update_arrives_as_it_was_sent():
     assert digest_of(arrived.weights) == digest_of(WEIGHTS)
 
 
-SHARING = Plan(mining=MiningSettings(share_decoder=True))
-
-
-def test_sams_decoder_crosses_both_ways_behind_the_models_tensors():
-    """Into the vault with either task and out with an update, every bit, and told apart again."""
-    mine, theirs = drawn_decoder(1), drawn_decoder(2)
-    task = replace(TASK, plan=SHARING, decoder=theirs)
-    question = EvaluateTask(3, 5, SHARING, WEIGHTS, theirs)
-    asked = codec.unpack_evaluate_task(codec.pack_task(question, MANIFEST), MODEL, MANIFEST)
-    update = replace(UPDATE, decoder=mine)
-    answered = codec.unpack_update(
-        codec.pack_update(update, MANIFEST), MANIFEST, shares_decoder=True
-    )
-    for seen, sent in ((arrive(parts_of(task)), theirs), (asked, theirs), (answered, mine)):
-        assert digest_of(seen.decoder) == digest_of(sent)
-        assert digest_of(seen.weights) == digest_of(WEIGHTS)
-
-
-def test_a_decoder_that_the_plan_does_not_share_stays_in_the_vault():
-    """The courier refuses its heading, before `egress` would."""
-    parts = codec.pack_update(replace(UPDATE, decoder=drawn_decoder()), MANIFEST)
-    with pytest.raises(Refused, match="the plan that it was sent shares none"):
-        codec.unpack_update(parts, MANIFEST)
-
-
-def test_a_decoder_that_the_plan_does_not_share_stays_outside_the_vault():
-    """Its heading is refused, before a tensor is read."""
-    with pytest.raises(Refused, match="SAM's decoder by a plan that shares none"):
-        arrive(parts_of(replace(TASK, decoder=drawn_decoder())))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda d: {**d, "sam.mask_decoder.more": np.zeros(1, np.float32)}, "with unknown"),
-        (lambda d: dict(list(d.items())[1:]), "without sam.mask_decoder.transformer"),
-        (
-            lambda d: {**d, "sam.mask_decoder.iou_token.weight": np.zeros(3, np.float32)},
-            r"iou_token.weight as \(3,\); expected shape \(1, 256\)",
-        ),
-    ],
-)
-def test_another_decoder_than_sams_is_not_packed(spoil, words):
-    """The list of its tensors is a constant."""
-    with pytest.raises(Refused, match=words):
-        codec.pack_update(replace(UPDATE, decoder=spoil(drawn_decoder())), MANIFEST)
-
-
 @pytest.mark.parametrize("sums", [SUMS, Calibration()])
 def test_scores_arrive_as_they_were_sent(sums):
     """With the probe set's sums or without."""
@@ -215,7 +159,7 @@ def test_no_message_is_longer_than_a_chunk_and_its_envelope():
     """Weights cross in pieces of at most a million bytes."""
     parts = parts_of()
     assert max(len(part.data) for part in parts[1:]) == codec.CHUNK_BYTES == 1_000_000
-    assert max(len(codec.serialised(part)) for part in parts) <= codec.MESSAGE_BYTES
+    assert max(len(framing.serialised(part)) for part in parts) <= codec.MESSAGE_BYTES
 
 
 # ----------------------------------------------------------------------- hostile tensors
@@ -293,8 +237,8 @@ def task_with(**changes):
         ({"training__steps": 0}, "training.steps as 0"),
         ({"training__batch": 10**9}, "training.batch"),
         ({"training__learning_rate": float("nan")}, "training.learning_rate"),
-        ({"mining__share": float("inf")}, "mining.share"),
-        ({"mining__keep_first": 1.0, "mining__keep_last": 0.1}, "keep_last"),
+        ({"mining__fraction": float("inf")}, "mining.fraction"),
+        ({"mining__renew": 1.5}, "mining.renew"),
         ({"method": 0}, "no known method"),
         ({"method": 99}, "no known method"),
         ({"training__orientation": -1}, "no known orientation"),
@@ -329,173 +273,12 @@ def test_the_network_is_no_setting_of_a_task():
     assert arrive(parts_of(replace(TASK, plan=Plan(model=other)))).plan.model == MODEL
 
 
-# ----------------------------------------------------------------------- hostile bytes
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x0a\x02\x0a\x00",  # text where the task's round, a number, belongs
-        b"\x12\x05\x08\x00\x9a\x3e\x00",  # a field beside tensor and data
-        b"\xfa\x01\x09mueller a",  # a field that nobody knows
-        b"\x0a\x80\x80\x80\x80\x08",  # two gigabytes are promised
-        b"\xff" * 64,
-        b"\x12\x04\x08\x00\x08\x01",  # one number twice
-        b"\x12\x03\x08\x80\x00",  # zero in two bytes
-    ],
-)
-def test_bytes_that_are_no_listed_message_are_refused(content):
-    """Not a byte crosses that airlock.proto does not account for."""
-    with pytest.raises(Refused):
-        codec.strictly(pb.TaskPart)(content)
-
-
-def slowly_strict(kind, content):
-    """The check as it was before it was made fast: written again, a message is its own bytes."""
-    message = kind()
-    try:
-        message.ParseFromString(content)
-    except DecodeError:
-        return False
-    message.DiscardUnknownFields()
-    return message.SerializeToString() == content
-
-
-def quickly_strict(kind, content):
-    """Whether the parser takes it; what it takes is what protobuf reads."""
-    try:
-        part = codec.strictly(kind)(content)
-    except Refused:
-        return False
-    seen = kind.FromString(content)
-    if isinstance(part, codec.Piece):
-        assert (seen.weights.tensor, seen.weights.data) == part
-    else:
-        assert seen == part
-    return True
-
-
-def roundabout(number, padding):
-    """A number as protobuf may read it but never writes it: with `padding` bytes that say nothing."""
-    digits = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
-    digits += [0] * padding
-    return bytes([*(digit | 0x80 for digit in digits[:-1]), digits[-1]])
-
-
-@st.composite
-def written_chunks(draw):
-    """Parts with a piece of tensor, written in any way that protobuf reads, and some beside."""
-    padding = st.sampled_from([0, 0, 0, 1, 3])
-
-    def field(number, payload):
-        tag = roundabout(number << 3 | (0 if isinstance(payload, int) else 2), draw(padding))
-        if isinstance(payload, int):
-            return tag + roundabout(payload, draw(padding))
-        return tag + roundabout(len(payload), draw(padding)) + payload
-
-    numbers = st.sampled_from([0, 1, 127, 128, 300, 2**32 - 1, 2**32, 2**64 - 1])
-    data = st.binary(max_size=6) | st.sampled_from([b"\0" * 127, b"\0" * 128, b"\0" * 16_384])
-    inner = st.tuples(st.just(1), numbers) | st.tuples(st.just(2), data)
-    strange = st.tuples(st.sampled_from([1, 2, 3, 99]), numbers | st.binary(max_size=4))
-    lists = st.lists(inner, max_size=3) | st.tuples(
-        st.tuples(st.just(1), numbers), st.tuples(st.just(2), data)
-    )
-    chunk = b"".join(field(*each) for each in draw(lists))
-    chunk += b"".join(field(*each) for each in draw(st.just([]) | st.lists(strange, max_size=1)))
-    content = field(2, chunk)
-    beside: st.SearchStrategy[Any] = st.just([]) | st.lists(strange, max_size=1)
-    before, after = draw(beside), draw(beside)
-    content = b"".join(field(*each) for each in before) + content
-    content += b"".join(field(*each) for each in after)
-    return content + draw(st.just(b"") | st.binary(max_size=3))
-
-
-def test_the_fast_check_refuses_what_the_slow_one_does_and_nothing_else():
-    """Fields doubled, out of order, unknown, empty, numbers in too many bytes: all ways to write."""
-    verdicts = set()
-
-    def check(content):
-        for kind in (pb.TaskPart, pb.UpdatePart):
-            slow = slowly_strict(kind, content)
-            verdicts.add(slow)
-            assert quickly_strict(kind, content) == slow
-
-    fuzzed(check, written_chunks())
-    assert verdicts == {True, False}, "only one kind of bytes was tried"
-
-
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 127, 128, 16_383, 16_384, 1_000_000]))
-def test_a_piece_of_tensor_is_written_and_read_as_protobuf_does(tensor, length):
-    """The fast way out gives protobuf's bytes, and the fast way in takes from them what it would."""
-    data = b"\x12" * length
-    for kind in (pb.TaskPart, pb.UpdatePart):
-        content = kind(weights=pb.Chunk(tensor=tensor, data=data)).SerializeToString()
-        assert codec.serialised(codec.Piece(tensor, memoryview(data))) == content
-        assert codec.strictly(kind)(content) == codec.Piece(tensor, memoryview(data))
-
-
-@given(st.data())
-def test_no_single_changed_byte_of_a_chunk_gets_past_the_fast_check_alone(data):
-    """Damage to a real piece of tensor: both checks say the same."""
-    content = bytearray(
-        chunk(
-            data.draw(st.sampled_from([0, 3, 200])), b"\x08\x01\x12\x01a" * 40
-        ).SerializeToString()
-    )
-    start = data.draw(st.integers(0, 12) | st.integers(0, len(content)))
-    content[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    for kind in (pb.TaskPart, pb.UpdatePart):
-        assert quickly_strict(kind, bytes(content)) == slowly_strict(kind, bytes(content))
-
-
-def fuzzed(check, examples):
-    """Run a check on what hypothesis makes up, for its share of the time."""
-    share = FUZZ_S / 4
-
-    class Over(Exception):
-        pass
-
-    end = time.monotonic() + share
-    runs = 0
-
-    @settings(
-        max_examples=10**9,
-        deadline=timedelta(seconds=5),
-        database=None,
-        phases=[Phase.generate],  # `Over` is no failure to make smaller
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(examples)
-    def run(example):
-        nonlocal runs
-        if time.monotonic() > end:
-            raise Over
-        check(example)
-        runs += 1
-
-    with pytest.raises(Over):
-        run()
-    assert runs, "the time was over before anything was tried"
-
-
-def refused_or_whole(content):
-    """A parser refuses, or gives a message that is exactly the bytes."""
-    for kind in (pb.TaskPart, pb.UpdatePart, pb.Scores, pb.Introduction, pb.Question):
-        try:
-            message = codec.strictly(kind)(content)
-        except Refused:
-            continue
-        assert codec.serialised(message) == content
-
-
-def test_no_bytes_make_a_parser_do_anything_but_parse_or_refuse():
-    """Made up from nothing."""
-    fuzzed(refused_or_whole, st.binary(max_size=200))
+# ----------------------------------------------------------------------- damaged messages
 
 
 SMALL = {"norm.running_var": np.ones(4, np.float32), "head.bias": np.zeros(1, np.float32)}
 SMALL_PARTS = [
-    codec.serialised(part)
+    framing.serialised(part)
     for part in codec.pack_task(replace(TASK, weights=SMALL), manifest_of(SMALL))
 ]
 
@@ -510,7 +293,7 @@ def test_no_damage_to_a_task_makes_anything_but_a_task_or_a_refusal():
             start = place % (len(content) + 1)
             content[start : start + cut] = put
         try:
-            parts = [codec.strictly(pb.TaskPart)(bytes(content)) for content in contents]
+            parts = [framing.strictly(pb.TaskPart)(bytes(content)) for content in contents]
             task = codec.unpack_train_task(parts, MODEL, manifest_of(SMALL))
         except Refused:
             return
@@ -531,7 +314,7 @@ def test_no_answer_makes_anything_but_an_answer_or_a_refusal():
         sums = pb.Calibration(images=values[0], fused=values[3], gram=values[3], empty=values[1])
         message = pb.Scores(**numbers, calibration=sums)
         try:
-            arrived: Any = codec.strictly(pb.Scores)(message.SerializeToString())
+            arrived: Any = framing.strictly(pb.Scores)(message.SerializeToString())
             scores = codec.unpack_scores(arrived)
         except Refused:
             return

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from knowmine.client.federation.app import client_app
-from knowmine.deploy.simulation.simulate import LocalGrid
+from knowmine.deploy.simulation.grid import LocalGrid
 from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import PROTOCOL, EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import Plan
 from knowmine.shared.weights import digest_of_manifest, manifest_of
-from knowmine.shared.wire import codec
+from knowmine.shared.wire import codec, tensors
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # isort: skip
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 SENT = {"a.weight": np.ones(4, np.float32)}
 
@@ -114,7 +113,7 @@ def bombs(path):
     file = path.with_suffix(".npy")
     np.save(file, objects, allow_pickle=True)
     for data in (raw, file.read_bytes()):
-        for stype in ("numpy.ndarray", codec.STYPE, codec.CHANGE, "pickle"):
+        for stype in ("numpy.ndarray", tensors.STYPE, tensors.CHANGE, "pickle"):
             yield ArrayRecord({"all": Array("uint8", (len(data),), stype, data)})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from knowmine.client.settings import ClientSettings
 from knowmine.client.vault import airlock_pb2 as pb
-from knowmine.client.vault import codec
+from knowmine.client.vault import codec, framing
 from knowmine.client.vault.requests import AirlockWorker
 from knowmine.client.vault.responses import Answers, listen
 from knowmine.client.vault.sandbox import Isolation
@@ -18,8 +18,7 @@ from knowmine.shared.errors import DataError, Interrupted, KnowmineError, Refuse
 from knowmine.shared.log import Progress, Silent
 from knowmine.shared.protocol import PROTOCOL, EvaluateTask, Hello, Scores, TrainTask, Update
 from knowmine.shared.settings import ModelSettings, Plan
-from knowmine.shared.weights import digest_of, manifest_of
-from tests.drawn_decoder import drawn_decoder
+from knowmine.shared.weights import manifest_of
 
 WEIGHTS = {"head.weight": np.ones(5, np.float32)}
 MANIFEST = manifest_of(WEIGHTS)
@@ -61,7 +60,7 @@ class Echo:
             except Interrupted:
                 self.stopped.set()
                 raise
-        return Update(task.round, task.weights, 4, 2, 0.5, 1.5, decoder=task.decoder)
+        return Update(task.round, task.weights, 4, 2, 0.5, 1.5)
 
     def evaluate(self, task):
         return Scores(task.round, 5, 4.0, 3.0, 9.0)
@@ -100,7 +99,7 @@ def raw(socket):
 
 def wired(task=TASK):
     """A task's messages as bytes."""
-    return [codec.serialised(part) for part in codec.pack_task(task, MANIFEST)]
+    return [framing.serialised(part) for part in codec.pack_task(task, MANIFEST)]
 
 
 def test_the_three_questions_are_answered(courier):
@@ -110,15 +109,6 @@ def test_the_three_questions_are_answered(courier):
     update = courier.improve(TASK)
     assert (update.round, update.weights["head.weight"].tolist()) == (1, [1.0] * 5)
     assert courier.evaluate(EvaluateTask(1, 3, Plan(), WEIGHTS)).dice == 4.0
-
-
-def test_sams_decoder_goes_in_and_comes_out(courier, echo):
-    """Through the socket, in the same pieces as the model."""
-    plan = Plan.model_validate({"mining": {"share_decoder": True}})
-    decoder = drawn_decoder(0.5)
-    update = courier.improve(replace(TASK, plan=plan, decoder=decoder))
-    assert digest_of(update.decoder) == digest_of(decoder)
-    assert courier.improve(TASK).decoder == {}
 
 
 def test_another_model_is_refused_before_anything_crosses(courier, echo):

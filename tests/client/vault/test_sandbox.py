@@ -140,18 +140,26 @@ def test_the_same_attacks_succeed_where_isolation_is_off(tmp_path):
     assert not isolation.no_sockets
 
 
-def threads_after(statement):
-    """How many threads a fresh process has once it has run `statement`."""
-    code = f"{statement}; import os; print(len(os.listdir('/proc/self/task')))"
+def threads_after(statements):
+    """How many threads a fresh process has once it has run `statements`."""
+    code = f"{statements}\nimport os; print(len(os.listdir('/proc/self/task')))"
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, env=AS_INSTALLED, capture_output=True, check=True, timeout=60)
-    return int(said.stdout)
+    return int(said.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("module", ["cli", "courier", "vault"])
+@pytest.mark.parametrize("module", ["cli", "vault.launcher", "vault.process"])
 def test_a_process_that_is_to_be_shut_in_has_one_thread(module):
     """Rules and namespaces do not hold older threads."""
     assert threads_after(f"import knowmine.client.{module}") == 1
+
+
+@pytest.mark.parametrize("module", ["cli", "vault.process"])
+def test_an_entry_point_starts_no_thread_with_numpy_either(module):
+    """Its command may import NumPy before it shuts itself in."""
+    begin = f"import sys; sys.argv = ['trial', '--help']\nfrom knowmine.client.{module} import main"
+    run = "try: main()\nexcept SystemExit: import numpy"
+    assert threads_after(f"{begin}\n{run}") == 1
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores to start threads for")

@@ -15,12 +15,11 @@ import yaml
 
 from benchmarks.stock_flower import BIN, quiet_environment
 from knowmine.deploy.flower.apps import APP, client, node_settings, open_site_of, server
-from knowmine.deploy.simulation.simulate import LocalGrid
+from knowmine.deploy.simulation.grid import LocalGrid
 from knowmine.shared.errors import REASONS, RunFailed, SettingsError, UsageError
 from tests.deploy.small_runs import SMALL, draw_data, merged
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Context, RecordDict  # isort: skip
+from flwr.app import Context, RecordDict
 
 PATIENCE_S = 450
 

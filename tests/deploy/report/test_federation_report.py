@@ -45,7 +45,9 @@ def test_the_page_tells_no_path_of_the_server(summary, tmp_path):
     assert "/srv/fed" not in page and "bergen" in page and "0.800" in page
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "no summary in"), (b"{", "is damaged")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "holds no run that has ended"), (b"{", "is damaged")]
+)
 def test_a_folder_without_a_whole_summary_is_said(tmp_path, content, words):
     """With what to name instead."""
     if content:

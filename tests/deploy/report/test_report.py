@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from knowmine.deploy.report.figures import dice_chart, outline
-from knowmine.deploy.report.mining_figures import Judged, mined_bars, worth_of_judging
+from knowmine.deploy.report.mining_figures import Measured, fit_of, mined_bars
 from knowmine.deploy.report.report import SHOWN, worst_first, write_report
 from tests.deploy.run_drawn import gallery_of, summary_of
 
@@ -36,8 +36,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def written(folder, summary, gallery=(), judged=()):
-    return write_report(folder, summary, list(gallery), judged).read_text(encoding="utf-8")
+def written(folder, summary, gallery=(), measured=()):
+    return write_report(folder, summary, list(gallery), measured).read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):
@@ -76,12 +76,12 @@ def test_every_run_gives_a_whole_page(tmp_path, summary, gallery):
 
 
 def test_names_cannot_become_markup(tmp_path):
-    """A hostile stem, site, reason or setting is text."""
+    """A hostile case id, site, reason or setting is text."""
     summary = summary_of((HOSTILE,)) | {"reason": HOSTILE, "left_out": {HOSTILE: [HOSTILE]}}
     summary["settings"][HOSTILE] = HOSTILE
     summary["per_round"][0]["refused"] = {HOSTILE: HOSTILE}
 
-    text = written(tmp_path, summary, gallery_of(1, 64, site=HOSTILE, stem=HOSTILE))
+    text = written(tmp_path, summary, gallery_of(1, 64, site=HOSTILE, case=HOSTILE))
     assert "<script" not in text and "&lt;script&gt;" in text
     assert "script" not in {tag for tag, _ in Page(text).tags}
 
@@ -99,9 +99,9 @@ def test_scores_that_are_missing_are_dashes(tmp_path):
 
 
 def test_the_worst_come_first():
-    """True Dice where it is known, judged quality elsewhere."""
+    """By true Dice, or by predicted Dice if the truth is unknown."""
     items = gallery_of(4, 32) + gallery_of(3, 32, truth=False)
-    values = [i.quality if i.true_dice is None else i.true_dice for i in worst_first(items)]
+    values = [i.predicted if i.true_dice is None else i.true_dice for i in worst_first(items)]
 
     assert values == sorted(values)
 
@@ -144,41 +144,41 @@ def test_a_curve_breaks_where_a_score_is_missing():
     assert len(chart.curves[0].pieces) == 2 and len(chart.curves[0].dots) == 3
 
 
-def judged(pairs, kept=True):
-    return [Judged("lyon", 2, quality, truth, kept) for quality, truth in pairs]
+def measured(pairs, kept=True):
+    return [Measured("lyon", 2, predicted, truth, kept) for predicted, truth in pairs]
 
 
 def test_links_within_the_page_lead_somewhere(tmp_path):
     """Every #name is the id of something, of a picture or of a part of the page."""
-    tags = Page(written(tmp_path, summary_of(), gallery_of(2, 64), judged([(0.5, 0.6)]))).tags
+    tags = Page(written(tmp_path, summary_of(), gallery_of(2, 64), measured([(0.5, 0.6)]))).tags
     named = {attributes["id"] for _, attributes in tags if "id" in attributes}
     asked = {v[1:] for _, a in tags if (v := a.get("href", "")).startswith("#")}
     assert asked and asked <= named
 
 
-def test_a_good_judge_is_on_the_dashed_line():
-    """Quality equal to true Dice: no error, perfect order, and dots where x mirrors y."""
-    worth = worth_of_judging(judged([(i / 20, i / 20) for i in range(1, 20)]))
-    assert worth is not None
-    assert (worth.error, worth.rank) == (0, 1)
-    for x, y, *_ in worth.dots:
-        across = (x - worth.left) / (worth.right - worth.left)
-        assert across == pytest.approx((worth.bottom - y) / (worth.bottom - worth.top), abs=0.001)
+def test_a_perfect_prediction_is_on_the_dashed_line():
+    """Predicted equal to true Dice: no error, perfect order, and dots whose x mirrors y."""
+    fit = fit_of(measured([(i / 20, i / 20) for i in range(1, 20)]))
+    assert fit is not None
+    assert (fit.error, fit.rank) == (0, 1)
+    for x, y, *_ in fit.dots:
+        across = (x - fit.left) / (fit.right - fit.left)
+        assert across == pytest.approx((fit.bottom - y) / (fit.bottom - fit.top), abs=0.001)
 
 
-def test_what_judging_was_worth_is_worked_out():
-    """Judged .9 and .5, truly .7 and .1: .3 too high on average; the choice gains .6."""
-    worth = worth_of_judging(judged([(0.9, 0.7)]) + judged([(0.5, 0.1)], kept=False))
-    assert worth is not None
-    assert worth.error == pytest.approx(0.3)
-    assert worth.kept == pytest.approx(0.7) and worth.dropped == pytest.approx(0.1)
-    assert (worth.curve, worth.rank) == ("", None)
+def test_the_fit_of_predicted_and_true_dice_is_computed():
+    """Predicted .9 and .5, truly .7 and .1: an error of .3; dropping one gains .6."""
+    fit = fit_of(measured([(0.9, 0.7)]) + measured([(0.5, 0.1)], kept=False))
+    assert fit is not None
+    assert fit.error == pytest.approx(0.3)
+    assert fit.kept == pytest.approx(0.7) and fit.dropped == pytest.approx(0.1)
+    assert (fit.curve, fit.rank) == ("", None)
 
 
-def test_without_known_truth_nothing_is_said_of_judging(tmp_path):
+def test_without_known_truth_there_is_no_comparison(tmp_path):
     """A federation knows no hidden masks."""
-    assert worth_of_judging([]) is None
-    assert 'id="judging"' not in written(tmp_path, summary_of(), gallery_of(2, 64, truth=False))
+    assert fit_of([]) is None
+    assert 'id="estimates"' not in written(tmp_path, summary_of(), gallery_of(2, 64, truth=False))
 
 
 def test_bars_stand_on_each_other():

@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from knowmine.deploy.simulation.pace import Pace
 from knowmine.deploy.simulation.progress import (
     Display,
     LineDisplay,
     LiveDisplay,
-    Pace,
     make_display,
     rounds_table,
 )
@@ -117,7 +117,7 @@ def test_steps_may_come_before_any_round():
         display.start("fetching SAM", 0)
         display._live.refresh()
 
-    assert "Getting ready" in written(out) and "fetching SAM" in written(out)
+    assert "Preparing" in written(out) and "fetching SAM" in written(out)
 
 
 def test_the_table_shows_the_last_rounds():

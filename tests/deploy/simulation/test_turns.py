@@ -7,10 +7,11 @@ from knowmine.shared.free_memory import free_memory_bytes
 
 
 class Sized:
-    """A site as large as it is told, as long as it is awake."""
+    """A site whose images take `size` bytes while it is awake."""
 
     def __init__(self, name, size):
         self.name, self.size, self.awake = name, size, True
+        self.images = self
 
     @property
     def pixel_bytes(self):

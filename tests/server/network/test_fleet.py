@@ -1,17 +1,18 @@
-"""The contract with Flower's server: every internal that fleet.py uses is as it expects it."""
+"""The contract with Flower's server: every internal that an adapter file uses is as expected."""
 
 import inspect
 from pathlib import Path
 
 import pytest
 
-from knowmine.server.network import fleet
+from knowmine.server.network import grid, routes, run_state
 from tests.flower_contract import changed, imports_of, missing
 
-from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory  # isort: skip
-from flwr.superlink.federation import NoOpFederationManager  # isort: skip
+from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
+from flwr.superlink.federation import NoOpFederationManager
 
-USED = imports_of(Path(fleet.__file__))
+ADAPTERS = (grid, routes, run_state)
+USED = [used for adapter in ADAPTERS for used in imports_of(Path(str(adapter.__file__)))]
 HANDLERS = {
     "activate_node": "request, state",
     "send_node_heartbeat": "request, state",
@@ -56,20 +57,20 @@ PROTOBUF = {
 
 @pytest.mark.parametrize(("module", "name"), USED)
 def test_what_is_imported_is_there(module, name):
-    """A new Flower that moved it is named here first."""
+    """If a new Flower moved it, this test names it first."""
     assert not missing(module, name)
 
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_the_fleet_handlers_take_what_they_are_given(name):
     """By position."""
-    assert not changed(getattr(fleet.fleet_handlers, name), HANDLERS[name])
+    assert not changed(getattr(routes.fleet_handlers, name), HANDLERS[name])
 
 
 @pytest.mark.parametrize("name", RUNTIME)
 def test_the_runtime_handlers_take_what_they_are_given(name):
     """By position."""
-    assert not changed(getattr(fleet.runtime_handlers, name), "request, state, task")
+    assert not changed(getattr(grid.runtime_handlers, name), "request, state, task")
 
 
 @pytest.mark.parametrize("name", STATE)
@@ -90,50 +91,50 @@ def test_the_link_state_opens_runs():
 
 def test_the_link_state_is_in_memory_and_has_an_object_store():
     """By the name of its database."""
-    objects = fleet.ObjectStoreFactory(fleet.FLWR_IN_MEMORY_DB_NAME)
+    objects = run_state.ObjectStoreFactory(run_state.FLWR_IN_MEMORY_DB_NAME)
     manager = NoOpFederationManager()
-    state = LinkStateFactory(fleet.FLWR_IN_MEMORY_DB_NAME, manager, objects).state()
+    state = LinkStateFactory(run_state.FLWR_IN_MEMORY_DB_NAME, manager, objects).state()
     assert isinstance(state, InMemoryLinkState)
     assert not changed(state.object_store.delete, "object_id")
 
 
 @pytest.mark.parametrize("module", PROTOBUF)
 def test_messages_have_the_fields_that_are_read(module):
-    """Protobuf gives an empty value for none that is missing: it raises."""
+    """A field that is gone raises in the middle of a round."""
     for name, fields in PROTOBUF[module].items():
-        found = getattr(getattr(fleet, module), name).DESCRIPTOR.fields_by_name
+        found = getattr(getattr(routes, module), name).DESCRIPTOR.fields_by_name
         assert fields <= set(found), name
 
 
 def test_the_grid_has_what_is_overridden():
-    """Its messages go through the client that takes the place of HTTP."""
-    assert not changed(fleet.HttpGrid.push_messages, "messages")
-    assert not changed(fleet.HttpGrid.pull_messages, "message_ids")
-    assert not changed(fleet.HttpGrid.set_run, "run")
-    assert "token" in inspect.signature(fleet.HttpGrid.__init__).parameters
-    assert "_client" in inspect.getsource(fleet.HttpGrid)
+    """Its messages go through the client that we put in place of the HTTP one."""
+    assert not changed(grid.HttpGrid.push_messages, "messages")
+    assert not changed(grid.HttpGrid.pull_messages, "message_ids")
+    assert not changed(grid.HttpGrid.set_run, "run")
+    assert "token" in inspect.signature(grid.HttpGrid.__init__).parameters
+    assert "_client" in inspect.getsource(grid.HttpGrid)
 
 
-def test_the_grid_calls_no_more_of_its_client_than_stands_in_for_it():
-    """A call that is not here would fail in the middle of a run."""
+def test_the_grid_calls_only_what_our_client_has():
+    """A missing call would fail in the middle of a run."""
     import re
 
-    code = inspect.getsource(fleet.HttpGrid._try_push_messages) + inspect.getsource(fleet.FleetGrid)
+    code = inspect.getsource(grid.HttpGrid._try_push_messages) + inspect.getsource(grid.FleetGrid)
     used = set(re.findall(r"_runtime_client\.(\w+)", code))
-    stands_in = set(re.findall(r'\("(\w+)", ', inspect.getsource(fleet._Direct)))
+    stands_in = set(re.findall(r'\("(\w+)", ', inspect.getsource(grid._InProcessRuntime)))
     assert used == stands_in
 
 
 def test_messages_take_their_run_from_the_process():
-    """As one run a process is all that Flower knows."""
-    kind = type(fleet.TaskIdentity)
+    """Flower knows one run per process."""
+    kind = type(run_state.TaskIdentity)
     assert all(
         isinstance(getattr(kind, f"{of}_id", None), property) for of in ("task", "run", "node")
     )
 
 
 def test_uvicorn_sees_certificates():
-    """The guard's connection is a class of uvicorn's, and puts the state into each request."""
+    """The guard's connection is a uvicorn class that puts its state into each request."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     source = inspect.getsource(HttpToolsProtocol)

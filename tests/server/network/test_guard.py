@@ -1,4 +1,4 @@
-"""What a request has to show at the door, as ASGI sees it."""
+"""The checks that a request has to pass, at the level of ASGI."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def key_bytes(key):
 
 
 class Door:
-    """A guard, its sites, and an app behind it that reads the body and says who spoke."""
+    """A guard, its sites, and an app behind it that reads the body and returns its sender."""
 
     def __init__(self, root):
         self.federation = Federation(root)
@@ -50,7 +50,7 @@ class Door:
             size += len(message.get("body", b""))
             if not message.get("more_body"):
                 break
-        body = json.dumps([scope["state"]["speaker"].site, size]).encode()
+        body = json.dumps([scope["state"]["sender"].site, size]).encode()
         self.state = scope["state"]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
@@ -89,33 +89,33 @@ def door(tmp_path_factory):
 
 
 def test_a_site_that_shows_everything_comes_in(door):
-    """And is known by its name inside."""
+    """The app behind the guard knows its name."""
     assert door.ask() == (200, ["lyon", 0])
 
 
 def test_no_certificate(door):
-    """403, before anything else is looked at."""
+    """403, before any other check."""
     assert door.ask(certificate=None)[0] == 403
 
 
 def test_the_node_key_of_another_site(door):
     """The reason names the site of the certificate."""
     status, reason = door.ask(key="oslo")
-    assert (status, reason["detail"]) == (403, "this node key is not that of site 'lyon'")
+    assert (status, reason["detail"]) == (403, "this is not the node key of site 'lyon'")
 
 
 @pytest.mark.parametrize("key", ["", "%%%", "AAAA"])
 def test_a_node_key_that_is_none(door, key):
-    """Whatever stands there."""
-    judged = door.guard._judge(
+    """Whatever the header holds."""
+    checked = door.guard._check(
         {"state": {"certificate": to_der(door.keys("lyon").certificate)}, "path": "/"},
         {"key": key},
     )
-    assert judged[0] == 403
+    assert checked[0] == 403
 
 
 def test_another_process(door):
-    """409: only one speaks for a site."""
+    """409: only one works for a site."""
     assert door.ask(instance="two")[0] == 409
 
 
@@ -124,8 +124,8 @@ def test_a_process_that_did_not_join(door):
     assert door.ask(certificate="oslo", key="oslo")[0] == 401
 
 
-def test_whoever_joins_is_judged_by_the_route(door):
-    """Which knows the whole request."""
+def test_a_process_that_joins_is_checked_by_the_route(door):
+    """The route knows the whole request."""
     assert door.ask(certificate="oslo", key="oslo", path="/join") == (200, ["oslo", 0])
 
 
@@ -137,34 +137,34 @@ def test_an_announced_length_that_will_not_do(door, length):
 
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=6))
 def test_bodies_are_counted_as_they_come(door, sizes):
-    """Up to the limit they come in whole, above it they are 413, however they are cut."""
+    """Up to the limit they arrive whole, above it they are 413, however they are cut."""
     status, answer = door.ask(body=[bytes(size) for size in sizes])
     if sum(sizes) <= LIMIT:
         assert (status, answer) == (200, ["lyon", sum(sizes)])
     else:
-        assert (status, answer["detail"]) == (413, f"a request may hold {LIMIT} bytes")
+        assert (status, answer["detail"]) == (413, f"a request may hold at most {LIMIT} bytes")
 
 
-def test_what_is_no_http_is_not_answered(door):
+def test_what_is_not_http_is_ignored(door):
     """Web sockets and the like."""
     asyncio.run(door.guard({"type": "websocket"}, None, None))
 
 
 def test_refusals_have_a_status():
-    """So that the site knows what to do next."""
+    """It tells the site what to do next."""
     assert [status_of(kind("")) for kind in (NotHere, AnotherIsHere, Refused)] == [401, 409, 403]
 
 
 def test_a_revoked_site_is_a_stranger_within_a_second(tmp_path):
-    """The look at the allow-list is good for so long."""
+    """The allow-list is checked that often."""
     door = Door(tmp_path)
     before = door.ask()[0]
     door.federation.sites.revoke("lyon")
-    door.members._looked -= 2
+    door.members._checked_at -= 2
     assert (before, door.ask()[0]) == (200, 403)
 
 
 def test_a_request_that_is_answered_is_let_go(door):
-    """The connection goes on, and would hold the request's parsed body until the next one."""
+    """The connection stays open and would keep the request's parsed body until the next one."""
     status, _ = door.ask()
     assert (status, door.state) == (200, {})

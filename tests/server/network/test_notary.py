@@ -12,7 +12,7 @@ from knowmine.client.audit.log import Chain
 from knowmine.client.commands.audit_cli import audit
 from knowmine.client.egress.porter import Porter
 from knowmine.client.federation.app import client_app
-from knowmine.deploy.simulation.simulate import RUN_ID, LocalGrid
+from knowmine.deploy.simulation.grid import RUN_ID, LocalGrid
 from knowmine.server.network.notary import Notary
 from knowmine.server.rounds.app import GridSites
 from knowmine.server.rounds.journal import Journal

@@ -1,4 +1,4 @@
-"""One process speaks for a site; who may take over, and when."""
+"""One process works for a site; these tests say who may take over, and when."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def presence(clock):
     return made
 
 
-def test_a_site_that_spoke_is_here(presence, clock):
+def test_a_site_with_a_recent_request_is_here(presence, clock):
     """Up to the silence that counts."""
     clock.now += 10
     assert list(presence.here()) == ["lyon"]
@@ -37,18 +37,18 @@ def test_a_silent_site_is_gone(presence, clock):
     assert presence.here() == {}
 
 
-def test_speaking_keeps_a_site_here(presence, clock):
-    """The silence is counted from its last word."""
+def test_requests_keep_a_site_here(presence, clock):
+    """The silence is counted from the last one."""
     clock.now += 9
-    presence.speak("lyon", "one")
+    presence.note_request("lyon", "one")
     clock.now += 9
     assert list(presence.here()) == ["lyon"]
 
 
-def test_who_never_joined_has_to(presence):
-    """A server that started anew knows nobody."""
+def test_a_process_that_never_joined_has_to(presence):
+    """A restarted server knows no process."""
     with pytest.raises(NotHere, match="'oslo' has to join first"):
-        presence.speak("oslo", "one")
+        presence.note_request("oslo", "one")
 
 
 def test_a_second_process_is_refused_while_the_first_is_here(presence):
@@ -64,7 +64,7 @@ def test_a_second_process_may_come_when_the_first_is_silent(presence, clock):
 
 
 def test_a_successor_may_come_at_once(presence):
-    """It knows what only the first one's machine does."""
+    """It knows a name that only the first one's machine knows."""
     presence.check("lyon", "two", "one")
 
 
@@ -73,25 +73,25 @@ def test_the_same_process_may_join_again(presence):
     presence.check("lyon", "one", "")
 
 
-def test_the_one_that_was_replaced_is_told(presence):
+def test_the_process_that_was_replaced_is_refused(presence):
     """Only one may run."""
     presence.arrive("lyon", "two")
     with pytest.raises(AnotherIsHere, match="took over"):
-        presence.speak("lyon", "one")
+        presence.note_request("lyon", "one")
 
 
-def test_who_left_is_gone_at_once(presence):
+def test_a_process_that_left_is_gone_at_once(presence):
     """And another may come."""
     presence.leave("lyon", "one")
     presence.check("lyon", "two", "")
     assert presence.here() == {}
 
 
-def test_who_left_has_to_join_again(presence):
+def test_a_process_that_left_has_to_join_again(presence):
     """A goodbye counts."""
     presence.leave("lyon", "one")
     with pytest.raises(NotHere):
-        presence.speak("lyon", "one")
+        presence.note_request("lyon", "one")
 
 
 def test_the_goodbye_of_one_that_was_replaced_changes_nothing(presence):
@@ -102,7 +102,7 @@ def test_the_goodbye_of_one_that_was_replaced_changes_nothing(presence):
 
 
 def test_a_process_that_joins_again_is_another_arrival(presence):
-    """So that it is asked again for what it may have lost."""
+    """So it gets again the task that it may have lost."""
     before = presence.here()["lyon"].since
     assert presence.arrive("lyon", "one").since > before
 
@@ -111,4 +111,4 @@ def test_a_forgotten_site_has_to_join(presence):
     """It was revoked."""
     presence.forget("lyon")
     with pytest.raises(NotHere):
-        presence.speak("lyon", "one")
+        presence.note_request("lyon", "one")

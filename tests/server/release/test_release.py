@@ -173,7 +173,7 @@ def test_openssl_checks_the_signature_without_us(onnx_export, signing_key):
 
 
 def test_the_card_names_no_path_of_the_run(onnx_export, finished_run):
-    """Where the images lay is nobody's business."""
+    """The images' folder is private."""
     for name in ("model_card.json", "MODEL_CARD.md"):
         assert str(finished_run.parent) not in (onnx_export / name).read_text()
 
@@ -219,10 +219,10 @@ def test_a_run_that_is_not_done_is_not_exported(finished_run, tmp_path):
 
 
 def test_a_model_swapped_after_the_run_is_not_exported(finished_run, tmp_path):
-    """The last round's record knows the weights it ended with."""
+    """The last round's record holds the digest of its weights."""
     run = copied(finished_run, tmp_path)
     shutil.copy(run / "checkpoints" / "0001.safetensors", run / "model.safetensors")
-    with pytest.raises(WeightsError, match="is not what round 2 ended with"):
+    with pytest.raises(WeightsError, match="does not match the record of round 2"):
         export(run, "safetensors", tmp_path / "out")
 
 

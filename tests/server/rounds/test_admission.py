@@ -13,7 +13,6 @@ from knowmine.server.rounds.admission import admit, admit_hello, admit_scores
 from knowmine.shared.errors import UpdateRefused
 from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.weights import TensorSpec
-from tests.drawn_decoder import drawn_decoder
 
 MANIFEST = {
     "head.weight": TensorSpec((1, 2), "float32"),
@@ -175,46 +174,6 @@ def test_an_update_that_cannot_be_averaged_is_refused(case):
     update, words = BAD_UPDATES[case]
     with pytest.raises(UpdateRefused, match=words):
         admitted(update)
-
-
-def shared(decoder: Any) -> Update:
-    """Admitted where the plan lets SAM's decoder come along."""
-    update = replace(GOOD, decoder=decoder)
-    return admit(update, site="lyon", round=2, manifest=MANIFEST, shares_decoder=True)
-
-
-def test_sams_decoder_is_admitted_where_the_plan_shares_it():
-    """As it came, or none."""
-    decoder = drawn_decoder()
-    seen = shared(decoder).decoder
-    assert all(seen[name] is decoder[name] for name in decoder) and len(seen) == len(decoder)
-    assert shared({}).decoder == {}
-
-
-@pytest.mark.parametrize(
-    ("decoder", "words"),
-    [
-        (GOOD.weights, "with unknown 'bn.num_batches_tracked'"),
-        ({"sam.mask_decoder.iou_token.weight": np.zeros(2)}, "exactly SAM's decoder's 120 tensors"),
-        (
-            {**drawn_decoder(), "sam.mask_decoder.iou_token.weight": np.zeros(2, np.float32)},
-            r"iou_token.weight as \(2,\); expected shape \(1, 256\)",
-        ),
-        (drawn_decoder(np.inf), "holding inf; expected finite numbers"),
-        (drawn_decoder(2e6), "holding 2000000.0; expected at most"),
-        (None, "sent weights as None"),
-    ],
-)
-def test_a_decoder_that_cannot_be_averaged_is_refused(decoder, words):
-    """With the same checks as the model's weights."""
-    with pytest.raises(UpdateRefused, match=words):
-        shared(decoder)
-
-
-def test_a_decoder_that_the_plan_does_not_share_is_refused():
-    """The server never asked for it."""
-    with pytest.raises(UpdateRefused, match="site 'lyon' sent SAM's decoder as 120 tensors"):
-        admitted(replace(GOOD, decoder=drawn_decoder()))
 
 
 def test_a_federation_can_bound_its_sites_more_tightly():

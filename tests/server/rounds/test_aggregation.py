@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_number_of_sites():
 def test_pseudo_labelled_images_count_for_less():
     """10 labels and 40 pseudo-labels at a quarter weigh 20."""
     update = Update(1, {}, labelled=10, pseudo_labelled=40, loss=0.1, seconds=1.0)
-    assert update_weight(update, 0.25) == 20
+    assert update_weight(update) == 20
 
 
 def test_threads_change_nothing():

@@ -3,102 +3,16 @@
 import itertools
 import time
 
-import numpy as np
 import pytest
 
 from knowmine.server.rounds.app import GridSites, server_app
 from knowmine.server.rounds.deadlines import Deadlines
 from knowmine.server.settings import DeadlineSettings
-from knowmine.shared.protocol import EvaluateTask, Hello, Mined, Scores, TrainTask, Update
+from knowmine.shared.protocol import EvaluateTask, Hello, TrainTask, Update
 from knowmine.shared.settings import Plan
-from knowmine.shared.wire import codec
+from tests.server.rounds.tiny_grid import WEIGHTS, TinyGrid, babbling, failing, silent, site
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Context, Error, Message, RecordDict  # isort: skip
-from flwr.proto.node_pb2 import NodeInfo
-
-from flwr.serverapp import Grid  # isort: skip
-from flwr.supercore.task_identity import TaskIdentity  # isort: skip
-
-WEIGHTS = {"w": np.ones(2, np.float32)}
-
-
-class TinyGrid(Grid):
-    """Nodes are functions from a message to a reply; one that returns None stays silent.
-
-    They work when their reply is pulled; `log` says in which order things happened.
-    """
-
-    def __init__(self, **nodes):
-        self._nodes = dict(enumerate(nodes.values(), start=11))
-        self._waiting, self._ids, self.log = {}, itertools.count(), []
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-
-    def set_run(self, run):
-        """There is one run."""
-
-    @property
-    def run(self):
-        raise NotImplementedError
-
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
-        raise NotImplementedError
-
-    def get_node_ids(self):
-        return list(self._nodes)
-
-    def get_nodes(self):
-        return [NodeInfo(node_id=node) for node in self._nodes]
-
-    def push_messages(self, messages):
-        ids = []
-        for message in messages:
-            ids.append(str(next(self._ids)))
-            self._waiting[ids[-1]] = message
-        return ids
-
-    def pull_messages(self, message_ids):
-        replies = []
-        for message_id in list(message_ids):
-            message = self._waiting.pop(message_id)
-            node = message.metadata.dst_node_id
-            reply = self._nodes[node](message)
-            if reply is None:
-                self._waiting[message_id] = message
-            else:
-                self.log.append(f"pulled {node}")
-                replies.append(reply)
-        return replies
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
-
-
-def site(name, labelled=8):
-    """A node that answers as a good site does."""
-
-    def answer(message):
-        replies: dict[str, Hello | Update | Scores] = {
-            "query": Hello(name, 1, "ab" * 32, labelled, 9, 2, 4),
-            "train": Update(1, WEIGHTS, labelled, 0, 0.5, 1.0, Mined()),
-            "evaluate": Scores(1, 4, 2.0, 1.0, 9.0),
-        }
-        content = codec.pack_reply(replies[message.metadata.message_type])
-        return Message(content, reply_to=message)
-
-    return answer
-
-
-def silent(message):
-    """A node that is never heard of."""
-
-
-def failing(message):
-    return Message(Error(code=2, reason="RunFailed: the loss became nan"), reply_to=message)
-
-
-def babbling(message):
-    return Message(RecordDict(), reply_to=message)
+from flwr.app import Context, RecordDict
 
 
 def within(seconds):

@@ -71,34 +71,6 @@ def test_the_settings_come_back(run):
         assert journal.settings == {"seed": 7}
 
 
-def decoder(round_: int) -> dict[str, Array]:
-    return {"sam.mask_decoder.w": np.full(2, round_, np.float32)}
-
-
-@pytest.fixture
-def sharing(tmp_path):
-    """Two rounds after which SAM's decoder is kept too."""
-    folder = tmp_path / "sharing"
-    with Journal.create(folder, {}) as journal:
-        for round_ in (1, 2):
-            journal.commit_round({"round": round_}, weights(round_), {}, decoder(round_))
-    return folder
-
-
-def test_sams_decoder_comes_back_where_sites_share_it(sharing, run):
-    """With the model of its round; else there is none."""
-    assert digest_of(reopened(sharing).decoder) == digest_of(decoder(2))
-    assert reopened(run).decoder == {}
-
-
-def test_a_round_with_a_damaged_decoder_is_no_whole_round(sharing):
-    """The one before counts, with its own; the damaged one is moved aside."""
-    flip(sharing / "checkpoints/0002.decoder.safetensors")
-    last = reopened(sharing)
-    assert (last.round, digest_of(last.decoder)) == (1, digest_of(decoder(1)))
-    assert (sharing / "checkpoints/0002.decoder.safetensors.broken").exists()
-
-
 def test_two_checkpoints_are_kept(run):
     """Older ones are deleted, their records stay."""
     assert [name for name in files(run) if name != ".lock"] == [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from knowmine.server.rounds.journal import Journal
-from knowmine.server.rounds.rounds import pool, run_rounds
+from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import Refused, RunFailed, UsageError
 from knowmine.shared.log import open_log, silent
@@ -18,19 +18,17 @@ from knowmine.shared.protocol import FEATURES, PROTOCOL, Calibration, Hello, Min
 from knowmine.shared.settings import Plan
 from knowmine.shared.trust.countersign import Head
 from knowmine.shared.weights import digest_of, digest_of_manifest, load_weights, manifest_of
-from tests.drawn_decoder import drawn_decoder
 
 START = {"w": np.zeros(2, np.float32), "bn.num_batches_tracked": np.array(0)}
 DIGEST = digest_of_manifest(manifest_of(START))
-PLAN = Plan.model_validate({"mining": {"count_weight": 0.25, "min_probe_images": 8}})
+PLAN = Plan()
 
 
 @dataclasses.dataclass
 class Fake:
     """A site whose training adds `step` to every weight.
 
-    spoil: what becomes of its update on the way, from its round's number and the update. tunes: the
-    number that all of its SAM decoder has in a round, if it sends one.
+    spoil: what becomes of its update on the way, from its round's number and the update.
     """
 
     name: str
@@ -40,7 +38,6 @@ class Fake:
     probe: int = 0
     spoil: Callable[[int, Update], Update | Refused] | None = None
     spoil_scores: Callable[[int, Scores], Scores] | None = None
-    tunes: Callable[[int], float | None] = lambda round_: None
     hello: Hello | Refused | None = None
 
     def greet(self):
@@ -52,9 +49,7 @@ class Fake:
             "bn.num_batches_tracked": np.array(task.weights["bn.num_batches_tracked"] + 40),
         }
         mined = Mined(kept=self.pseudo, dropped=2, gate="on" if self.pseudo else "unused")
-        tuned = self.tunes(task.round)
-        decoder = {} if tuned is None else drawn_decoder(tuned)
-        update = Update(task.round, weights, self.labelled, self.pseudo, 0.5, 1.0, mined, decoder)
+        update = Update(task.round, weights, self.labelled, self.pseudo, 0.5, 1.0, mined)
         return self.spoil(task.round, update) if self.spoil else update
 
     def score(self, task):
@@ -324,17 +319,6 @@ def test_the_record_on_disk_is_the_one_shown(folder):
     }
 
 
-def test_no_test_image_gives_no_score():
-    """Null rather than zero."""
-    assert pool([Scores(1, 0, 0.0, 0.0, 0.0)])["dice"] is None
-
-
-def test_sites_of_different_sizes_are_pooled_by_images():
-    """One image at 1 and three at 0.2 are (1 + 0.6) / 4."""
-    scores = [Scores(1, 1, 1.0, 1.0, 0.0), Scores(1, 3, 0.6, 0.6, 0.0)]
-    assert pool(scores)["dice"] == pytest.approx(0.4)
-
-
 def test_the_finished_model_is_written(folder):
     """It is what the run returns."""
     weights, _ = run(folder, Fake("a"), rounds=2)
@@ -403,67 +387,3 @@ def test_a_site_that_judges_no_more_goes_on_by_its_last_sums(folder):
     sites = Federation(Fake("a", probe=9, spoil_scores=once))
     run(folder, sites=sites, rounds=3)
     assert sites.tasks[2]["a"].calibration == probed(9)
-
-
-# ── SAM's decoder, shared ──────────────────────────────────────────────────────────────────────
-
-SHARING = Plan.model_validate({"mining": {"share_decoder": True}})
-
-
-def first_round(value):
-    """Tuned once."""
-    return lambda round_: value if round_ == 1 else None
-
-
-def number_in(decoder):
-    """The number that all of a decoder has; None of none."""
-    return float(decoder["sam.mask_decoder.iou_token.weight"][0, 0]) if decoder else None
-
-
-def test_the_average_decoder_goes_to_every_site(folder):
-    """(30 * 1 + 10 * 5) / 40, to a site without labels too; while probe images judge, with both tasks."""
-    fakes = (
-        Fake("a", labelled=30, tunes=first_round(1.0)),
-        Fake("b", labelled=10, tunes=first_round(5.0)),
-        Fake("c", labelled=0, pseudo=4),
-    )
-    sites = Federation(*fakes)
-    _, records = run(folder, sites=sites, rounds=3, plan=SHARING)
-    sent = [{number_in(task.decoder) for task in tasks.values()} for tasks in sites.tasks]
-    judged = [{number_in(task.decoder) for task in tasks.values()} for tasks in sites.questions]
-    assert (sent, judged) == ([{None}, {2.0}, {2.0}], [{2.0}, {None}, {None}])
-    assert [record["decoder"] for record in records] == [{"a": 30, "b": 10}] * 3
-
-
-@pytest.mark.parametrize(
-    ("plan", "value", "words"),
-    [
-        (PLAN, 1.0, "sent SAM's decoder as 120 tensors; expected none"),
-        (SHARING, np.nan, "holding nan"),
-    ],
-)
-def test_a_bad_decoder_costs_its_site_the_round(folder, plan, value, words):
-    """Asked for or not; the others' is the average, and the model's is theirs too."""
-    fakes = Fake("a", 1), Fake("bad", 100, tunes=lambda round_: value)
-    weights, [record] = run(folder, *fakes, plan=plan)
-    assert weights["w"].tolist() == [1, 1] and words in record["refused"]["bad"]
-    assert "decoder" not in record
-
-
-def test_an_interrupted_run_goes_on_with_its_decoder(folder, tmp_path):
-    """What is averaged next follows from what is on disk: 40 images at 2, then 10 more at 7."""
-    fakes = (
-        Fake("a", labelled=30, tunes=first_round(1.0)),
-        Fake("b", labelled=10, tunes=first_round(5.0)),
-        Fake("late", labelled=10, tunes=lambda round_: 7.0 if round_ == 3 else None),
-    )
-    run(tmp_path / "whole", *fakes, rounds=4, plan=SHARING)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, *fakes, rounds=4, plan=SHARING, watch=Watching(stop=3))
-    run(folder, *fakes, rounds=4, plan=SHARING)
-    ends = [
-        load_weights(each / "checkpoints" / "0004.decoder.safetensors")
-        for each in (tmp_path / "whole", folder)
-    ]
-    assert [number_in(end) for end in ends] == [3.0, 3.0]
-    assert digest_of(ends[0]) == digest_of(ends[1])

@@ -44,8 +44,8 @@ def test_it_says_when_the_servers_own_certificate_ends(board):
     assert now["server_certificate_warning"] is None
 
 
-def test_it_says_what_a_site_is_about(board):
-    """From question to answer."""
+def test_it_says_what_a_site_does(board):
+    """From its task to its answer."""
     board.round_started(3, 9)
     board.asked("lyon", "train", 20.0)
     asked = board.now()["sites"]["lyon"]
@@ -71,7 +71,7 @@ def test_the_end_is_written(board, tmp_path):
     assert (status["status"], status["reason"]) == ("failed", "no quorum")
 
 
-def test_a_status_that_nobody_writes_is_that_of_a_server_that_is_gone(tmp_path):
+def test_an_old_status_means_that_the_server_is_gone(tmp_path):
     """It was killed."""
     old = (datetime.now(UTC) - timedelta(minutes=2)).isoformat()
     (tmp_path / "status.json").write_text(json.dumps({"status": "running", "updated_at": old}))

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 from knowmine.shared.errors import Refused
-from knowmine.shared.mask_decoder import DECODER_BYTES
 from knowmine.shared.protocol import (
     GATES,
     Calibration,
@@ -24,12 +22,10 @@ from knowmine.shared.protocol import (
 )
 from knowmine.shared.settings import Plan
 from knowmine.shared.trust.countersign import Confirmation, Head
-from knowmine.shared.wire import codec, packing
-from knowmine.shared.wire.changes import pack_change
+from knowmine.shared.wire import codec, packing, tensors
 from knowmine.shared.wire.flower_objects import through_the_wire
 
-# wire has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import (  # isort: skip
+from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
@@ -37,7 +33,7 @@ from flwr.app import (  # isort: skip
     MetricRecord,
     RecordDict,
 )
-from flwr.supercore.task_identity import TaskIdentity  # isort: skip
+from flwr.supercore.task_identity import TaskIdentity
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
@@ -50,8 +46,6 @@ WEIGHTS = {
 PROBED = Calibration(4, (1.0, 2.0, 3.0, 3.5, 4.0), (4.0, 2.1, 2.1, 3.0), (3.0, 0.1), 2, 1, 1)
 PLAN = Plan.model_validate({"method": "paper", "seed": 7, "model": {"classes": 3}})
 UPDATE = Update(3, WEIGHTS, 12, 5, 0.25, 3.5, Mined(5, 3, 1, "on", 0.25, 0.9, 0.8))
-DECODER = {"sam.mask_decoder.iou_token.weight": np.full((1, 256), 0.1, np.float32)}
-SHARING = Plan.model_validate({"mining": {"share_decoder": True}})
 UNPACKERS: list[Any] = [
     codec.unpack_hello,
     codec.unpack_update,
@@ -95,80 +89,14 @@ MESSAGES: dict[str, Any] = {
     "train": (TrainTask(3, 5, PLAN, WEIGHTS, PROBED), task, codec.unpack_train_task),
     "first train": (TrainTask(1, 5, Plan(), WEIGHTS), task, codec.unpack_train_task),
     "evaluate": (EvaluateTask(3, 9, PLAN, WEIGHTS), task, codec.unpack_evaluate_task),
-    "update with SAM's decoder": (
-        replace(UPDATE, decoder=DECODER),
-        codec.pack_reply,
-        codec.unpack_update,
-    ),
-    "train with SAM's decoder": (
-        TrainTask(3, 5, SHARING, WEIGHTS, PROBED, DECODER),
-        task,
-        codec.unpack_train_task,
-    ),
-    "evaluate with SAM's decoder": (
-        EvaluateTask(3, 9, SHARING, WEIGHTS, DECODER),
-        task,
-        codec.unpack_evaluate_task,
-    ),
 }
 
 
-def test_without_a_decoder_nothing_stands_for_it():
-    """A message is what it was before there were any."""
+def test_a_message_holds_nothing_else():
+    """Each record in it has its name."""
     assert set(codec.pack_reply(UPDATE)) == {"update", "mined", "weights"}
     assert set(task(TrainTask(3, 5, PLAN, WEIGHTS))) == {"task", "weights", "calibration"}
     assert set(task(EvaluateTask(3, 5, PLAN, WEIGHTS))) == {"task", "weights"}
-
-
-def test_a_decoder_that_several_sites_get_is_packed_once():
-    """As the model is."""
-    tasks = {name: TrainTask(3, 5, PLAN, WEIGHTS, PROBED, DECODER) for name in ("lyon", "oslo")}
-    lyon, oslo = (records["decoder"] for records in codec.pack_tasks(tasks).values())
-    assert lyon is oslo
-
-
-@pytest.mark.parametrize(
-    ("plan", "decoder", "room"),
-    [
-        (SHARING, {}, DECODER_BYTES),
-        (SHARING, DECODER, 0),  # the question is as much larger itself
-        (Plan(), {}, 0),
-    ],
-)
-def test_an_answer_may_be_larger_by_a_decoder_that_is_asked_for(plan, decoder, room):
-    """Nobody has one to send along before the first was tuned."""
-    assert codec.room_for_decoder(task(TrainTask(1, 5, plan, WEIGHTS, PROBED, decoder))) == room
-    assert codec.room_for_decoder(RecordDict()) == 0
-
-
-def test_a_change_of_the_weights_travels_with_a_whole_decoder():
-    """It is neither rounded nor packed."""
-    its = Plan.model_validate({"transport": {"update": "int8"}})
-    change = pack_change(WEIGHTS, WEIGHTS, "int8", {}, 0)
-    records = codec.pack_reply(replace(UPDATE, decoder=DECODER), change.data)
-    seen = codec.unpack_update(sent(records), TrainTask(3, 5, its, WEIGHTS))
-    assert same(seen.decoder, DECODER)
-
-
-@pytest.mark.parametrize(
-    ("question", "unpack"),
-    [
-        (TrainTask(3, 5, PLAN, WEIGHTS, PROBED, DECODER), codec.unpack_train_task),
-        (EvaluateTask(3, 5, Plan(), WEIGHTS, DECODER), codec.unpack_evaluate_task),
-    ],
-)
-def test_a_decoder_by_a_plan_that_shares_none_is_refused(question, unpack):
-    """A site that did not agree to one is lent none."""
-    with pytest.raises(Refused, match="by a plan that shares none"):
-        unpack(sent(task(question)))
-
-
-def test_numbers_under_the_decoders_name_are_no_decoder():
-    """What is not tensors is refused."""
-    records = codec.pack_reply(UPDATE)
-    records["decoder"] = ConfigRecord({"patient": "7"})
-    with pytest.raises(Refused, match="not a knowmine update"):
-        codec.unpack_update(records)
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
@@ -192,42 +120,6 @@ def test_a_reply_to_a_message_arrives_too():
     assert same(codec.unpack_update(through_the_wire(reply).content), UPDATE)
 
 
-@given(
-    arrays(
-        st.sampled_from([np.float32, np.float64, np.int64, np.float16]),
-        array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
-    )
-)
-@settings(max_examples=30)
-def test_any_tensor_arrives_bit_for_bit(array):
-    """Whatever the numbers are, NaN with its payload included."""
-    update = replace(UPDATE, weights={"w": array})
-    assert same(codec.unpack_update(sent(codec.pack_reply(update))).weights["w"], array)
-
-
-def test_a_transposed_tensor_arrives_in_its_shape():
-    """The order in memory is the sender's own affair."""
-    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    update = replace(UPDATE, weights={"w": array})
-    seen = codec.unpack_update(sent(codec.pack_reply(update))).weights["w"]
-    assert np.array_equal(seen, array)
-
-
-def test_tensors_from_the_wire_cannot_be_written_to():
-    """They are views of what came."""
-    weights = codec.unpack_update(sent(codec.pack_reply(UPDATE))).weights
-    with pytest.raises(ValueError, match="read-only"):
-        weights["head.weight"][0, 0] = 1
-
-
-def test_packed_weights_are_a_copy():
-    """What the sender does afterwards is not seen at the other end."""
-    weights = {"w": np.zeros(2, np.float32)}
-    records = codec.pack_reply(replace(UPDATE, weights=weights))
-    weights["w"] += 1
-    assert not codec.unpack_update(records).weights["w"].any()
-
-
 def test_weights_for_several_sites_are_packed_once():
     """A hundred tasks with one model hold it once."""
     tasks = {name: EvaluateTask(1, 9, PLAN, WEIGHTS) for name in ("lyon", "porto")}
@@ -243,67 +135,6 @@ def test_tasks_with_weights_of_their_own_keep_them():
 
 
 # ── what is not a message ──────────────────────────────────────────────────────────────────────
-
-
-def header(text):
-    """The beginning of packed weights with any text for a header."""
-    return len(text).to_bytes(8, "little") + text.encode()
-
-
-def with_bytes(data, stype=codec.STYPE):
-    """An update whose weights are these bytes."""
-    records = codec.pack_reply(UPDATE)
-    records["weights"] = ArrayRecord({"all": Array("uint8", (len(data),), stype, data)})
-    return records
-
-
-def one(dtype="F32", shape="[2]", offsets="[0, 8]", rest=bytes(8)):
-    """Packed weights of one tensor, as these words describe it."""
-    words = f'{{"w": {{"dtype": "{dtype}", "shape": {shape}, "data_offsets": {offsets}}}}}'
-    return header(words) + rest
-
-
-TWO = packing.pack({"w": np.ones(2, np.float32)})
-BAD_TENSORS = {
-    "another shape": (one(shape="[3]"), "needs 12 bytes"),
-    "another dtype": (one("F64"), "needs 16 bytes"),
-    "cut short": (TWO[:-1], "needs 8 bytes"),
-    "one byte more": (TWO + b"x", "1 bytes follow"),
-    "no bytes": (b"", "their header has"),
-    "half a length": (TWO[:5], "their header has"),
-    "a header longer than all": ((10**9).to_bytes(8, "little") + TWO[8:], "their header has"),
-    "unknown dtype": (one("OBJECT"), "lacks"),
-    "a gap": (one(offsets="[4, 12]", rest=bytes(12)), "from 0 on"),
-    "backwards": (one(offsets="[8, 0]"), "needs 8 bytes"),
-    "negative": (one(shape="[-1, -2]"), "whole number"),
-    "a fraction": (one(shape="[2.0]"), "whole number"),
-    "endless": (one(shape="[99999999999]"), "needs 399999999996 bytes"),
-    "a list": (header("[1, 2]"), "no list of tensors"),
-    "open bracket": (header('{"w": ['), "no JSON"),
-    "deep": (header("[" * 50_000), "no JSON"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TENSORS)
-def test_weights_that_are_none_are_refused(case):
-    """A header that lies, bytes that are no weights: refused, whichever parser stumbles."""
-    data, words = BAD_TENSORS[case]
-    with pytest.raises(Refused, match=words):
-        codec.unpack_update(with_bytes(data))
-
-
-def test_weights_in_another_form_are_refused():
-    """Flower's own arrays are NumPy files."""
-    with pytest.raises(Refused, match="expected 'safetensors'"):
-        codec.unpack_update(with_bytes(TWO, "numpy.ndarray"))
-
-
-def test_two_tensors_cannot_share_bytes():
-    """Else a small message could claim to be a large model."""
-    entry = '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
-    words = f'{{"a": {entry}, "b": {entry}}}'
-    with pytest.raises(Refused, match=r"tensor b .* from 8 on"):
-        codec.unpack_update(with_bytes(header(words) + bytes(8)))
 
 
 def bent(kind, key, **changes):
@@ -369,9 +200,17 @@ words: st.SearchStrategy[Any] = (
 names = st.sampled_from(
     ["round", "rounds", "plan", "protocol", "site", "gate", "kept", "loss", "labelled", "images"]
 )
+TWO = packing.pack({"w": np.ones(2, np.float32)})
+
+
+def header(text):
+    """The beginning of packed weights with any text for a header."""
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
 tensor = st.builds(
     lambda stype, data: Array("uint8", (len(data),), stype, data),
-    st.sampled_from([codec.STYPE, "numpy.ndarray", ""]),
+    st.sampled_from([tensors.STYPE, "numpy.ndarray", ""]),
     st.sampled_from([TWO, TWO[:-4], TWO[:9]])
     | st.binary(max_size=20)
     | st.text(st.characters(codec="ascii"), max_size=40).map(header)
@@ -412,7 +251,7 @@ def test_junk_is_refused_and_nothing_else_happens(kind, data):
 HEAD, SAID = Head(7, "ab" * 32), Confirmation("lyon", "7", 3, 7, "ab" * 32, "cd" * 32, "now", "ef")
 
 
-def test_a_records_head_arrives_beside_an_answer():
+def test_a_checkpoint_arrives_beside_an_answer():
     """And no answer has to bring one."""
     records = codec.pack_reply(UPDATE)
     assert codec.unpack_head(sent(records)) is None
@@ -433,14 +272,14 @@ def test_a_records_head_arrives_beside_an_answer():
         {"receipts": 7, "hash": "ab" * 32, "note": "x"},
     ],
 )
-def test_what_is_no_head_is_refused(values):
+def test_what_is_no_checkpoint_is_refused(values):
     """It goes into the server's record of the round."""
     with pytest.raises(Refused):
         codec.unpack_head(RecordDict({codec.HEAD: ConfigRecord(values)}))
 
 
 @pytest.mark.parametrize("kind", ["task", "goodbye"])
-def test_a_confirmation_arrives_beside_a_question(kind):
+def test_a_confirmation_arrives_beside_a_task(kind):
     """The goodbye stays one."""
     question = {
         "task": codec.pack_tasks({"lyon": EvaluateTask(3, 9, PLAN, WEIGHTS)}, {"lyon": SAID})[

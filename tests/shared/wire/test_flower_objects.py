@@ -9,19 +9,19 @@ from knowmine.shared.errors import Refused
 from knowmine.shared.protocol import EvaluateTask
 from knowmine.shared.settings import Plan
 from knowmine.shared.wire import flower_objects
-from knowmine.shared.wire.codec import PackedWeights, pack_tasks
+from knowmine.shared.wire.codec import pack_tasks
 from knowmine.shared.wire.flower_objects import SMALL_BYTES, read_message
+from knowmine.shared.wire.tensors import PackedWeights
 from tests.flower_contract import imports_of, missing
 
-# flower_objects has told Flower to phone nobody; only now may Flower be imported.
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # isort: skip
-from flwr.supercore.inflatable.inflatable_object import (  # isort: skip
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents  # isort: skip
-from flwr.supercore.task_identity import TaskIdentity  # isort: skip
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
