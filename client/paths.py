@@ -51,7 +51,7 @@ def audit_log_of(state: Path) -> Path:
 def prepare(state: Path) -> Path:
     """Make what both processes need in `state`; return the courier's part.
 
-    Raises `CannotWrite`; `UsageError` where another process is at work.
+    Raises `CannotWrite`.
     """
     own = state / COURIER
     for folder in (

@@ -14,7 +14,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 PAGES += [*sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("name", ["settings", "commands"])
+@pytest.mark.parametrize("name", ["settings", "commands", "architecture"])
 def test_a_page_made_from_the_code_is_what_the_code_says(name):
     """After a change of settings or commands: .venv/bin/python docs/make_NAME.py."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/make_{name}.py")
@@ -36,7 +36,7 @@ def test_every_link_to_a_file_leads_somewhere(page):
 def said():
     """Every text in the code, a line each; of an f-string its parts."""
     folders = ("client", "deploy", "server", "shared")
-    sources = [file for folder in folders for file in (ROOT / folder).glob("*.py")]
+    sources = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     return "\n".join(
         node.value
         for file in sources

@@ -20,8 +20,8 @@ MAY_IMPORT = {
 # beside the packages stands before them all, unless it is listed by name.
 ORDER = {
     "shared": ("", "trust", "wire"),
-    "server": ("", "enrolment", "network", "rounds", "release", "status", "commands",
-               "federation.py", "cli.py"),
+    "server": ("", "enrolment", "network", "rounds", "release", "status", "federation.py",
+               "commands", "cli.py"),
     "client": ("", "data", "sam", "training", "mining", "storage", "review", "audit", "egress",
                "site", "vault", "federation", "check", "predict", "commands", "cli.py"),
     "deploy": ("", "phantom", "provision", "report", "simulation", "flower", "commands.py",

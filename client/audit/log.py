@@ -1,14 +1,14 @@
-"""The site's record of what crossed: written before anything leaves, and never rewritten.
+"""The site's audit log: written before anything leaves, and never rewritten.
 
 ```python
 with Chain.open(state / "audit" / "receipts.jsonl", key) as chain:
     chain.append("update", "out", run="7", round=3, digest=..., bytes=...)
-    chain.head                       # publish it: a record that is cut short no longer holds it
-Chain.verify(path, [public_key])     # needs the files and the public key alone
+    chain.head                       # publish it: a log that is cut short no longer holds it
+Chain.verify(path, [public_key])     # needs only the files and the public key
 ```
-A receipt is on the disk before `append` returns. A crash at any point, in the middle of a line
-too, leaves a record that verifies up to its torn end; the next `open` takes that end off and says
-so in a receipt. A record that is wrong otherwise is not written on: then nothing leaves.
+A receipt is on disk before `append` returns. A crash at any point, even in the middle of a line,
+leaves a log that verifies up to its torn end. The next `open` removes that end and writes a
+receipt about it. A log that is wrong in any other way is not continued: then nothing leaves.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from knowmine.shared.trust.keys import audit_line, make_private_folder, sync_fol
 
 
 class Chain:
-    """The record, open for writing by this process alone."""
+    """The audit log, open for writing by this process alone."""
 
     verify = staticmethod(verify)
 
@@ -61,7 +61,7 @@ class Chain:
             sync_folder(path.parent)
         except OSError as error:
             self._lock.release()
-            raise CannotWrite(f"cannot write the record {path} ({error.strerror})") from error
+            raise CannotWrite(f"cannot write the audit log {path} ({error.strerror})") from error
         except BaseException:
             self._lock.release()
             raise
@@ -82,9 +82,9 @@ class Chain:
         site: str = "",
         records: Records | None = None,
     ) -> Self:
-        """Go on with the record at `path`, or begin one.
+        """Continue the audit log at `path`, or begin one.
 
-        Raises `UsageError` for a record that is wrong or that another process writes.
+        Raises `UsageError` if the log is wrong or another process writes it.
         """
         chain = cls(path, key, records or Records())
         if not chain._receipts:
@@ -99,12 +99,12 @@ class Chain:
 
     @property
     def receipts(self) -> tuple[Receipt, ...]:
-        """All that the files still hold, oldest first."""
+        """All receipts that the files still hold, oldest first."""
         return tuple(self._receipts)
 
     @property
     def past(self) -> Past:
-        """What left until now, as the egress guard asks it."""
+        """What left until now, for the egress checks."""
         answered = {(r.run, r.kind, r.round): r.digest for r in self._receipts if r.left}
         ended = frozenset(r.run for r in self._receipts if r.kind == "end")
         return Past(self.last.rounds_out, self.last.bytes_out, answered, ended)
@@ -121,11 +121,10 @@ class Chain:
         policy: str = "",
         model: str = "",
         about: Mapping[str, int | str] | None = None,
-        tensors: Mapping[str, str] | None = None,
     ) -> Receipt:
-        """Write a receipt and wait until it is on the disk.
+        """Write a receipt and wait until it is on disk.
 
-        Raises `CannotWrite`, with the record as it was before.
+        Raises `CannotWrite` and leaves the log as it was.
         """
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is no kind of receipt")
@@ -143,7 +142,6 @@ class Chain:
             policy=policy,
             model=model,
             about=dict(about or {}),
-            tensors=dict(tensors or {}),
         )
         sums = (before.rounds_out, before.bytes_out) if before else (0, 0)
         rounds, bytes_ = totals_after(receipt, *sums)
@@ -155,25 +153,25 @@ class Chain:
         return receipt
 
     def head_of(self, receipt: Receipt) -> Head:
-        """A receipt's number and hash, as they are published."""
+        """A receipt's number and hash, as they are published: a checkpoint."""
         after = [r.previous for r in self._receipts if r.number == receipt.number + 1]
         return Head(receipt.number, after[0] if after else self.head)
 
     def countersigned(self, confirmation: Confirmation, server: object) -> None:
-        """Keep what the server confirms; once, however often it comes.
+        """Keep a confirmation by the server; once, however often it comes.
 
-        server: its public key. Raises `Refused` for what it did not sign, and where it confirms
-        another receipt or another answer than the one that is here.
+        server: its public key. Raises `Refused` if the server did not sign it, or if it confirms
+        another receipt or another answer than this log holds.
         """
         number = confirmation.receipts
         receipt = next((r for r in self._receipts if r.number == number), None)
         if not is_countersigned(server, confirmation):
             raise Refused(
-                f"the confirmation of receipt {number} is not signed by the server: look who "
+                f"the confirmation of receipt {number} is not signed by the server: find out who "
                 "answers at its address"
             )
         if receipt is None or self.head_of(receipt).hash != confirmation.head:
-            raise Refused(f"the server confirms a receipt {number} that is not in this record")
+            raise Refused(f"the server confirms a receipt {number} that is not in this audit log")
         there = (True, confirmation.digest, confirmation.run, confirmation.round)
         if (receipt.left, receipt.digest, receipt.run, receipt.round) != there:
             raise Refused(
@@ -185,7 +183,7 @@ class Chain:
             self.append("countersigned", "in", run=receipt.run, round=receipt.round, about=about)
 
     def close(self) -> None:
-        """Let others write."""
+        """Let other processes write."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -200,14 +198,14 @@ class Chain:
     # ------------------------------------------------------------ helpers
 
     def _read(self) -> tuple[list[Receipt], str, bytes]:
-        """The receipts, the head, and the torn end."""
+        """The receipts, the hash of the last, and the torn end."""
         if not files_of(self._path):
             return [], ZEROS, b""
         verdict, receipts = examine(self._path, [self._key.public_key()])
         if not verdict.ok:
             raise UsageError(
-                f"the record {self._path} is wrong, so nothing may leave: {verdict} Keep it for "
-                "whoever looks into this, and move its folder away to begin another"
+                f"the audit log {self._path} is wrong, so nothing may leave: {verdict} Keep it "
+                "as evidence, and move its folder away to begin another"
             )
         torn = b""
         if verdict.torn_bytes:
@@ -227,7 +225,7 @@ class Chain:
 
     def _write(self, line: bytes) -> None:
         if self._file < 0:
-            raise ValueError("the record is closed")
+            raise ValueError("the audit log is closed")
         size = os.fstat(self._file).st_size
         try:
             rest = memoryview(line)
@@ -243,7 +241,7 @@ class Chain:
         self.head = hash_of(line.removesuffix(b"\n"))
 
     def _rotate(self) -> None:
-        """Close the newest file; say which old ones go, and only then let them go."""
+        """Close the newest file; write which old files go, and only then remove them."""
         try:
             self._path.rename(closed_name(self._path, self._first))
             os.close(self._file)
@@ -262,7 +260,7 @@ class Chain:
     def _old_files(self) -> list[tuple[Path, int, str]]:
         """Closed files past their time, with the number and the hash of their last receipts.
 
-        What tells of the run under way stays, whatever its age: the guard asks it.
+        Files about the current run stay, whatever their age: the egress checks need them.
         """
         limit = datetime.now(UTC) - timedelta(days=self._records.keep_days)
         under_way = {self.last.run} - self.past.ended - {""}

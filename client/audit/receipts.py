@@ -1,7 +1,7 @@
 """One receipt: a line of JSON that says what crossed, chained to the line before and signed.
 
-A line is canonical JSON (sorted keys, no blanks, ASCII) and ends in a newline; `previous` is the
-SHA-256 of the line before, without its newline, so `sha256sum` can check the chain by hand. The
+A line is canonical JSON (sorted keys, no blanks, ASCII) and ends in a newline. `previous` is the
+SHA-256 of the line before without its newline, so `sha256sum` can check the chain by hand. The
 signature is Ed25519 over the same JSON without the key `signature`.
 """
 
@@ -24,11 +24,11 @@ _PURPOSE = b"knowmine receipt 1\n"
 DIRECTIONS = ("in", "out", "here")
 KINDS = MappingProxyType(
     {
-        "opened": "the record began; `about` holds the site and its public key",
+        "opened": "the audit log began; `about` holds the site and its public key",
         "hello": "an introduction was asked for, or left",
         "train": "a round of training was asked for",
         "update": "an update left",
-        "evaluate": "a round of scoring was asked for",
+        "evaluate": "scores were asked for",
         "scores": "scores left",
         "refused": "something did not leave; `about` names the check",
         "failed": "an error left: one word of a closed list, which `about` holds",
@@ -36,8 +36,8 @@ KINDS = MappingProxyType(
         "approved": "a person let it leave",
         "end": "the server said that the run is over",
         "countersigned": "the server confirmed a receipt",
-        "recovered": "a line that a crash cut short was taken off the end",
-        "retired": "old files went, as the policy's keep_days says",
+        "recovered": "a line that a crash cut short was removed from the end",
+        "retired": "old files were removed, as the policy's keep_days says",
         "forgot": "keys and files of a project or a case were destroyed",
     }
 )
@@ -47,10 +47,9 @@ KINDS = MappingProxyType(
 class Receipt:
     """What crossed, when, and what the site had let out by then.
 
-    direction: in, out, or here for what crossed nothing. kind: a key of `KINDS`. digest: SHA-256
-    of the whole message, numbers included. rounds_out, bytes_out: all that left until now, this
-    receipt's included. about: a few numbers and words that belong to the kind. tensors: digests
-    one by one, if the site keeps them.
+    direction: in, out, or here if nothing crossed. kind: a key of `KINDS`. digest: SHA-256 of the
+    whole message, numbers included. rounds_out, bytes_out: all that left until now, with this
+    receipt. about: a few numbers and words that belong to the kind.
     """
 
     number: int
@@ -67,7 +66,6 @@ class Receipt:
     rounds_out: int = 0
     bytes_out: int = 0
     about: Mapping[str, int | str] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left(self) -> bool:
@@ -82,7 +80,7 @@ _TYPES: dict[str, type] = {
     "rounds_out": int,
     "bytes_out": int,
 }
-_TYPES |= {"about": dict, "tensors": dict}
+_TYPES |= {"about": dict}
 
 
 def signed_line(receipt: Receipt, key: ed25519.Ed25519PrivateKey) -> bytes:
@@ -95,7 +93,7 @@ def signed_line(receipt: Receipt, key: ed25519.Ed25519PrivateKey) -> bytes:
 def read_line(line: bytes) -> tuple[Receipt, str]:
     """The receipt in a line without its newline, and its signature, which is not checked here.
 
-    Raises `ValueError`, in words for the auditor, where the line is no receipt.
+    Raises `ValueError`, in words for the auditor, if the line is no receipt.
     """
     try:
         values = json.loads(line)
@@ -108,7 +106,7 @@ def read_line(line: bytes) -> tuple[Receipt, str]:
         if type(value) is not _TYPES.get(name, str) or (type(value) is int and value < 0):
             raise ValueError(f"its {name} is not what a receipt holds")
     if values["direction"] not in DIRECTIONS or values["kind"] not in KINDS:
-        raise ValueError("its direction or kind is not one that there is")
+        raise ValueError("its direction or kind is unknown")
     if not all(type(v) in (int, str) for v in values["about"].values()):
         raise ValueError("its about is not what a receipt holds")
     try:
@@ -122,19 +120,19 @@ def read_line(line: bytes) -> tuple[Receipt, str]:
 
 
 def is_signed(line: bytes, public_key: object) -> bool:
-    """Whether a line that `read_line` took is signed by the owner of `public_key`."""
+    """Whether a line that `read_line` accepted is signed by the owner of `public_key`."""
     values: dict[str, Any] = json.loads(line)
     signature: str = values.pop("signature")
     return is_signed_by(public_key, _PURPOSE + canonical(values), signature)
 
 
 def hash_of(line: bytes) -> str:
-    """What the next line's `previous` is, from a line without its newline."""
+    """The next line's `previous`, from a line without its newline."""
     return hashlib.sha256(line).hexdigest()
 
 
 def canonical(values: Mapping[str, Any]) -> bytes:
-    """One way to write it, whoever writes it."""
+    """The one way to write these values, whoever writes them."""
     return json.dumps(
         values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode()

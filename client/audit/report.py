@@ -1,4 +1,4 @@
-"""What a site's record says, for people: one screen, a case's rounds, and a parcel for auditors."""
+"""Report a site's audit log: one screen, a case's rounds, and a zip file for auditors."""
 
 import zipfile
 from collections import Counter
@@ -34,7 +34,7 @@ class Limits(Protocol):
 
     @property
     def gigabytes(self) -> float:
-        """What may leave, in all runs together."""
+        """Gigabytes that may leave, in all runs together."""
 
     def digest(self) -> str:
         """SHA-256 of the policy."""
@@ -43,19 +43,20 @@ class Limits(Protocol):
         """The policy as JSON."""
 
 
-_HOW_TO = """This is the record of what left one site of a knowmine federation.
+_HOW_TO = """This is the audit log of one site of a knowmine federation: what left it.
 
     knowmine-client audit verify receipts.jsonl --key audit.pub
 
 Ask the coordinator for the server's certificate and the folder `rounds` of the run, and add
---server-key server.crt --rounds rounds: then an end that was cut off shows too, and each
-confirmation by the server is checked. By hand: each line's `previous` is the SHA-256 of the line before, without its newline;
-`signature` is Ed25519 over "knowmine receipt 1", a newline, and the line's JSON without it.
+--server-key server.crt --rounds rounds: this also finds an end that was cut off, and checks each
+confirmation by the server. By hand: each line's `previous` is the SHA-256 of the line before,
+without its newline; `signature` is Ed25519 over "knowmine receipt 1", a newline, and the line's
+JSON without `signature`.
 """
 
 
 def summary_of(settings: ClientSettings, policy: Limits) -> dict[str, Any]:
-    """What left, by run and in all; the verdict on the record; and what the policy still allows."""
+    """What left, by run and in total, the verdict on the audit log, and the policy's limits."""
     key = load_audit_key(settings.keys / "audit.key")
     verdict, receipts = examine(audit_log_of(settings.state), [key.public_key()])
     last = receipts[-1] if receipts else None
@@ -100,10 +101,10 @@ def screen(summary: Mapping[str, Any]) -> str:
             f"In all {left['updates']} updates of {left['updates_allowed']} allowed, and "
             f"{left['bytes'] / 1e6:.2f} MB of {left['bytes_allowed'] / 1e6:.0f} MB."
         ),
-        "An update is the model's tensors, counts and means; scores and introductions are counts, sums and the site's name. Nothing else passes",
-        "this door.",
+        "An update is the model's tensors, counts and means; scores and introductions are counts,",
+        "sums and the site's name. Nothing else leaves.",
         (
-            f"Refused at the door: {refused or 'nothing'}. Policy {policy['digest'][:16]}, approval "
+            f"Refused: {refused or 'nothing'}. Policy {policy['digest'][:16]}, approval "
             f"{policy['approval']}."
         ),
         (
@@ -112,15 +113,15 @@ def screen(summary: Mapping[str, Any]) -> str:
         ),
         "",
         verdict["words"],
-        f"Head {verdict['head']}",
+        f"Checkpoint {verdict['head']}",
     ]
     return "\n".join(lines)
 
 
 def rounds_of(settings: ClientSettings, stem: str) -> Sequence[Took]:
-    """When a case took part, by the record that stays at the site.
+    """When a case took part, from the record of cases that stays at the site.
 
-    Raises `UsageError` where there is no key to ask it by.
+    Raises `UsageError` if the key to that record is gone.
     """
     folder = settings.state / VAULT_KEYS
     if not (folder / PROJECT).exists():
@@ -132,13 +133,13 @@ def rounds_of(settings: ClientSettings, stem: str) -> Sequence[Took]:
 
 
 def export(settings: ClientSettings, policy: Limits, out: Path) -> int:
-    """Write the record, its public key, the policy and how to check it; how many files.
+    """Write the audit log, its public key, the policy and how to check it; return how many files.
 
-    Raises `UsageError` where `out` exists or there is no record.
+    Raises `UsageError` if `out` exists or there is no audit log.
     """
     files = files_of(audit_log_of(settings.state))
     if not files:
-        raise UsageError(f"no record in {settings.state}: nothing has left this site")
+        raise UsageError(f"no audit log in {settings.state}: nothing has left this site")
     public = audit_line(load_audit_key(settings.keys / "audit.key"))
     texts = {
         "audit.pub": public + "\n",
@@ -159,7 +160,7 @@ def export(settings: ClientSettings, policy: Limits, out: Path) -> int:
 
 
 def read_public(path: Path) -> str:
-    """An OpenSSH public key line, from a file of one or from a certificate. Raises `UsageError`."""
+    """An OpenSSH public key line, from its file or from a certificate. Raises `UsageError`."""
     try:
         text = path.read_text(encoding="ascii").strip()
         if text.startswith("-----BEGIN CERTIFICATE-----"):

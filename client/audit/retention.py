@@ -1,4 +1,4 @@
-"""What the audit log counts, and how long it is kept."""
+"""How long the audit log is kept, and what it says about the past."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from knowmine.shared.settings import Settings
 
 
 class Records(Settings):
-    """How long the record of what left is kept."""
+    """How long the audit log is kept."""
 
     rotate_mb: float = Field(
         8,
@@ -21,13 +21,13 @@ class Records(Settings):
         3650,
         ge=30,
         le=36_500,
-        description="Days after which a closed file may go; what went is said in a receipt.",
+        description="Days after which a closed file may be removed; a receipt says what was.",
     )
 
 
 @dataclass(frozen=True)
 class Past:
-    """What left this site before, as its receipts tell.
+    """What left this site before, according to its receipts.
 
     answered: digest of the answer to each question, by run, kind and round. ended: runs that are
     over.

@@ -1,9 +1,9 @@
-"""Check a record of what left, from its files and the public keys alone.
+"""Verify an audit log from its files and the public keys alone.
 
-Each line in turn: 1 it is a receipt, 2 its number is the next, 3 it follows the line before, 4 the
-site signed it, 5 its totals add up, 6 what the server confirmed is what stands there. At the end:
-7 nothing is missing at the start but what a receipt says was retired, 8 the heads that were
-published are among the lines. The first that fails is named with its file and line.
+For each line: 1 it is a receipt, 2 its number is the next, 3 it follows the line before, 4 the
+site signed it, 5 its totals add up, 6 what the server confirmed is what the log holds. At the end:
+7 nothing is missing at the start except what a receipt says was retired, 8 the published
+checkpoints are among the lines. The first failure is named with its file and line.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,11 +27,11 @@ from knowmine.shared.trust.countersign import Confirmation, Head, is_countersign
 class Verdict:
     """What was found.
 
-    ok: every check passed; a torn end is what a crash leaves and no fault. file, line, why: the
-    first that is wrong. first, last: numbers of the receipts that are right. head: hash of the
-    last of them. torn_bytes: length of a last line that was cut short. retired: receipts that
-    retention removed. confirmed: times that the server countersigned. published: heads that
-    others hold and that were found.
+    ok: every check passed. A torn end comes from a crash and is no fault. file, line, why: the
+    first failure. first, last: numbers of the receipts that are right. head: hash of the last of
+    them. torn_bytes: length of a last line that was cut short. retired: receipts that retention
+    removed. confirmed: how often the server countersigned. published: checkpoints that others
+    hold and that were found.
     """
 
     ok: bool = True
@@ -60,11 +60,11 @@ class Verdict:
         if self.confirmed:
             words.append(f"The server confirmed it {self.confirmed} times.")
         if self.published:
-            words.append(f"It holds the {self.published} heads that were published.")
+            words.append(f"It holds the {self.published} checkpoints that were published.")
         if self.torn_bytes:
             words.append(
                 f"A crash cut the next line short: {self.torn_bytes} bytes after receipt "
-                f"{self.last}. What it was about had not left."
+                f"{self.last}. What that line was about had not left."
             )
         return " ".join(words)
 
@@ -80,13 +80,14 @@ def verify(
     server_keys: Iterable[object] = (),
     published: Iterable[Head] = (),
 ) -> Verdict:
-    """Check the record whose newest file is `path`; closed files stand beside it.
+    """Verify the audit log whose newest file is `path`; its closed files lie beside it.
 
-    public_keys: the site's, as OpenSSH lines or of `cryptography`; one of them signed each line.
-    server_keys: without them countersignatures are compared but not checked.
-    published: heads that others hold, such as those in the server's RUN/rounds; each must be in
-    the record, so that an end that was cut off shows. A head's number 0 stands for an unknown one.
-    Raises `UsageError` where there is no record.
+    public_keys: the site's, as OpenSSH lines or objects of `cryptography`; each line must be
+    signed with one of them.
+    server_keys: without them countersignatures are compared but not verified.
+    published: checkpoints that others hold, such as those in the server's RUN/rounds. Each must
+    be in the log, so that an end that was cut off is found. Number 0 stands for an unknown one.
+    Raises `UsageError` if there is no audit log.
     """
     return examine(path, public_keys, server_keys=server_keys, published=published)[0]
 
@@ -98,11 +99,11 @@ def examine(
     server_keys: Iterable[object] = (),
     published: Iterable[Head] = (),
 ) -> tuple[Verdict, list[Receipt]]:
-    """As `verify`; with the receipts that are right."""
+    """As `verify`, and also return the receipts that are right."""
     reader = _Reader(list(public_keys), list(server_keys))
     files = files_of(path)
     if not files:
-        raise UsageError(f"no record at {path}: name the file receipts.jsonl of the site")
+        raise UsageError(f"no audit log at {path}: name the file receipts.jsonl of the site")
     for file in files:
         for number, line in _lines(file):
             if not line.endswith(b"\n") and file == path:
@@ -116,18 +117,18 @@ def examine(
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a record, oldest first: closed ones are named by their first receipt."""
+    """The files of an audit log, oldest first; closed ones are named by their first receipt."""
     closed = sorted(path.parent.glob(f"{path.stem}.{'[0-9]' * 8}{path.suffix}"))
     return [*closed, path] if path.exists() else closed
 
 
 def closed_name(path: Path, first: int) -> Path:
-    """The name of a file that was closed."""
+    """The name of a closed file."""
     return path.with_name(f"{path.stem}.{first:08d}{path.suffix}")
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and lines; a line that is far too long comes as far as it is read."""
+    """Line numbers and lines; of a line that is far too long only the beginning."""
     try:
         with file.open("rb") as content:
             number = 0
@@ -139,7 +140,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 class _Reader:
-    """The receipts so far; `take` adds one or says why not."""
+    """The receipts so far; `take` adds one or returns why it is wrong."""
 
     def __init__(self, public_keys: list[object], server_keys: list[object]) -> None:
         self.verdict, self.receipts = Verdict(), list[Receipt]()
@@ -155,14 +156,14 @@ class _Reader:
         before = self.receipts[-1] if self.receipts else None
         if before and receipt.number != before.number + 1:  # 2
             return (
-                f"it is receipt {receipt.number} where {before.number + 1} belongs: one was taken "
-                "out, put in or moved"
+                f"it is receipt {receipt.number}; expected {before.number + 1}: a line was "
+                "removed, inserted or moved"
             )
         start = before is None and receipt.number > 1  # retention: see `end`
         if not start and receipt.previous != self.verdict.head:  # 3
             return (
-                "it does not follow the line before: that was changed, or this one is from "
-                "another record"
+                "it does not follow the line before: that line was changed, or this one is from "
+                "another audit log"
             )
         if not any(is_signed(content, key) for key in self._keys):  # 4
             return "its signature is not the site's: it was changed, or another key signed it"
@@ -186,8 +187,8 @@ class _Reader:
         first = self.receipts[0] if self.receipts else None
         if first and first.number > 1:  # 7
             upto = first.number - 1
-            told = {(r.about.get("upto"), r.about.get("head")) for r in self._of("retired")}
-            if (upto, first.previous) not in told:
+            retired = {(r.about.get("upto"), r.about.get("head")) for r in self._of("retired")}
+            if (upto, first.previous) not in retired:
                 return (
                     f"receipts 1 to {upto} are missing, and no receipt says that they were retired"
                 )
@@ -200,8 +201,8 @@ class _Reader:
             if head.hash not in known:
                 which = f"receipt {head.receipts}, " if head.receipts else ""
                 return (
-                    f"the head that the site published ({which}{head.hash[:16]}...) is not in "
-                    "this record: its end was cut off, or it is another record"
+                    f"the checkpoint that the site published ({which}{head.hash[:16]}...) is not "
+                    "in this audit log: its end was cut off, or it is another log"
                 )
             found += 1
         self.verdict = replace(self.verdict, published=found)
@@ -213,21 +214,20 @@ class _Reader:
     def _confirmed(self, receipt: Receipt) -> str | None:
         about: dict[str, Any] = dict(receipt.about)
         try:
-            told = Confirmation(**about)
-            number = int(told.receipts)
+            confirmed = Confirmation(**about)
+            number = int(confirmed.receipts)
         except (TypeError, ValueError):
-            return "what the server confirmed in it is not what a confirmation says"
+            return "it does not hold a confirmation by the server"
         start = self.receipts[0].number if self.receipts else receipt.number
         if number >= receipt.number:
-            return f"the server confirmed a receipt {number} that does not stand here"
+            return f"the server confirmed a receipt {number} that is not before it"
         if number >= start:  # else it was retired
             there = self.receipts[number - start]
-            said = (told.head, told.digest, told.round, True)
+            said = (confirmed.head, confirmed.digest, confirmed.round, True)
             if (self._hashes[number], there.digest, there.round, there.left) != said:
-                return (
-                    f"the server confirmed another receipt {number} than the one that stands here"
-                )
-        if self._server_keys and not any(is_countersigned(key, told) for key in self._server_keys):
+                return f"the server confirmed another receipt {number} than the log holds"
+        keys = self._server_keys
+        if keys and not any(is_countersigned(key, confirmed) for key in keys):
             return "the confirmation in it is not signed by the server"
         return None
 
@@ -241,7 +241,7 @@ def _sums(receipt: Receipt, before: Receipt | None) -> str | None:
 
 
 def totals_after(receipt: Receipt, rounds: int, bytes_: int) -> tuple[int, int]:
-    """Rounds and bytes that left until a receipt, from those before it. Sent again counts bytes."""
+    """Rounds and bytes that left up to a receipt; sending again counts only the bytes."""
     if not receipt.left:
         return rounds, bytes_
     new = receipt.kind == "update" and not receipt.about.get("again")

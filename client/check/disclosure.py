@@ -103,7 +103,7 @@ def beside_head(records: Any) -> Any:
 
 def contents(records: Any) -> dict[str, Any]:
     """All that a packed reply holds: tensors as they travel, numbers, texts and bytes."""
-    tensors: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
     numbers: dict[str, Any] = {}
     size = 0
     for group, record in records.items():
@@ -114,7 +114,7 @@ def contents(records: Any) -> dict[str, Any]:
                 if packed.stype == tensors.CHANGE:
                     data = zstandard.ZstdDecompressor().decompress(data)
                 for name, array in packing.unpack(data).items():
-                    tensors.append(
+                    held.append(
                         {
                             "name": name,
                             "shape": list(array.shape),
@@ -124,7 +124,7 @@ def contents(records: Any) -> dict[str, Any]:
                     )
             continue
         numbers |= {f"{group}.{name}": value for name, value in record.items()}
-    return {"tensors": tensors, "numbers": numbers, "bytes": size}
+    return {"tensors": held, "numbers": numbers, "bytes": size}
 
 
 def _listed(kind: str, held: dict[str, Any]) -> Finding:
@@ -141,10 +141,10 @@ def _listed(kind: str, held: dict[str, Any]) -> Finding:
 
 def _listed_change(form: str, held: dict[str, Any]) -> Finding:
     """The same update, where the run's plan has sites send what changed."""
-    tensors = held["tensors"]
+    sent = held["tensors"]
     what = (
         f"the same update where the plan says transport.update: {form}: {held['bytes']} bytes, "
-        f"packed, of {len(tensors)} tensors ({sum(t['bytes'] for t in tensors)} bytes unpacked) "
+        f"packed, of {len(sent)} tensors ({sum(t['bytes'] for t in sent)} bytes unpacked) "
         f"and the same {len(held['numbers'])} numbers"
     )
     return Finding("leaves", "note", what, facts={"kind": "update", "form": form, **held})

@@ -1,4 +1,4 @@
-"""`knowmine-client audit`: show, verify and export the record of what left the site."""
+"""`knowmine-client audit`: show, verify and export the audit log of what left the site."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from knowmine.shared.command import checked_format, say_json
 from knowmine.shared.errors import Refused
 from knowmine.shared.settings import read_settings
 
-audit = typer.Typer(no_args_is_help=True, help="The signed record of what left this site.")
+audit = typer.Typer(no_args_is_help=True, help="The signed audit log of what left this site.")
 
 _Settings = Annotated[Path, typer.Argument(help="This site's settings, such as client.yaml.")]
 _Format = Annotated[str, typer.Option("--format", help="text or json.")]
@@ -60,17 +60,17 @@ def verify(
     ] = None,
     head: Annotated[
         list[str] | None,
-        typer.Option(help="A head that the site published; it must be in the record."),
+        typer.Option(help="A checkpoint that the site published; it must be in the audit log."),
     ] = None,
     rounds: Annotated[
         Path | None,
         typer.Option(
-            help="The server's RUN/rounds; each head of this site in it must be in the record."
+            help="The server's RUN/rounds; its checkpoints of this site must be in the audit log."
         ),
     ] = None,
     format_: _Format = "text",
 ) -> None:
-    """Check a record with only its files and public keys; no network, no settings.
+    """Check an audit log with only its files and public keys; no network, no settings.
 
     Exit code 0: valid; 4: invalid, with the first wrong line. Example: knowmine-client audit verify
     receipts.jsonl --key audit.pub --server-key server.crt --rounds RUN/rounds
@@ -87,7 +87,7 @@ def verify(
         say_json(verdict.as_json())
     else:
         typer.echo(str(verdict))
-        typer.echo(f"Head: {verdict.head}")
+        typer.echo(f"Checkpoint: {verdict.head}")
     if not verdict.ok:
         raise typer.Exit(Refused.exit_code)
 
@@ -97,7 +97,7 @@ def export(
     settings: _Settings,
     out: Annotated[Path, typer.Argument(help="New .zip file for the auditor.")],
 ) -> None:
-    """Export the record, its public key and instructions, for the auditor of this site.
+    """Export the audit log, its public key and instructions, for the auditor of this site.
 
     It names no case. Example: knowmine-client audit export lyon/client.yaml lyon-audit.zip
     """

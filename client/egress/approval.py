@@ -1,8 +1,8 @@
-"""An update waits until a person has read what would leave, and said yes or no.
+"""Hold an update until a person has read what would leave, and approved or refused it.
 
 Each waiting update is two files in the pending folder, named by round and digest: a page in words
-and numbers, and its facts. A decision is a third file; the first one counts. All three survive a
-crash: the same answer, asked for again, finds its decision, and its time does not begin anew.
+and numbers, and its facts. A decision is a third file; the first decision counts. All three
+survive a crash: the same update, made again, finds its decision and keeps its deadline.
 """
 
 import json
@@ -20,7 +20,6 @@ from knowmine.shared.errors import CannotWrite, EgressRefused, Interrupted, Usag
 from knowmine.shared.files import write_atomically
 from knowmine.shared.trust.keys import make_private_folder
 
-"""The folder of what waits, in the site's state folder."""
 LOOK_S = 1.0
 """Seconds between two looks for a decision."""
 Choice = Literal["approve", "refuse"]
@@ -28,7 +27,7 @@ Choice = Literal["approve", "refuse"]
 
 @dataclass(frozen=True)
 class Waiting:
-    """One update that waits. name: what `approve` takes; facts: what the page says."""
+    """One update that waits. name: for `approve`; facts: the content of the page."""
 
     name: str
     digest: str
@@ -51,9 +50,9 @@ def hold(
 ) -> str:
     """Wait for a decision; return who approved.
 
-    on_hold: called when the wait begins, not when it goes on after a crash.
-    Raises `EgressRefused` where a person refused or nobody answered in time, and `Interrupted`
-    when `stop` is set: the update then waits on disk.
+    on_hold: called when the wait begins, but not when it continues after a crash.
+    Raises `EgressRefused` if a person refused or did not answer in time. Raises `Interrupted` if
+    `stop` is set; the update then waits on disk.
     """
     page = folder / f"{name}.json"
     if not page.exists():
@@ -69,14 +68,15 @@ def hold(
     waiting = _read(page)
     while not waiting.decision:
         if datetime.now(UTC) >= datetime.fromisoformat(waiting.until):
-            # Written down like a person's, so that a late approval finds that it is too late.
+            # Written down like a person's decision, so that a late approval is refused.
             _decide(folder, waiting, "refuse", "timeout")
         elif stop.wait(LOOK_S):
             raise Interrupted(f"update {name} waits for approval in {folder}")
         waiting = _read(page)
     if waiting.decision == "approve":
         return waiting.by
-    why = "nobody approved it in time" if waiting.by == "timeout" else f"{waiting.by} refused it"
+    late = waiting.by == "timeout"
+    why = "it was not approved in time" if late else f"{waiting.by} refused it"
     raise EgressRefused(f"update {name} does not leave: {why}")
 
 
@@ -87,26 +87,26 @@ def waiting_in(folder: Path) -> list[Waiting]:
 
 
 def approve(folder: Path, name: str, by: str = "") -> Waiting:
-    """Let the update leave. Raises `UsageError` where it does not wait."""
+    """Let the update leave. Raises `UsageError` if it does not wait."""
     return _answer(folder, name, "approve", by)
 
 
 def refuse(folder: Path, name: str, by: str = "") -> Waiting:
-    """Keep the update here. Raises `UsageError` where it does not wait."""
+    """Keep the update here. Raises `UsageError` if it does not wait."""
     return _answer(folder, name, "refuse", by)
 
 
 def clear(folder: Path) -> None:
-    """Take away what was decided; what still waits stays."""
+    """Remove the updates that were decided; those that wait stay."""
     for page in folder.glob("*.json"):
         if _read(page).decision:
-            # The decision goes last: without the page it decides nothing.
+            # The decision is removed last: without the page it has no effect.
             for suffix in (".html", ".json", ".decision"):
                 page.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def page_of(waiting: Waiting) -> str:
-    """What would leave, as a page that needs nothing but a browser."""
+    """What would leave, as a page that opens in any browser, without a network."""
     rows = "".join(_rows(waiting.facts))
     name = escape(waiting.name)
     return (
@@ -118,10 +118,10 @@ def page_of(waiting: Waiting) -> str:
         "td:first-child{color:#555}code{font-size:90%}</style>"
         f"<h1>Update {name} would leave</h1>"
         "<p>These are weights of the network that this site trained, and the numbers below. No "
-        "image, mask, name or file is among them. Weights can still tell something about the "
+        "image, mask, name or file is among them. Weights can still reveal something about the "
         "images that they were trained on: see docs/audit.md.</p>"
         f"<table>{rows}</table>"
-        f"<p>It waits until {escape(waiting.until)} and is refused then. To decide:</p>"
+        f"<p>It waits until {escape(waiting.until)} and is then refused. To decide:</p>"
         f"<pre>knowmine-client approve client.yaml {name}\n"
         f"knowmine-client approve client.yaml {name} --refuse</pre></html>\n"
     )
@@ -141,7 +141,7 @@ def _answer(folder: Path, name: str, choice: Choice, by: str) -> Waiting:
 
 
 def _decide(folder: Path, waiting: Waiting, choice: Choice, by: str) -> Waiting:
-    """Write the decision down unless there is one; give the one that counts."""
+    """Write the decision down unless there is one already; return the one that counts."""
     by = re.sub(r"[^A-Za-z0-9._@-]", "-", by)[:40] or "someone"
     decision = {"decision": choice, "by": by, "digest": waiting.digest}
     path = folder / f"{waiting.name}.decision"
@@ -149,7 +149,7 @@ def _decide(folder: Path, waiting: Waiting, choice: Choice, by: str) -> Waiting:
     try:
         write_atomically(own, json.dumps(decision).encode())
         try:
-            path.hardlink_to(own)  # unlike a rename it never takes an earlier decision's place
+            path.hardlink_to(own)  # unlike a rename, it never replaces an earlier decision
         except FileExistsError:
             pass
         finally:
@@ -160,7 +160,7 @@ def _decide(folder: Path, waiting: Waiting, choice: Choice, by: str) -> Waiting:
 
 
 def _read(page: Path) -> Waiting:
-    """What waits, with its decision. A decision about another digest is none."""
+    """What waits, with its decision. Raises `UsageError` for a decision on another digest."""
     try:
         values: dict[str, Any] = json.loads(page.read_bytes())
         waiting = Waiting(**values)

@@ -1,4 +1,4 @@
-"""Hold what would leave against the site's policy: how far weights moved, how few are counted."""
+"""Limit how far weights may have moved and how few cases a number may be about."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,16 +10,16 @@ from knowmine.shared.protocol import Calibration, Hello, Mined, Scores, Update
 from knowmine.shared.weights import Array, Manifest, Weights
 
 MAX_STEPS = 100_000
-"""Batches that batch norm may have counted in one round."""
+"""Most batches that batch norm can count in one round."""
 PIECE = 65_536
-"""Elements that are looked at at once."""
+"""Elements that are compared at once."""
 STATISTICS = ("running_mean", "running_var")
-"""Batch norm's own figures: they follow the images' range, not an optimiser's steps."""
+"""Batch norm's statistics: they follow the images' range, not an optimiser's steps."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """How far trained weights moved: norm over all, the largest change of one and its tensor."""
+    """How far trained weights moved: the norm over all, the largest single change, its tensor."""
 
     norm: float = 0.0
     largest: float = 0.0
@@ -27,7 +27,7 @@ class Move:
 
 
 def move_of(weights: Weights, sent: Weights) -> Move:
-    """From the weights that were sent to those that would leave."""
+    """The move from the weights that were sent to those that would leave."""
     squares, largest, where = 0.0, 0.0, ""
     for name, array in weights.items():
         if not _is_trained(name, array):
@@ -45,7 +45,7 @@ def move_of(weights: Weights, sent: Weights) -> Move:
 def check_move(
     door: Door, weights: Weights, sent: Weights, *, max_norm: float, max_change: float
 ) -> None:
-    """Refuse weights that moved farther than the policy lets them, and counters that jumped."""
+    """Refuse weights that moved farther than the policy allows, and counters that jumped."""
     repair = "lower training.learning_rate, or raise the limit in policy.yaml if this is honest"
     move = move_of(weights, sent)
     # NaN and infinity were refused before; not <= would catch them here too.
@@ -70,7 +70,7 @@ def check_move(
 
 
 def check_sent(door: Door, sent: Weights, manifest: Manifest) -> None:
-    """What was sent is of the installed model; nothing can be held against it otherwise."""
+    """Refuse weights from the server that are not the installed model's: no limit fits them."""
     door.names(sent, manifest)
     for name, spec in manifest.items():
         door.shape(name, np.asarray(sent[name]), spec)
@@ -80,7 +80,7 @@ def check_sent(door: Door, sent: Weights, manifest: Manifest) -> None:
 
 
 def suppress_hello(hello: Hello, fewest: int) -> Hello:
-    """Counts below `fewest` become 0."""
+    """Replace counts below `fewest` by 0."""
     return replace(
         hello,
         labelled=_many(hello.labelled, fewest),
@@ -91,7 +91,7 @@ def suppress_hello(hello: Hello, fewest: int) -> Hello:
 
 
 def suppress_scores(scores: Scores, fewest: int) -> Scores:
-    """Sums over fewer images than `fewest` are left out, as if there were no such images."""
+    """Leave out sums over fewer images than `fewest`, as if there were no such images."""
     sums = scores.calibration
     sums = sums if sums.images >= fewest else Calibration()
     sums = replace(
@@ -106,10 +106,10 @@ def suppress_scores(scores: Scores, fewest: int) -> Scores:
 
 
 def suppress_update(update: Update, fewest: int, sent: Weights) -> Update:
-    """Counts below `fewest` become 0; where all images together are fewer, nothing is told.
+    """Replace counts below `fewest` by 0.
 
-    Then the weights that were sent go back, which is how the protocol says that a site had
-    nothing to train on.
+    If all images together are fewer, the weights that were sent go back with zeros. By the
+    protocol this says that the site had nothing to train on.
     """
     if 0 < update.labelled + update.pseudo_labelled < fewest:
         return Update(update.round, sent, 0, 0, 0.0, update.seconds)

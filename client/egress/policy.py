@@ -1,7 +1,7 @@
-"""What one hospital allows to leave, in a file of its own: it can tighten, never loosen.
+"""What one hospital allows to leave, in a file of its own that can tighten and never loosen.
 
-The defaults are the loosest values that there are, so an empty policy.yaml changes nothing and
-no line in it can open anything. The policy's digest stands in each receipt.
+The defaults are the loosest values, so an empty policy.yaml changes nothing, and no line in it
+can allow more. Each receipt holds the policy's digest.
 
 ```yaml
 rounds: 50                  # updates that may leave, in all runs together
@@ -30,7 +30,7 @@ from knowmine.shared.settings import Settings, read_settings
 def _window(text: str) -> str:
     start, end = _minutes(text)
     if start == end:
-        raise ValueError(f"{text} is no time at all; leave hours out to allow the whole day")
+        raise ValueError(f"{text} has no length; leave hours out to allow the whole day")
     return text
 
 
@@ -66,8 +66,8 @@ class Policy(Settings):
     models: tuple[Digest, ...] = Field(
         (),
         max_length=100,
-        description="Models that may be trained here, by the SHA-256 of their list of tensors, which a "
-        "refusal names. Not set: the one in the settings.",
+        description="Models that may be trained here, by the SHA-256 of their list of tensors; a "
+        "refusal names it. Not set: the model in the settings.",
     )
     min_cases: int = Field(
         1,
@@ -80,14 +80,14 @@ class Policy(Settings):
         10_000,
         gt=0,
         le=10_000,
-        description="How far an update's trained weights may be from those that were sent: the "
-        "Euclidean norm over all of them.",
+        description="How far an update's trained weights may be from the weights that were sent: "
+        "the Euclidean norm over all of them.",
     )
     max_change: float = Field(
         100,
         gt=0,
         le=100,
-        description="How far any one trained weight may be from the one that was sent.",
+        description="How far any single trained weight may be from its value as it was sent.",
     )
     approval: Literal["auto", "manual"] = Field(
         "auto",
@@ -95,31 +95,29 @@ class Policy(Settings):
         "when all checks pass.",
     )
     approval_timeout_h: float = Field(
-        24, gt=0, le=720, description="Hours after which an update that nobody approved is refused."
+        24, gt=0, le=720, description="Hours after which an update without approval is refused."
     )
-    records: Records = Field(
-        default_factory=Records, description="How long the record of what left is kept."
-    )
+    records: Records = Field(default_factory=Records, description="How long the audit log is kept.")
 
     def digest(self) -> str:
-        """SHA-256 over canonical JSON: equal for equal policies, however they were written."""
+        """SHA-256 over canonical JSON: equal policies have equal digests, however they are written."""
         values = self.model_dump(mode="json")
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def open_at(self, now: datetime) -> bool:
-        """Whether something may leave at `now`, read on this machine's clock and time zone."""
+        """Whether something may leave at `now`, in this machine's time zone."""
         here = now.astimezone()
         minute = here.hour * 60 + here.minute
         return not self.hours or any(_within(minute, window) for window in self.hours)
 
 
 LOOSEST = Policy()
-"""What holds where a site has no policy of its own."""
+"""The policy of a site that has no policy of its own."""
 
 
 def read_policy(file: Path | None) -> Policy:
-    """The policy in a file; without a file the loosest. Raises `SettingsError`."""
+    """The policy in a file, or the loosest without a file. Raises `SettingsError`."""
     return read_settings(Policy, file, {}) if file else LOOSEST
 
 

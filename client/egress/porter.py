@@ -1,11 +1,11 @@
-"""The site's one door: every question is written down, every answer checked, held and written down.
+"""The site's one door: write down each task, and check, hold and write down each reply.
 
 ```
-asked  ──> check the question ──> receipt in ──> the work
-reply  ──> egress.release ──> (a person says yes) ──> receipt out ──> the network
+task   ──> receipt in ──> check the task ──> the work
+reply  ──> egress.release ──> (a person approves) ──> receipt out ──> the network
 ```
-A reply leaves only after its receipt is on the disk. In a simulation and under `flwr run` there is
-no record and no policy; the checks are the same.
+A reply leaves only after its receipt is on disk. A simulation and `flwr run` have no audit log
+and no policy; the checks are the same.
 """
 
 import threading
@@ -35,11 +35,12 @@ LARGEST_SHOWN = 5
 
 @dataclass
 class Porter:
-    """Stands at the door of one site.
+    """Guards the door of one site.
 
-    chain: the record; None keeps none. pending: folder of updates that wait for a person.
-    stop: set when the site is told to stop. server_key: gives the public key that the server's
-    connection shows. head: of the answer that left last, to go beside it; None without a record.
+    chain: the audit log; None keeps none. pending: folder of updates that wait for a person.
+    stop: set when the site must stop. server_key: returns the public key that the server's
+    connection shows. head: the audit log's checkpoint after the last reply, which travels beside
+    it; None without an audit log.
     """
 
     policy: Policy = LOOSEST
@@ -50,9 +51,9 @@ class Porter:
     head: Head | None = None
 
     def ask(self, task: TrainTask | EvaluateTask | None, run: str, manifest: Manifest) -> Asked:
-        """Take a question in; None asks for an introduction.
+        """Take a task in; None asks for an introduction.
 
-        Raises `EgressRefused` for one that no answer could leave for.
+        Raises `EgressRefused` for a task whose reply could not leave.
         """
         asked = asked_by(task, run)
         kind = _QUESTION[asked.answer]
@@ -68,9 +69,9 @@ class Porter:
         return asked
 
     def let_out(self, reply: R, asked: Asked, manifest: Manifest) -> R:
-        """Give the reply back as it may leave, with its receipt written.
+        """Return the reply as it may leave, after its receipt is written.
 
-        Raises `EgressRefused` for one that may not; that is written down too.
+        Raises `EgressRefused` for a reply that may not leave; a receipt says that too.
         """
         kind = asked.answer
         try:
@@ -92,9 +93,10 @@ class Porter:
         return leaving
 
     def confirmed(self, confirmation: Confirmation | None) -> None:
-        """The server says what arrived of an answer before; it is written down.
+        """Write down the server's confirmation of an earlier reply.
 
-        What it did not sign, or what did not leave here so, is written down as refused.
+        A confirmation that the server did not sign, or of a reply that did not leave here, is
+        written down as refused.
         """
         if self.chain is None or confirmation is None:
             return
@@ -105,19 +107,19 @@ class Porter:
             self.chain.append("refused", "in", policy=self.policy.digest(), about=about)
 
     def failed(self, error: BaseException, asked: Asked, manifest: Manifest) -> None:
-        """The work ended in an error, of which the server learns one word."""
+        """Write down that the work ended in an error; the server gets one word of it."""
         about = {"what": asked.answer, "reason": reason_of(error)}
         self._note("failed", "out", asked, manifest, about=about)
 
     def end(self, run: str) -> None:
-        """The server said goodbye: nothing of this run leaves any more."""
+        """The server ended the run: no more of it leaves."""
         if self.pending:
             approval.clear(self.pending)
         if self.chain and run not in self._past().ended:
             self.chain.append("end", "in", run=run, policy=self.policy.digest())
 
     def close(self) -> None:
-        """Let another process write the record."""
+        """Let another process write the audit log."""
         if self.chain:
             self.chain.close()
 
@@ -131,7 +133,7 @@ class Porter:
             raise EgressRefused("approval: manual needs a place to wait in: set state")
         digest = digest_of_reply(update)
         if self._past().answered.get((asked.run, "update", asked.round)) == digest:
-            return  # it was approved and left; the connection broke
+            return  # it was approved and left before; then the connection broke
         name = f"{asked.round:04d}-{digest[:12]}"
         facts = facts_of(update, asked, self.policy, self._past(), digest)
         timeout = timedelta(hours=self.policy.approval_timeout_h)
@@ -144,7 +146,7 @@ class Porter:
             self.stop,
             on_hold=lambda: self._note("held", "here", asked, manifest, digest=digest),
         )
-        # The day may have ended, or the budget, while it waited.
+        # While it waited, the allowed hours or the budget may have ended.
         release(update, manifest=manifest, asked=asked, policy=self.policy, past=self._past())
         self._note("approved", "here", asked, manifest, digest=digest, about={"by": by})
 
@@ -175,7 +177,7 @@ class Porter:
 
 
 def asked_by(task: TrainTask | EvaluateTask | None, run: str) -> Asked:
-    """A task as the question that it asks."""
+    """What a task asks for."""
     if task is None:
         return Asked("hello", run)
     kind: Kind = "update" if isinstance(task, TrainTask) else "scores"
@@ -185,7 +187,7 @@ def asked_by(task: TrainTask | EvaluateTask | None, run: str) -> Asked:
 def facts_of(
     update: Update, asked: Asked, policy: Policy, past: Past, digest: str
 ) -> dict[str, str]:
-    """What would leave, in words and numbers, for a person who decides."""
+    """What would leave, in words and numbers, for the person who decides."""
     move = move_of(update.weights, asked.weights or {})
     mined = update.mined
     return {
@@ -197,7 +199,7 @@ def facts_of(
         "images mined": f"{mined.kept} kept, {mined.dropped} dropped, {mined.empty} empty; "
         f"gate {mined.gate}, agreement {mined.mean_agreement:g}, quality {mined.mean_quality:g}",
         "mean loss and seconds": f"{update.loss:g}, {update.seconds:g}",
-        "fewest cases told": f"{policy.min_cases}",
+        "fewest cases counted": f"{policy.min_cases}",
         "left before": f"{past.rounds} updates of {policy.rounds}, {past.bytes:,} bytes of "
         f"{policy.gigabytes:g} GB",
         "SHA-256 of all of it": digest,

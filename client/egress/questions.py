@@ -1,6 +1,6 @@
-"""What was asked, what was answered before, and what may still be: checks 11 to 14, 17 and 18.
+"""Check a reply against the task that it answers and against earlier replies.
 
-`client/egress/release.py` holds the list.
+These are checks 11 to 14, 17 and 18 of the list in `client/egress/release.py`.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ _DOOR = Door("this site was about to send", EgressRefused)
 
 @dataclass(frozen=True)
 class Asked:
-    """The question that a reply answers.
+    """What the server asked for.
 
-    answer: what kind of reply it asks for. run: names the run for this site. weights: those that
-    came with the question, without which an update cannot be held against them.
+    answer: the kind of reply. run: names the run for this site. weights: those that came with the
+    task; without them no limit on an update's move can be checked.
     """
 
     answer: Kind
@@ -46,11 +46,11 @@ def check_question(
     past: Past = NOTHING,
     now: datetime | None = None,
 ) -> None:
-    """Refuse what no answer could leave for: asked first, it spares hours of work."""
+    """Refuse a task whose reply could not leave; checked first, this saves hours of work."""
     if asked and asked.answer != "hello" and not 1 <= asked.round <= asked.rounds:  # 12
         raise EgressRefused(
             f"the server asks for round {asked.round} of {asked.rounds}; expected 1 to "
-            f"{asked.rounds}: a run has an end, look who runs the server"
+            f"{asked.rounds}: a run has an end, find out who runs the server"
         )
     if asked and asked.run in past.ended:
         raise EgressRefused(
@@ -83,7 +83,7 @@ def size_of(reply: Answer) -> int:
 
 
 def check_answer(reply: Answer, asked: Asked) -> None:
-    """Refuse what answers another question (11)."""
+    """Refuse a reply to another task (11)."""
     kind, round_ = KINDS[type(reply)], getattr(reply, "round", asked.round)
     if (kind, round_) != (asked.answer, asked.round):
         raise _DOOR.refuse(
@@ -95,7 +95,7 @@ def check_answer(reply: Answer, asked: Asked) -> None:
 
 
 def check_budget(reply: Answer, asked: Asked | None, policy: Policy, past: Past) -> None:
-    """Refuse a second answer to one question (17), and more bytes than may leave (18)."""
+    """Refuse a second answer to one task (17), and more bytes than may leave (18)."""
     size = size_of(reply)
     if past.bytes + size > policy.gigabytes * 1e9:
         raise _DOOR.refuse(
@@ -112,7 +112,7 @@ def check_budget(reply: Answer, asked: Asked | None, policy: Policy, past: Past)
             "an answer",
             f"another for round {asked.round} than the one that left",
             "the same again or none",
-            "keep the site's state folder: the first answer is in it",
+            "keep the site's state folder, which holds the first answer",
         )
 
 

@@ -1,8 +1,8 @@
 """Let nothing leave a site but the model's weights and a few counts and means.
 
-`release` is the one door, in a simulation, under `flwr run` and in a hospital's courier: every
-reply passes it, and what fails a check stays here. The reply that leaves is built anew from the
-fields named below, so nothing rides along.
+Every reply passes `release`, in a simulation, under `flwr run` and in a hospital's courier. What
+fails a check stays here. The reply that leaves is a new object, built from the fields named below,
+so nothing else travels with it.
 
 What it may be:
  1. it is an `Update`, `Scores` or `Hello`, and no subclass of them
@@ -17,22 +17,21 @@ What it may be:
 10. the only texts are the gate's word and, in an introduction, the site's plain name and the
     model's SHA-256
 
-What the site's policy says of it (client/egress/policy.py; its defaults are the loosest values):
-11. it answers the question that was asked, and for the round that was asked
+What the site's policy allows (client/egress/policy.py; its defaults are the loosest values):
+11. it answers the task that was sent, for the round that was sent
 12. the round is one of the run's, and the run has not ended
 13. the time of day is one in which something may leave
 14. the installed model is one that may be trained here
-15. trained weights moved no farther from those that were sent than `max_update_norm` together
-    and `max_change` each, and counters by no more than a round can count
+15. trained weights are no farther from those that were sent than `max_update_norm` together and
+    `max_change` each, and counters moved by no more than a round can count
 16. numbers about fewer than `min_cases` cases are left out
-17. the question was not answered before, unless by this very answer
+17. the task was not answered before, except by this same answer
 18. rounds and bytes are within their budgets
 
-The weights are a fact about the channel, not a promise of anonymity. What a lying vault could
-hide in legal ones is measured by benchmarks/bench_covert.py and told in docs/audit.md: megabytes
-in each update, whatever the limits. Checks 15 to 18 bound how often and how far; against a vault
-that lies they are no more than that. What honest weights may reveal is for clipping, noise and
-secure aggregation to bound.
+These checks describe the channel; they do not promise anonymity. A vault that lies can hide
+megabytes in each update, within all limits: benchmarks/bench_covert.py measures how many, and
+docs/audit.md reports it. Against such a vault, checks 15 to 18 only bound how often and how far.
+What honest weights may reveal has to be bounded by clipping, noise and secure aggregation.
 """
 
 from datetime import datetime
@@ -65,7 +64,7 @@ R = TypeVar("R", Update, Scores, Hello)
 
 DECIMALS = 6
 _LARGE = 1e15
-"""Bound of numbers that only need to be finite: 6 decimals fit float64 below it, just about."""
+"""Bound of numbers that only need to be finite: float64 still holds 6 decimals below it."""
 
 _DOOR = Door("this site was about to send", EgressRefused)
 
@@ -79,11 +78,11 @@ def release(
     past: Past = NOTHING,
     now: datetime | None = None,
 ) -> R:
-    """Give `reply` back as it may leave; raise `EgressRefused` where it may not.
+    """Return `reply` as it may leave; raise `EgressRefused` if it may not.
 
     manifest: of the model that is installed here, never one that came with a task.
-    asked: without it the checks 11, 12, 15 and 17 have nothing to go by; whoever has a network has
-    a question.
+    asked: what the server asked for. Checks 11, 12, 15 and 17 need it, so every caller with a
+    network must give it.
     """
     plain = _plain(reply, manifest)
     check_question(asked, manifest, policy=policy, past=past, now=now)  # 12, 13, 14
@@ -227,7 +226,7 @@ def _limited_update(
             "an update",
             "weights alone",
             "the weights that it was made from beside them",
-            "say what was asked: release(..., asked=...)",
+            "pass what the server asked for: release(..., asked=...)",
         )
     check_sent(Door("the server sent", EgressRefused), asked.weights, manifest)
     norm, change = policy.max_update_norm, policy.max_change

@@ -1,8 +1,8 @@
 """Start the GPU's driver while this process may still open sockets.
 
-NVIDIA's driver opens a socket of its own when it starts, and does not start where the kernel refuses
-it one. So a process that is to be without sockets starts it first. torch takes the context that
-is made here; nothing but the driver is loaded, and no image has been read yet.
+NVIDIA's driver opens a socket of its own when it starts, and fails to start if the kernel refuses
+it. So a process that must be without sockets starts the driver first. torch later takes the
+context that is made here. Only the driver is loaded, and no image has been read yet.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from typing import Any
 def start_driver(device: str, load: Callable[[str], Any] = ctypes.CDLL) -> None:
     """Make the context of `device` (auto, cpu, cuda or cuda:N), if there is a driver.
 
-    What fails here fails again in `pick_compute`, which says why.
+    Errors are ignored here: `pick_compute` meets the same ones and reports them.
     load: opens the driver's library.
     """
     if device == "cpu":

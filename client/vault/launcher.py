@@ -1,13 +1,13 @@
-"""The network's process: it starts the vault, gives up the images, and asks the vault the rest.
+"""Start the vault from the courier, and have the kernel refuse the courier the images.
 
 ```
-vault = start_vault(settings)        # first of all: see below
+vault = start_vault(settings)        # before anything else: see below
 with vault, vault.worker() as worker:
     worker.improve(task)             # a Worker like any other
 ```
-Started before torch and numpy are imported, this process has no thread that could still read the
-images. It holds the other end of the vault's standard input, so that the vault ends with it,
-even when it is killed.
+Call it before torch and NumPy are imported: then the courier has no older thread that could still
+read the images. The courier holds the other end of the vault's standard input, so the vault ends
+with it, even if it is killed.
 """
 
 import json
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def start_vault(settings: ClientSettings) -> "Vault":
-    """Start the vault, then let the kernel refuse us the images.
+    """Start the vault, then have the kernel refuse us the images.
 
-    Raises `Refused` where `isolation: required` cannot be had.
+    Raises `Refused` if `isolation: required` is set and this system cannot give it.
     """
     vault = Vault(settings)
     try:
@@ -42,10 +42,10 @@ def start_vault(settings: ClientSettings) -> "Vault":
 
 
 class Vault:
-    """The running vault, and what it could not be shut off from.
+    """The running vault.
 
-    socket: where it answers. missing: in words, what of the isolation this system does not give
-    to the courier; the vault's own is in `AirlockWorker.isolation`.
+    socket: where it answers. missing: in words, what this system's isolation lacks. After
+    `worker()` this includes what the vault itself lacks.
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -58,11 +58,11 @@ class Vault:
         file.write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
         command = [sys.executable, "-m", "knowmine.client.vault.process"]
         command += ["--settings", str(file), "--socket", str(self.socket)]
-        command += ["--remove", str(self._folder)]  # we are about to lose the right to
+        command += ["--remove", str(self._folder)]  # we are about to lose the right to remove it
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - ours
 
     def give_up_images(self) -> None:
-        """Let the kernel refuse us, for good, the images, the vault's state and all changes but ours."""
+        """Have the kernel refuse us the images, the vault's state, and changes outside our part."""
         if self._settings.isolation == "off":
             return
         data = self._settings.data
@@ -77,12 +77,12 @@ class Vault:
             self.missing.append(f"{threads} older threads of the courier can still read the images")
         if self._settings.isolation == "required" and self.missing:
             raise Refused(
-                f"isolation is required, but {'; '.join(self.missing)}. Let the system give it "
+                f"isolation is required, but {'; '.join(self.missing)}. Use a system with "
                 "Landlock (Linux 5.13 or newer), or set isolation: auto"
             )
 
     def worker(self) -> "AirlockWorker":
-        """Who answers, behind the airlock."""
+        """A `Worker` whose site is behind the airlock."""
         from knowmine.client.vault.requests import AirlockWorker, installed_manifest
 
         manifest = installed_manifest(self._settings.model)
@@ -91,19 +91,19 @@ class Vault:
         return worker
 
     def refuse_if_ended(self) -> None:
-        """Raise the error that the vault ended with, if it did."""
+        """Raise the error that the vault ended with, if it has ended."""
         code = self._process.poll()
         if code is not None:
             kind: type[KnowmineError] = {2: UsageError, 4: Refused}.get(code, RunFailed)
-            raise kind(f"the vault ended with {code}; what it said is on standard error")
+            raise kind(f"the vault ended with {code}; its messages are on standard error")
 
     @property
     def pid(self) -> int:
-        """The keeper's process."""
+        """The keeper's process id."""
         return self._process.pid
 
     def close(self) -> None:
-        """End the vault and wait until it has ended."""
+        """End the vault and wait for its end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

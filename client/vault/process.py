@@ -1,12 +1,12 @@
-"""The process that sees the images: it has no network, and answers through the airlock alone.
+"""The process that sees the images: it has no network and answers only through the airlock.
 
     python -m knowmine.client.vault.process --settings client.yaml --socket FOLDER/airlock
 
-Two processes, one inside the other. The keeper loads nothing: it has SAM's weights fetched while
-there is a network, leaves the network, gives up the private keys, starts the worker and starts it
-again when it dies. The worker listens on the socket, lets the kernel refuse it any other, and
-only then opens the first image. Both end with the courier, whose end of the keeper's standard
-input closes when it dies, by whatever means.
+These are two processes, a parent and its child. The keeper loads no data. It has SAM's weights
+fetched while there is a network, leaves the network, gives up the private keys, and starts the
+worker, again if it dies. The worker listens on the socket, has the kernel refuse it any other
+socket, and only then opens the first image. Both end with the courier, which holds the other end
+of the keeper's standard input.
 """
 
 import argparse
@@ -34,19 +34,19 @@ from knowmine.shared.errors import DataError, KnowmineError, Refused
 from knowmine.shared.settings import read_settings
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
-"""Pauses before a dead worker is started again; each is twice the one before."""
+"""Pauses before a dead worker is started again; each is twice as long as the last."""
 LIVED_S = 60.0
-"""A worker that lived this long was well: the pauses begin anew."""
+"""After a worker that lived this long, the pauses start from the first again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Keep a worker, or be one; return the exit code."""
+    """Run the keeper or the worker; return the exit code."""
     keep_to_one_thread()
     parser = argparse.ArgumentParser(description="the site's process that sees the images")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--part", choices=("keep", "fetch", "work"), default="keep")
-    parser.add_argument("--remove", type=Path, help="the courier's folder, gone when it is")
+    parser.add_argument("--remove", type=Path, help="the courier's folder, removed at the end")
     given = parser.parse_args(arguments)
     try:
         settings = read_settings(ClientSettings, given.settings, {})
@@ -70,18 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keep(command: list[str], settings: ClientSettings) -> int:
-    """Shut ourselves in, then keep a worker running until the courier goes.
+    """Isolate this process, then keep a worker running until the courier ends.
 
-    command: runs this module; a part is added to it.
+    command: runs this module; `--part` is added to it.
     """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the courier's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the courier handles the terminal's Ctrl-C
     if not settings.data.is_dir():
         raise DataError(f"no data folder at {settings.data}: correct `data` in the settings")
     subprocess.run([*command, "--part", "fetch"], stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - ours
     if settings.isolation != "off":
-        # Before the first thread, and before anything is read that could be hostile.
+        # Before the first thread starts, and before anything is read that could be hostile.
         for why_not in (leave_network(), hide_folders([settings.keys])):
             if why_not:
                 _say(f"the vault has {why_not}")
@@ -92,7 +92,7 @@ def keep(command: list[str], settings: ClientSettings) -> int:
         code = _watch(worker, stop, settings.stop_s)
         if code is None:
             return 0
-        if code in (2, 4):  # its settings or its data will be as wrong the next time
+        if code in (2, 4):  # its settings or its data would be just as wrong next time
             return code
         if time.monotonic() - started > LIVED_S:
             pause = FIRST_PAUSE_S
@@ -103,7 +103,7 @@ def keep(command: list[str], settings: ClientSettings) -> int:
 
 
 def _watch(worker: "subprocess.Popen[bytes]", stop: threading.Event, stop_s: float) -> int | None:
-    """The worker's exit code, or None when the courier left or asked us to stop."""
+    """The worker's exit code, or None if the courier ended or asked us to stop."""
     while worker.poll() is None:
         if not (_courier_left(0.2) or stop.is_set()):
             continue
@@ -118,7 +118,7 @@ def _watch(worker: "subprocess.Popen[bytes]", stop: threading.Event, stop_s: flo
 
 
 def _courier_left(patience_s: float) -> bool:
-    """Whether standard input, whose other end the courier holds, was closed."""
+    """Whether the courier closed its end of our standard input."""
     ready, _, _ = select.select([0], [], [], patience_s)
     return bool(ready) and not os.read(0, 4096)
 
@@ -127,10 +127,9 @@ def _courier_left(patience_s: float) -> bool:
 
 
 def fetch(settings: ClientSettings) -> int:
-    """Have SAM's weights on disk; a method that needs none goes on without.
+    """Put SAM's weights on disk; a method that needs none works without them.
 
-    It makes the cache's folder too: a folder made later, beside one that is hidden, could not be
-    read.
+    This also makes the cache folder: one made later, beside a hidden folder, could not be read.
     """
     from knowmine.client.paths import default_cache
     from knowmine.client.sam.weights import find_weights
@@ -145,10 +144,10 @@ def fetch(settings: ClientSettings) -> int:
 
 
 def work(settings: ClientSettings, socket: Path) -> int:
-    """Listen, shut the last door, open the site, answer until told to stop."""
+    """Listen, refuse new sockets, open the site, and answer until asked to stop."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Imported here: the keeper must stay without threads, which these start.
+    # Imported here because they start threads, which the keeper must not have.
     from knowmine.client.vault.gpu import start_driver
     from knowmine.client.vault.responses import Answers, listen
 
@@ -161,15 +160,15 @@ def work(settings: ClientSettings, socket: Path) -> int:
         isolation = measured(settings.keys)
         if settings.isolation == "required" and (missing := isolation.missing()):
             raise Refused(
-                f"isolation is required, and the vault is not shut in: {'; '.join(missing)}. Let "
-                "the system give it user namespaces and Landlock, or set isolation: auto"
+                f"isolation is required, and the vault is not isolated: {'; '.join(missing)}. "
+                "Allow user namespaces and Landlock on this system, or set isolation: auto"
             )
-        # What is loaded and read from here on finds the door shut.
+        # All that is loaded and read from here on is isolated.
         from knowmine.client.site.open import open_site_of
         from knowmine.client.site.worker import SiteWorker
 
         answers.open(SiteWorker(open_site_of(settings, answers)), isolation)
-        # Until here SIGTERM ends us at once; a task may go on for stop_s.
+        # Until here SIGTERM ends us at once; from here a task may continue for stop_s.
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         stop.wait()
@@ -180,7 +179,7 @@ def work(settings: ClientSettings, socket: Path) -> int:
 
 
 def _say(line: str) -> None:
-    """To standard error, which the courier's service keeps; it stays at the site."""
+    """Write to standard error, which the courier's service keeps at the site."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

@@ -1,7 +1,7 @@
-"""A `Worker` whose site is behind the airlock.
+"""Send tasks through the airlock: the courier's end, a `Worker` whose site is in the vault.
 
-Of what the vault answers only the messages of airlock.proto are taken, and of its errors only a
-key of `REASONS`: a text that it might send ends here.
+It accepts only the messages of airlock.proto, and of an error only a key of `REASONS`. Any other
+text that the vault might send ends here.
 """
 
 import time
@@ -35,7 +35,7 @@ from knowmine.shared.weights import Manifest, digest_of_manifest
 R = TypeVar("R", Update, Scores)
 
 OPENING_S = 600.0
-"""How long the vault may take to look at all images, at the start and after a death."""
+"""How long the vault may take to open the site, at the start and after it died."""
 ATTEMPTS = 2
 
 _ERRORS: dict[str, type[KnowmineError]] = {
@@ -50,13 +50,13 @@ _ERRORS: dict[str, type[KnowmineError]] = {
 
 
 def installed_manifest(model: ModelSettings) -> Manifest:
-    """The tensors of the site's model, from its own settings: nobody is believed about them."""
+    """The tensors of the site's model, from the site's own settings and no other source."""
     fresh = model.model_copy(update={"pretrained": False})
     return manifest_of_model(build_model(fresh, seed=0))
 
 
 class AirlockWorker:
-    """Asks the vault at `socket`.
+    """Sends tasks to the vault at `socket`.
 
     manifest: of the installed model. refuse_if_ended: raises the error that the vault ended with.
     """
@@ -68,7 +68,7 @@ class AirlockWorker:
         manifest: Manifest,
         refuse_if_ended: Callable[[], None],
     ) -> None:
-        """Open the channel; nothing is asked yet."""
+        """Open the channel; nothing is sent yet."""
         self.manifest = manifest
         self._settings, self._refuse_if_ended = settings, refuse_if_ended
         self._channel = grpc.insecure_channel(
@@ -93,7 +93,7 @@ class AirlockWorker:
         )
 
     def close(self) -> None:
-        """Give up whatever is asked."""
+        """Close the channel and give up any task that is under way."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -103,7 +103,7 @@ class AirlockWorker:
         self.close()
 
     def hello(self) -> Hello:
-        """Who this site is and what it has; waits until the vault has opened it."""
+        """The site's introduction; waits until the vault has opened the site."""
         seen = self._introduction()
         return Hello(
             site=self._settings.site,
@@ -116,12 +116,12 @@ class AirlockWorker:
         )
 
     def isolation(self) -> Isolation:
-        """How the vault is shut in, as it found when it tried."""
+        """How the vault is isolated, as it found when it tested that."""
         shut = self._introduction().isolation
         return Isolation(shut.no_network, shut.no_sockets, shut.no_keys)
 
     def improve(self, task: TrainTask) -> Update:
-        """One round in the vault."""
+        """Train one round in the vault."""
         self._same_model(task)
 
         def ask() -> Update:
@@ -132,7 +132,7 @@ class AirlockWorker:
         return self._answered(task.round, ask)
 
     def evaluate(self, task: EvaluateTask) -> Scores:
-        """Score in the vault."""
+        """Evaluate in the vault."""
         self._same_model(task)
 
         def ask() -> Scores:
@@ -152,7 +152,7 @@ class AirlockWorker:
             )
 
     def _introduction(self) -> Any:
-        """What the vault says of itself, as soon as it can."""
+        """The vault's introduction, as soon as it gives one."""
         give_up = time.monotonic() + OPENING_S
         question = pb.Question(protocol=PROTOCOL)
         while True:
@@ -178,7 +178,7 @@ class AirlockWorker:
         return seen
 
     def _answered(self, round_: int, ask: Callable[[], R]) -> R:
-        """The answer to a task; a vault that dies over it is asked once more when it is back."""
+        """The answer to a task; if the vault dies over it, ask once more when it is back."""
         for attempt in range(ATTEMPTS):
             try:
                 answer = ask()
@@ -195,15 +195,15 @@ class AirlockWorker:
         raise AssertionError("every attempt returns or raises")
 
     def _error_of(self, error: Any) -> KnowmineError:
-        """Our error for gRPC's: of the vault's words only a key of `REASONS` is taken."""
+        """Our error for gRPC's; of the vault's words only a key of `REASONS` is accepted."""
         code, said = error.code(), error.details()
         if code == grpc.StatusCode.ABORTED and said in REASONS:
             kind = _ERRORS.get(said, RunFailed)
-            return kind(f"the vault: {REASONS[said]}; what it said is on standard error")
+            return kind(f"the vault: {REASONS[said]}; its messages are on standard error")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return RunFailed(
-                f"a task took longer than task_s ({self._settings.task_s:g} s): give it more, or "
-                "the site a faster machine"
+                f"a task took longer than task_s ({self._settings.task_s:g} s): raise task_s, or "
+                "give the site a faster machine"
             )
         if code == grpc.StatusCode.UNAVAILABLE:
             return RunFailed(f"the vault died {ATTEMPTS} times over one task; see standard error")

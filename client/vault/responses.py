@@ -1,6 +1,6 @@
-"""Answer the airlock's three questions, one at a time, and give no word of an error away.
+"""Answer the airlock's three questions, one at a time, and give no text of an error away.
 
-What goes wrong crosses as one key of `REASONS`; its text, which may name a file, stays here.
+An error crosses as one key of `REASONS`. Its text, which may name a file, stays here.
 """
 
 import sys
@@ -21,15 +21,15 @@ from knowmine.shared.errors import Interrupted, KnowmineError, Refused, RunFaile
 from knowmine.shared.protocol import PROTOCOL
 from knowmine.shared.settings import ModelSettings
 
-if TYPE_CHECKING:  # torch comes with it, and is loaded only when the vault is shut
+if TYPE_CHECKING:  # torch comes with it, and is loaded only once the vault is isolated
     from knowmine.client.site.worker import Worker
 
 T = TypeVar("T")
 
 NEWS_S = 1.0
-"""How long a question waits for the site to open before it hears that it should ask again."""
+"""How long a question waits for the site to open before the courier has to ask again."""
 TURN_S = 60.0
-"""How long a task waits for the one before, which its courier has given up."""
+"""How long a task waits for the end of the one before, which its courier has given up."""
 
 
 class _NotYet(Exception):
@@ -37,10 +37,13 @@ class _NotYet(Exception):
 
 
 class Answers:
-    """The airlock's inner end. It is the site's `Progress` too: work that nobody awaits stops."""
+    """The vault's end of the airlock.
+
+    It is also the site's `Progress`, so that work stops if the courier no longer waits for it.
+    """
 
     def __init__(self, model: ModelSettings) -> None:
-        """Until `open`, questions wait."""
+        """Questions wait until `open`."""
         self._model = model
         self._opened, self._turn = threading.Event(), threading.Lock()
         self._worker: Worker | None = None
@@ -53,7 +56,7 @@ class Answers:
         self._opened.set()
 
     def introduce(self, question: pb.Question, context: grpc.ServicerContext) -> pb.Introduction:
-        """How many images there are, and how the vault is shut in."""
+        """How many images the site has, and how the vault is isolated."""
         with _reasons_only(context):
             codec.check_protocol(question.protocol)
             worker = self._ready()
@@ -71,7 +74,7 @@ class Answers:
     def improve(
         self, parts: Iterator[codec.TaskPart], context: grpc.ServicerContext
     ) -> Iterator[codec.UpdatePart]:
-        """The task to improve: read whole, checked, worked out, given back in chunks."""
+        """Read and check the whole task, train, and give the update back in chunks."""
         with _reasons_only(context):
             worker = self._ready()
             task = codec.unpack_train_task(_until_cut(parts), self._model, worker.manifest)
@@ -81,7 +84,7 @@ class Answers:
             yield from codec.pack_update(update, worker.manifest)
 
     def evaluate(self, parts: Iterator[codec.TaskPart], context: grpc.ServicerContext) -> pb.Scores:
-        """The task to score."""
+        """Read and check the whole task, evaluate, and give the scores back."""
         with _reasons_only(context):
             worker = self._ready()
             task = codec.unpack_evaluate_task(_until_cut(parts), self._model, worker.manifest)
@@ -95,9 +98,9 @@ class Answers:
         self.advance(0)
 
     def advance(self, n: int = 1) -> None:
-        """A place to stop where nobody waits for the answer any longer."""
+        """Stop if the courier no longer waits for the answer."""
         if not self._awaited():
-            raise Interrupted("the courier awaits this task no longer")
+            raise Interrupted("the courier no longer waits for this task")
 
     def done(self) -> None:
         """A step ends."""
@@ -161,18 +164,18 @@ def _reasons_only(context: grpc.ServicerContext) -> Iterator[None]:
         raise
     except _NotYet:
         context.abort(grpc.StatusCode.UNAVAILABLE, "")
-    except BaseException as error:  # noqa: BLE001 - a text of any error could tell of a patient
+    except BaseException as error:  # noqa: BLE001 - any error's text could name a patient
         if isinstance(error, KnowmineError):
-            story = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}"
         else:
-            story = "".join(traceback.format_exception(error))
-        sys.stderr.write(f"vault: {story}\n")
+            text = "".join(traceback.format_exception(error))
+        sys.stderr.write(f"vault: {text}\n")
         sys.stderr.flush()
         context.abort(grpc.StatusCode.ABORTED, reason_of(error))
 
 
 def _until_cut(parts: Iterator[T]) -> Iterator[T]:
-    """The parts that came; gRPC's own exceptions become ours."""
+    """The parts as they come; gRPC's exceptions become ours."""
     try:
         yield from parts
     except grpc.RpcError as error:

@@ -1,11 +1,12 @@
-"""Shut a process in by what Linux offers: no network, no new sockets, folders out of reach.
+"""Isolate a process with what Linux offers: no network, no new sockets, folders out of reach.
 
-Three means that need no privilege: a network namespace of one's own (`unshare`), a filter of
-system calls (seccomp) and rules for reading files (Landlock). Each can be missing: containers
-and distributions forbid the first, old kernels lack the last. Each function says in words why
-it could not do its work, or nothing; `measured` tries afterwards and believes nobody.
+Three means need no privilege: a network namespace of its own (`unshare`), a filter of system calls
+(seccomp), and rules for reading files (Landlock). Each can be missing: some containers and
+distributions forbid the first, and old kernels lack the last. Each function returns in words why
+it failed, or None. `measured` then tests what holds instead of trusting any of them.
 
-The calls are made by ctypes: what wraps them for Python has not been kept up.
+The calls are made with ctypes, because the Python packages that wrap them are no longer
+maintained.
 """
 
 import ctypes
@@ -50,14 +51,14 @@ _MACHINES = {
 
 
 class Isolation(NamedTuple):
-    """What a vault found when it tried; True is shut."""
+    """What a vault found when it tested its isolation; True means isolated."""
 
     no_network: bool
     no_sockets: bool
     no_keys: bool
 
     def missing(self) -> list[str]:
-        """What is not shut, in words."""
+        """What is not isolated, in words."""
         words = {
             "no_network": "it still sees the machine's network",
             "no_sockets": "it can still open sockets",
@@ -67,12 +68,12 @@ class Isolation(NamedTuple):
 
 
 def measured(keys: Path) -> Isolation:
-    """Try what must fail: see a network, open sockets, list the folder of the keys."""
+    """Try what must fail: see a network, open a socket, list the folder of the keys."""
     return Isolation(_interfaces() <= {"lo"}, not _has_sockets(), not can_list(keys))
 
 
 def tried(keys: Path) -> list[str]:
-    """What a vault on this machine could not be shut off from, found out by a process that tries."""
+    """What a vault on this machine could still reach, found by a process that tries."""
     command = [sys.executable, "-m", "knowmine.client.vault.sandbox", str(keys)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - ours
     if found.returncode:
@@ -81,14 +82,14 @@ def tried(keys: Path) -> list[str]:
 
 
 def leave_network() -> str | None:
-    """Move into a network namespace of our own, which has no way out; say why if not.
+    """Move into a network namespace of our own, without a way out; return why if that fails.
 
-    Before any thread is started: the kernel refuses it to a process with several.
+    Call it before any thread starts: the kernel refuses it to a process with several.
     """
     user, group = os.getuid(), os.getgid()
     if _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
         return f"no network namespace of its own ({os.strerror(ctypes.get_errno())})"
-    # Files keep the owner that they had: without these lines all would belong to nobody.
+    # Without these lines, all files would seem to belong to the user `nobody`.
     for file, line in (
         ("setgroups", "deny"),
         ("uid_map", f"{user} {user} 1"),
@@ -102,16 +103,16 @@ def leave_network() -> str | None:
 
 
 def refuse_sockets() -> str | None:
-    """Let the kernel refuse every new socket, in all threads and for good; say why if not.
+    """Have the kernel refuse every new socket, in all threads and for good; return why if it fails.
 
-    Sockets that are open stay so: what listens already goes on to accept.
+    Open sockets stay open: one that listens already continues to accept.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         return f"no filter of system calls for {platform.machine()}"
     eperm = struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | 1)  # return SECCOMP_RET_ERRNO | EPERM
     calls = machine.refused
-    # Each test jumps forward over what is left of the tests and the `allow` line.
+    # Each test jumps forward over the remaining tests and the `allow` line.
     tests = [struct.pack("HBBI", 0x15, len(calls) - i, 0, number) for i, number in enumerate(calls)]
     program = b"".join(
         (
@@ -134,15 +135,15 @@ def refuse_sockets() -> str | None:
 
 
 def hide_folders(folders: Iterable[Path], writable: Iterable[Path] | None = None) -> str | None:
-    """Make the kernel refuse us, for good, to read anything in `folders`; say why if not.
+    """Have the kernel refuse us, for good, to read anything in `folders`; return why if it fails.
 
-    writable: files and folders that exist and are all that we may change from then on. None: we
+    writable: the only files and folders, all existing, that we may change from then on. None: we
     may change what we could before.
 
-    It holds for this thread and those that it starts; see `older_threads`. Rules can only allow,
-    so all else that exists beside the way to the folders is allowed to be read, and what is made
-    there later (a new folder next to the hidden one) is not. Files no longer move from one folder
-    to another, and nothing can be mounted.
+    It holds for this thread and those that it starts; see `older_threads`. Landlock's rules can
+    only allow. So everything else that exists beside the path to the folders stays readable, and
+    what is made there later (a new folder next to a hidden one) is not. Files can no longer be
+    moved from one folder to another, and nothing can be mounted.
     """
     changes = _changes() if writable is not None else 0
     wanted = struct.pack("Q", _READ | changes)
@@ -160,7 +161,7 @@ def hide_folders(folders: Iterable[Path], writable: Iterable[Path] | None = None
         ):
             return f"folders not hidden (Landlock: {os.strerror(ctypes.get_errno())})"
     except OSError as error:
-        # What lies beside the hidden is allowed by name; a folder of mode 0711 does not tell any.
+        # What lies beside a hidden folder is allowed by name; a folder of mode 0711 lists none.
         return f"folders not hidden (cannot list {error.filename}: {error.strerror})"
     finally:
         os.close(rules)
@@ -168,27 +169,27 @@ def hide_folders(folders: Iterable[Path], writable: Iterable[Path] | None = None
 
 
 def keep_to_one_thread() -> None:
-    """Let NumPy start no threads in this process and in those that it starts.
+    """Keep NumPy from starting threads in this process and in its children.
 
-    Entry points call it before anything imports NumPy, which starts OpenBLAS's threads as it is
-    imported. Landlock does not hold a thread that is older than its rules, and the kernel gives
-    no namespace of its own to a process with several threads. It overrules a number that is set.
+    Entry points call it before anything imports NumPy, whose import starts OpenBLAS's threads.
+    Landlock does not bind a thread that is older than its rules, and the kernel gives no namespace
+    of its own to a process with several threads. It overrides a number that is already set.
     """
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 def older_threads() -> int:
-    """Threads of this process beside the one that asks, whom `hide_folders` does not hold."""
-    return len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - names are all that is asked
+    """How many other threads this process has; `hide_folders` does not bind them."""
+    return len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - only the names are needed
 
 
 def die_with_parent() -> None:
-    """Be killed when the process that started this one ends, however it ends."""
+    """Have the kernel kill this process when its parent ends, in whatever way."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def can_list(folder: Path) -> bool:
-    """Whether this process can list a folder; it tries."""
+    """Whether this process can list a folder, found by trying."""
     try:
         os.listdir(folder)  # noqa: PTH208 - only whether it may
     except OSError:
@@ -197,9 +198,9 @@ def can_list(folder: Path) -> bool:
 
 
 def _allow_beside(rules: int, folder: Path, hidden: set[Path]) -> None:
-    for name in os.listdir(folder):  # noqa: PTH208 - names are all that is asked
+    for name in os.listdir(folder):  # noqa: PTH208 - only the names are needed
         path = folder / name
-        # A link's target is allowed where it lies, unless it is what must stay hidden.
+        # A link's target is allowed at its own place, unless it must stay hidden.
         if path in hidden or path.is_symlink():
             continue
         if any(path in below.parents for below in hidden):
@@ -209,7 +210,7 @@ def _allow_beside(rules: int, folder: Path, hidden: set[Path]) -> None:
 
 
 def _allow(rules: int, path: Path, rights: int) -> None:
-    """Allow something in `path` and below; nothing where it is gone, or is not ours to see."""
+    """Allow rights in `path` and below; do nothing if it is gone or we may not see it."""
     try:
         opened = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -222,7 +223,7 @@ def _allow(rules: int, path: Path, rights: int) -> None:
 
 
 def _changes() -> int:
-    """All ways to change a file system that this kernel can refuse."""
+    """All kinds of change to a file system that this kernel can refuse."""
     version = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
     return _WRITE | (_TRUNCATE if version >= _TRUNCATE_SINCE else 0)
 
@@ -236,7 +237,7 @@ def _has_sockets() -> bool:
 
 
 def _interfaces() -> set[str]:
-    """Network interfaces by name, without a socket: the kernel's own list."""
+    """The names of the network interfaces, read from the kernel without a socket."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
     return {line.split(":")[0].strip() for line in lines}
 

@@ -1,13 +1,13 @@
-"""An update as its difference from the weights that were sent, in a quarter of the bytes or less.
+"""An update as its difference from the weights that were sent, in half the bytes or fewer.
 
 bf16   the upper half of each float32
 int8   whole steps of a scale, one scale a tensor: the largest difference is 127 steps
 
-Both round up or down at random, by how near each is, so that the mean over sites and rounds is
-right (QSGD, Alistarh et al. 2017). What rounding took is handed back, for the site to add to its
-next update (error feedback, Seide et al. 2014). Batch norm's running statistics and counters
-travel whole. zstandard packs the result; it is unpacked into no more bytes than the model in this
-form has, whatever the sender says of its length.
+Both round up or down at random, with the nearer value the more probable, so that the mean over
+sites and rounds is right (QSGD, Alistarh et al. 2017). What rounding took is the residual, which
+the site adds to its next update (error feedback, Seide et al. 2014). Batch norm's running
+statistics and counters travel whole. zstandard compresses the result. It is never unpacked into
+more bytes than the model in this form has, whatever length the sender claims.
 """
 
 from dataclasses import dataclass
@@ -33,20 +33,22 @@ WHOLE = ("running_mean", "running_var", "num_batches_tracked")
 class Change:
     """A packed update.
 
-    data: what travels. weights: what the other end will make of it. lost: what rounding took,
+    data: what travels. weights: what the other end unpacks from it. residual: what rounding took,
     to be added to the next update.
     """
 
     data: bytes
     weights: dict[str, Array]
-    lost: dict[str, Array]
+    residual: dict[str, Array]
 
 
-def pack_change(weights: Weights, before: Weights, form: Form, lost: Weights, seed: int) -> Change:
+def pack_change(
+    weights: Weights, before: Weights, form: Form, residual: Weights, seed: int
+) -> Change:
     """Pack `weights` as a change of `before`.
 
-    lost: of the update before; empty at first. seed: of the rounding.
-    Raises `UpdateRefused` for numbers that are not finite: they would become garbage.
+    residual: of the update before; empty at first. seed: of the rounding.
+    Raises `UpdateRefused` for numbers that are not finite: quantised, they would be garbage.
     """
     draw = np.random.default_rng(seed)
     codes: dict[str, Array] = {}
@@ -56,12 +58,12 @@ def pack_change(weights: Weights, before: Weights, form: Form, lost: Weights, se
             codes[name] = value
             continue
         change = value - before[name]
-        if name in lost:
-            change += lost[name]
+        if name in residual:
+            change += residual[name]
         if not np.isfinite(change).all():
             raise UpdateRefused(
-                f"{name} has numbers that are not finite, and no {form} holds those: the training "
-                "went wrong; lower its learning rate"
+                f"{name} has numbers that are not finite, and {form} cannot hold them: the "
+                "training diverged; lower training.learning_rate"
             )
         if form == "bf16":
             codes[name] = _to_bf16(change, draw)
@@ -79,20 +81,20 @@ def pack_change(weights: Weights, before: Weights, form: Form, lost: Weights, se
 
 
 def unpack_change(data: bytes, before: Weights, form: Form) -> dict[str, Array]:
-    """The weights that `data` makes of `before`; raise `Refused` for what is no such change.
+    """The weights that `data` makes of `before`; raise `Refused` if it is no such change.
 
-    Hostile input: 1. the length that it says it has is at most what this model can have, before
-    any of it is unpacked; 2. the tensors are those of the model; 3. each has its size; 4. scales
-    are not negative and small enough for what they scale to be finite.
+    Hostile input is checked in this order: 1. the length that it claims, before any of it is
+    unpacked, is at most what this model can have; 2. the tensors are the model's; 3. each has its
+    size; 4. scales are not negative, and small enough that scaled values are finite.
     """
     most = sum(a.nbytes for a in before.values()) + packing.MAX_HEADER_BYTES
     try:
         says = zstandard.get_frame_parameters(data).content_size
         if not 0 < says <= most:  # 1
-            raise Refused(f"an update says that it unpacks to {says} bytes; at most {most} can be")
+            raise Refused(f"an update claims to unpack to {says} bytes; expected at most {most}")
         codes = packing.unpack(zstandard.ZstdDecompressor().decompress(data, max_output_size=most))
     except zstandard.ZstdError as error:
-        raise Refused(f"an update that cannot be unpacked: {error}") from error
+        raise Refused(f"an update cannot be unpacked: {error}") from error
     scales = codes.pop(SCALES, np.zeros(0, np.float32))
     quantised = [name for name, value in before.items() if _is_quantised(name, value)]
     count = len(quantised) if form == "int8" else 0
@@ -107,7 +109,7 @@ def unpack_change(data: bytes, before: Weights, form: Form) -> dict[str, Array]:
     for name, value in before.items():
         code = codes[name]
         if name not in quantised:
-            weights[name] = code  # its shape and dtype are admission's to check
+            weights[name] = code  # admission checks its shape and dtype
             continue
         shape = (*value.shape, 2) if form == "bf16" else value.shape
         if code.dtype != np.uint8 or code.shape != shape:  # 3
@@ -125,7 +127,7 @@ def _is_quantised(name: str, value: Array) -> bool:
 
 
 def _to_int8(change: Array, scale: np.float32, draw: np.random.Generator) -> Array:
-    if not scale:  # nothing changed, or by less than float32 has steps for
+    if not scale:  # nothing changed, or by less than float32 can express
         return np.zeros(change.shape, np.uint8)
     steps = change / scale
     steps += draw.random(change.shape, np.float32)
@@ -141,10 +143,10 @@ def _from_int8(code: Array, scale: np.float32) -> Array:
 
 
 def _to_bf16(change: Array, draw: np.random.Generator) -> Array:
-    """The upper 16 bits, (..., 2) uint8; the lower ones decide whether one more is added."""
+    """The upper 16 bits, (..., 2) uint8; the lower bits decide whether they are rounded up."""
     bits = np.ascontiguousarray(change).reshape(-1).view(np.uint32)
     noise = draw.integers(0, 1 << 16, bits.size, np.uint32)
-    # An exponent that is full would become infinity: the very largest numbers are cut off.
+    # Rounding up a full exponent would give infinity, so the largest numbers are cut off.
     large = (bits & 0x7FFF0000) >= 0x7F7F0000
     upper = (np.where(large, bits, bits + noise) >> 16).astype("<u2")
     return upper.view(np.uint8).reshape((*change.shape, 2))

@@ -2,9 +2,9 @@
 
 import pytest
 
+from knowmine.client.paths import default_cache
 from knowmine.client.sam.model import SegmentAnything, load_sam
 from knowmine.client.sam.weights import find_weights
-from knowmine.client.paths import default_cache
 
 
 @pytest.fixture(scope="session")

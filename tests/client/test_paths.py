@@ -1,25 +1,27 @@
-"""A state folder is divided between two processes, and an older one loses nothing by it."""
+"""The state folder is divided between a site's two processes, and made before both start."""
+
+import stat
 
 import pytest
+from PIL import Image
 
-from knowmine.client.paths import prepare
-from knowmine.shared.errors import CannotWrite, UsageError
-from knowmine.shared.files import FolderLock
-
-OLD = {
-    "answers/update-1.safetensors": b"an answer",
-    "feedback/0001.safetensors": b"a residue",
-    "instance": b"who it was",
-}
+from knowmine.client.paths import (
+    audit_log_of,
+    couriers_part,
+    pictures_of,
+    prepare,
+    save_picture,
+    vaults_part,
+)
+from knowmine.client.settings import SITE_LOG, ClientSettings
+from knowmine.shared.errors import CannotWrite
 
 
 @pytest.fixture
-def old(tmp_path):
-    """A state folder as earlier versions left it."""
-    for name, content in {**OLD, "audit/receipts.jsonl": b"receipts", "site/x": b"x"}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    return tmp_path
+def settings(tmp_path):
+    values = {"federation": "trial", "site": "lyon", "network": {"server": "localhost:1"}}
+    values |= {"data": tmp_path / "data", "state": tmp_path / "state", "keys": tmp_path / "keys"}
+    return ClientSettings.model_validate({**values, "sam": {"cache": tmp_path / "cache"}})
 
 
 def files_in(folder):
@@ -27,46 +29,51 @@ def files_in(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.stat().st_size
+        if path.is_file()
     }
 
 
-def test_what_the_courier_kept_moves_into_its_part(old):
-    """Answers, residues and who it was; the record and the vault's part stay where they are."""
-    own = prepare(old)
-    assert files_in(own) == OLD
-    assert files_in(old / "audit") == {"receipts.jsonl": b"receipts"}
-    assert files_in(old / "site") == {"x": b"x"}
+def test_all_that_both_processes_need_exists_afterwards(settings):
+    """The courier cannot read what is made later beside the vault's part."""
+    own = prepare(settings.state)
+    assert own == settings.state / "courier" and (own / "answers").is_dir()
+    settings.keys.mkdir()
+    assert all(path.exists() for path in couriers_part(settings))
 
 
-def test_a_move_that_a_crash_cut_short_goes_on(old):
-    """One rename each: whatever had moved stays, the rest follows."""
-    (old / "courier").mkdir()
-    (old / "answers").rename(old / "courier" / "answers")
-    assert files_in(prepare(old)) == OLD
+def test_its_folders_are_for_their_owner_alone(settings):
+    """Other users of the machine see nothing of the site."""
+    prepare(settings.state)
+    folders = [path for path in settings.state.iterdir() if path.is_dir()]
+    assert folders
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
 
 
-def test_what_is_newer_is_not_overwritten(old):
-    """Both stay: nothing that was written is lost."""
-    (old / "courier" / "answers").mkdir(parents=True)
-    (old / "courier" / "answers" / "new").write_bytes(b"newer")
-    own = prepare(old)
-    assert (own / "answers" / "new").read_bytes() == b"newer"
-    assert (old / "answers" / "update-1.safetensors").read_bytes() == b"an answer"
+def test_neither_process_has_the_others_part(settings):
+    """No folder of the courier lies in one of the vault, or holds one."""
+    for mine in couriers_part(settings):
+        for other in vaults_part(settings).values():
+            assert mine != other
+            assert mine not in other.parents and other not in mine.parents
 
 
-def test_nothing_moves_under_a_process_at_work(old):
-    """It knows the old places."""
-    lock = FolderLock(old)
-    with pytest.raises(UsageError, match="another process"):
-        prepare(old)
-    lock.release()
-    assert OLD.items() <= files_in(old).items()
+def test_a_second_start_changes_nothing(settings):
+    """What was kept stays: answers, the audit log, the site's log."""
+    own = prepare(settings.state)
+    (own / "answers" / "update-1.safetensors").write_bytes(b"an answer")
+    audit_log_of(settings.state).write_bytes(b"receipts")
+    (settings.state / SITE_LOG).write_bytes(b"a line")
+    before = files_in(settings.state)
+    assert prepare(settings.state) == own
+    assert files_in(settings.state) == before
 
 
-def test_twice_is_once(old):
-    """A start after a start finds all in its place."""
-    assert files_in(prepare(old)) == files_in(prepare(old)) == OLD
+def test_a_picture_of_patients_lies_in_the_vaults_part(settings):
+    """The courier cannot read it there, and no other user can."""
+    file = save_picture(settings.state, "sheet.png", Image.new("L", (2, 2)))
+    assert vaults_part(settings)["what the vault keeps of the images"] in file.parents
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [place for place in pictures_of(settings.state) if place in file.parents]
 
 
 def test_a_state_folder_that_cannot_be_made_is_said(tmp_path):

@@ -88,12 +88,12 @@ def test_the_authoritys_certificate_is_missing(one):
 
 
 def test_a_kit_that_is_used_twice(one):
-    """The folder is enrolled already, and stays as it is."""
+    """The folder is already enrolled, and stays as it is."""
     home = one.home("lyon")
     before = (home / "client.yaml").read_bytes()
     kit, data = one.folder / "kits" / "lyon.tar.gz", one.root / "data"
     code, text = said(one, "knowmine-client", "enrol", kit, "--data", data, "--home", home)
-    assert (code, "enrolled already" in text) == (2, True)
+    assert (code, "already enrolled" in text) == (2, True)
     assert (home / "client.yaml").read_bytes() == before
 
 

@@ -121,7 +121,7 @@ def test_sigterm_of_a_site_whose_server_is_gone(two):
     two.told("lyon", "unsent")
     lyon.signal(signal.SIGTERM)
     lyon.ended()
-    assert two.told("lyon", "dropped")[0]["reason"] == "stopped while it sent"
+    assert two.told("lyon", "dropped")[0]["reason"] == "stopped before it was sent"
 
 
 def test_status_while_a_run_is_on(two):

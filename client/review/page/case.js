@@ -100,7 +100,7 @@ export function described() {
     : `Strokes of ${others.length} other windows are kept here.`;
 }
 
-/** Copy the strokes of another window; they stay there until somebody discards them. */
+/** Copy the strokes of another window; they stay there until they are discarded. */
 export async function useOthers() {
   const id = stage.id, others = otherWindows(page.cases.get(id));
   if (!stage.image || id !== page.current || !others.length) return;

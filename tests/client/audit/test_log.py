@@ -121,7 +121,7 @@ def test_an_edited_receipt_is_found(path):
 def test_a_dropped_receipt_is_found(path):
     """The next one's number tells."""
     verdict = verdict_after(path, lambda ls: [*ls[:3], *ls[4:]])
-    assert (verdict.line, "receipt 5 where 4 belongs" in verdict.why) == (4, True)
+    assert (verdict.line, "receipt 5; expected 4" in verdict.why) == (4, True)
 
 
 def test_reordered_receipts_are_found(path):
@@ -165,14 +165,14 @@ def test_a_forged_continuation_is_found(path, tmp_path):
 
 
 def test_a_receipt_of_another_run_is_found(path, tmp_path):
-    """Signed by the same key and of the same number, and still of another record."""
+    """Signed by the same key and of the same number, and still of another log."""
     written(path)
     other = tmp_path / "other" / "receipts.jsonl"
     written(other, run="8")
     mine, theirs = lines_of(path), lines_of(other)
     path.write_bytes(b"".join([*mine[:4], theirs[4], *mine[5:]]))
     verdict = Chain.verify(path, PUBLIC)
-    assert (verdict.line, "another record" in verdict.why) == (5, True)
+    assert (verdict.line, "another audit log" in verdict.why) == (5, True)
 
 
 def test_a_whole_record_of_another_run_is_found_by_the_head(path, tmp_path):
@@ -455,27 +455,27 @@ def test_a_confirmation_whose_time_was_changed_is_found(path):
 
 @pytest.mark.parametrize("other", [{"head": "ab" * 32}, {"digest": "02"}])
 def test_a_confirmation_of_another_answer_is_found(path, other):
-    """The server confirmed what does not stand here."""
+    """The server confirmed a receipt that is not there."""
     assert "another receipt 2" in forged(path, **other).why
 
 
 def test_a_confirmation_of_a_receipt_that_is_not_there_is_found(path):
     """Nobody confirms what is still to come."""
-    assert "does not stand here" in forged(path, receipts=9).why
+    assert "is not before it" in forged(path, receipts=9).why
 
 
 @pytest.mark.parametrize("number", ["", "two", "2" * 5000])
 def test_a_confirmation_that_is_none_is_found(path, number):
     """A site that writes junk into its own record does not stop its auditor."""
-    assert "not what a confirmation says" in forged(path, receipts=number).why
+    assert "does not hold a confirmation" in forged(path, receipts=number).why
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
         ({"signature": "00" * 64}, "not signed by the server"),
-        ({"head": "ab" * 32}, "that is not in this record"),
-        ({"receipts": 9}, "that is not in this record"),
+        ({"head": "ab" * 32}, "that is not in this audit log"),
+        ({"receipts": 9}, "that is not in this audit log"),
         ({"digest": "02"}, "what arrived there is not what left"),
         ({"run": "8"}, "what arrived there is not what left"),
     ],

@@ -73,7 +73,7 @@ def test_verify_needs_the_file_and_the_public_key(home, client):
     """Exit code 0, and the head."""
     record = str(audit_log_of(home / "state"))
     said = client("audit", "verify", record, "--key", "audit.pub")
-    assert said.startswith("Right: receipts 1 to 7") and "Head: " in said
+    assert said.startswith("Right: receipts 1 to 7") and "Checkpoint: " in said
 
 
 def test_verify_names_the_first_wrong_line(home, client):

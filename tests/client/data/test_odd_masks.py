@@ -9,7 +9,15 @@ from knowmine.deploy.phantom.draw import make_folder
 from knowmine.shared.protocol import FUSE_WEIGHTS, EvaluateTask
 from knowmine.shared.unetplusplus import build_model, weights_of
 from knowmine.shared.weights import digest_of
-from tests.client.small_site import MODEL, FakeSam, plan, seeing_weights, small_site, task
+from tests.client.small_site import (
+    MODEL,
+    FakeSam,
+    few_images_suffice,
+    plan,
+    seeing_weights,
+    small_site,
+    task,
+)
 
 IMAGES = 12
 SPLIT = {"labelled": 8, "probe_fraction": 0.5, "test_fraction": 0.2}
@@ -23,8 +31,9 @@ def sam():
 
 
 @pytest.fixture
-def with_masks(tmp_path, sam):
+def with_masks(tmp_path, sam, monkeypatch):
     """Opens a site whose every mask holds one value in one region, as (rows, columns)."""
+    few_images_suffice(monkeypatch)
 
     def opened(region, value=255, model=MODEL):
         make_folder(tmp_path / "data", IMAGES)

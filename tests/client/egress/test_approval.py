@@ -83,7 +83,7 @@ def test_the_first_decision_counts(held):
 def test_an_update_that_nobody_approved_is_refused(tmp_path):
     """When its time is over, and a late yes finds that it is."""
     held = Held(tmp_path, timeout=timedelta(0))
-    assert "nobody approved it in time" in str(held.end())
+    assert "it was not approved in time" in str(held.end())
     with pytest.raises(UsageError, match="none waits"):
         approve(tmp_path, NAME)
 

@@ -34,10 +34,10 @@ def feedback(request, tmp_path):
 
 
 def test_the_sum_of_rounds_is_right(feedback):
-    """What is still missing after many is one round's residue."""
+    """What is still missing after many is one round's residual."""
     rounds = [packed(feedback, r) for r in range(1, 31)]
     total = sum(made.weights["w"].astype(np.float64) for made in rounds)
-    assert np.allclose(total + rounds[-1].lost["w"], 30 * CHANGE, atol=1e-4)
+    assert np.allclose(total + rounds[-1].residual["w"], 30 * CHANGE, atol=1e-4)
 
 
 def test_a_round_that_is_asked_again_is_answered_alike(feedback):
@@ -54,14 +54,14 @@ def test_a_new_process_goes_on(tmp_path):
 
 
 def test_half_a_file_is_not_believed(tmp_path):
-    """The update begins without a residue, as in a first round."""
+    """The update begins without a residual, as in a first round."""
     packed(Feedback(tmp_path), 1)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])
     assert packed(Feedback(tmp_path), 2).data == packed(Feedback(), 2).data
 
 
-def test_another_runs_residue_is_left_out(tmp_path):
+def test_another_runs_residual_is_left_out(tmp_path):
     """It belongs to another model's path."""
     other = PLAN.model_copy(update={"seed": 9})
     packed(Feedback(tmp_path), 1, other)
@@ -72,7 +72,7 @@ def test_two_files_are_kept_at_most(tmp_path):
     """This round's, and the one that it began from."""
     for round_ in range(1, 6):
         packed(Feedback(tmp_path), round_)
-    assert files(tmp_path) == ["lost-000004.safetensors", "lost-000005.safetensors"]
+    assert files(tmp_path) == ["residual-000004.safetensors", "residual-000005.safetensors"]
 
 
 def records(round_=1):

@@ -8,6 +8,7 @@ from knowmine.client.federation.threads import Heartbeat, TaskThread
 from knowmine.shared.wire import quiet_flower  # noqa: F401 - before Flower is imported
 
 from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
@@ -39,13 +40,14 @@ def test_a_task_keeps_its_error():
 
 def test_a_running_task_is_seen():
     """The process that ends has to know it."""
-    end, begun = threading.Event(), threading.Event()
+    app, end, begun = ClientApp(), threading.Event(), threading.Event()
 
+    @app.train()
     def works(message, context):
         begun.set()
         end.wait(30)
 
-    task = TaskThread(works, Message(RecordDict(), dst_node_id=1, message_type="train"), 7)
+    task = TaskThread(app, Message(RecordDict(), dst_node_id=1, message_type="train"), 7)
     task.start()
     assert begun.wait(30)
     seen = TaskThread.is_running()

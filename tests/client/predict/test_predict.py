@@ -265,7 +265,7 @@ def test_more_pixels_than_one_seg_holds_are_said(tmp_path):
     frame = pydicom.Dataset()
     frame.PlanePositionSequence = [pydicom.Dataset()]
     header.PerFrameFunctionalGroupsSequence = [frame]
-    assert "262144000 pixels in all, expected at most 200000000" in refusal(header, 1000, 1)
+    assert "262144000 pixels in total, expected at most 200000000" in refusal(header, 1000, 1)
 
 
 def test_progress_counts_pictures_and_not_files(onnx_export, pictures, tmp_path):
@@ -351,7 +351,7 @@ def test_a_volume_that_holds_less_than_it_declares(tmp_path, name):
     """Two gigabytes that are not there are asked of nobody."""
     file = lying(tmp_path / name, (1000, 1000, 1000))
     tracemalloc.start()
-    with pytest.raises(DataError, match="declares 1000000000 voxels, which are 2000000352 bytes"):
+    with pytest.raises(DataError, match="declares 1000000000 voxels, which need 2000000352 bytes"):
         open_input(file, ())
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""The mask decoder that skips work gives what segment-anything's own gives."""
+"""The faster mask decoder gives what segment-anything's own gives."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ def decoder():
         return made
 
 
-def question(count, tokens=5, seed=1):
-    """Images, dense prompts, where the places are, tokens."""
+def inputs_of(count, tokens=5, seed=1):
+    """Image embeddings, dense prompts, positional encoding, tokens."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(count, 256, SIDE, SIDE)] * 2 + [(1, 256, SIDE, SIDE), (count, tokens, 256)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -37,57 +37,38 @@ def ours(decoder, images, dense, pe, sparse, *, masks=4):
 
 def theirs(decoder, images, dense, pe, sparse):
     """Segment-anything's, which takes one image at a time."""
-    answers = [
+    found = [
         decoder.predict_masks(images[k : k + 1], pe, sparse[k : k + 1], dense[k : k + 1])
         for k in range(len(images))
     ]
-    return [torch.cat(column) for column in zip(*answers, strict=True)]
+    return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
 @pytest.mark.parametrize("tokens", [2, 5])
-def test_masks_and_guesses_are_segment_anythings(decoder, tokens):
+def test_masks_and_ious_are_segment_anythings(decoder, tokens):
     """To rounding, for several prompts on several images at once."""
-    asked = question(3, tokens)
-    for own, other in zip(ours(decoder, *asked), theirs(decoder, *asked), strict=True):
+    inputs = inputs_of(3, tokens)
+    for own, other in zip(ours(decoder, *inputs), theirs(decoder, *inputs), strict=True):
         assert own.shape == other.shape
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("masks", [1, 3])
 def test_fewer_masks_are_the_first_ones(decoder, masks):
-    """What is not asked for is not worked out, and changes nothing."""
-    asked = question(2)
+    """The others are not computed, which changes nothing."""
+    inputs = inputs_of(2)
     for own, all_four in zip(
-        ours(decoder, *asked, masks=masks), ours(decoder, *asked), strict=True
+        ours(decoder, *inputs, masks=masks), ours(decoder, *inputs), strict=True
     ):
         torch.testing.assert_close(own, all_four[:, :masks], rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_moves_little(decoder):
     """Places that are cast beforehand stay half, and logits within three hundredths of their size."""
-    images, dense, pe, sparse = question(2)
+    images, dense, pe, sparse = inputs_of(2)
     exact, guessed = ours(decoder, images, dense, pe, sparse)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, iou = ours(decoder, images.bfloat16(), dense.bfloat16(), pe.bfloat16(), sparse)
     assert logits.dtype == torch.bfloat16
     assert (logits - exact).abs().mean() < 0.03 * exact.abs().mean()
     torch.testing.assert_close(iou.float(), guessed, rtol=0.05, atol=0.05)
-
-
-def test_gradients_are_segment_anythings(decoder):
-    """Tuning moves the same weights the same way."""
-    asked = question(1)
-    found = []
-    for way in (ours, theirs):
-        decoder.zero_grad(set_to_none=True)
-        logits, iou = way(decoder, *asked)
-        (logits.square().mean() + iou.square().mean()).backward()
-        found.append(
-            {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
-        )
-    own, other = found
-    # A key's bias moves all scores of a token alike; segment-anything gives it rounding errors.
-    silent = {name for name in other if "token_to_image.k_proj.bias" in name}
-    assert own.keys() == other.keys() - silent
-    for name, gradient in own.items():
-        torch.testing.assert_close(gradient, other[name], rtol=1e-3, atol=1e-5, msg=name)

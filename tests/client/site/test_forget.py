@@ -66,9 +66,10 @@ def seal(settings):
 @pytest.fixture
 def site(home, settings, seal):
     """A sealed site that has worked one round."""
-    site = small_site(home / "data", home / "state", sam=FakeSam(), seal=seal, test_fraction=0.2)
-    site._embeddings = home / "embeddings"
-    weights = seeing_weights(site.unlabelled.images)
+    site = small_site(
+        home / "data", home / "state", sam=FakeSam(), seal=seal, cache=home, test_fraction=0.2
+    )
+    weights = seeing_weights(site.images.unlabelled.images)
     improve(site, task(weights, PLAN, round_=2))
     evaluate(site, EvaluateTask(2, 4, PLAN, weights))
     return site
@@ -87,40 +88,45 @@ def last_receipt(settings):
 
 
 def test_a_round_is_remembered_by_case(site, settings):
-    """Trained on, mined, or scored, as asked by name."""
+    """Trained on, mined, or scored, looked up by case id."""
     as_ = {
-        kind: [took.as_ for took in rounds_of(settings, getattr(site, kind).cases[0].stem)]
-        for kind in ("labelled", "unlabelled", "test")
+        purpose: [
+            took.as_ for took in rounds_of(settings, getattr(site.images, purpose).cases[0].stem)
+        ]
+        for purpose in ("labelled", "unlabelled", "test")
     }
     assert as_ == {"labelled": ["trained"], "unlabelled": ["mined"], "test": ["scored"]}
 
 
 def test_a_withdrawn_case_takes_no_part_from_the_next_round(site, settings, home):
     """It was in round 2 and is not in round 3."""
-    stem = site.unlabelled.cases[0].stem
+    stem = site.images.unlabelled.cases[0].stem
     (home / "data" / "withdrawn.txt").write_text(stem)
-    improve(site, task(seeing_weights(site.unlabelled.images), PLAN, round_=3))
+    improve(site, task(seeing_weights(site.images.unlabelled.images), PLAN, round_=3))
     assert [took.round for took in rounds_of(settings, stem)] == [2]
-    assert [took.round for took in rounds_of(settings, site.unlabelled.cases[0].stem)] == [2, 3]
+    assert [took.round for took in rounds_of(settings, site.images.unlabelled.cases[0].stem)] == [
+        2,
+        3,
+    ]
 
 
 def test_a_forgotten_case_is_gone_and_the_others_stay(site, settings, home, seal):
-    """Its embedding and the pseudo-labels that show it, and a receipt that names it to nobody."""
-    digests, stem = site.unlabelled.digests, site.unlabelled.cases[0].stem
-    listed = [one.stem for one in load_mined(site.folder, seal)]
+    """Its embedding and the pseudo-labels that show it; the receipt names it only by its alias."""
+    digests, stem = site.images.unlabelled.digests, site.images.unlabelled.cases[0].stem
+    listed = [one.stem for one in load_mined(site.state.folder, seal)]
     forget_case(settings, stem)
     assert embedded(home, Seal(seal._folder), digests) == [False] + [True] * (len(digests) - 1)
-    assert load_gallery(site.folder, 9, seal=seal) == []
-    left = [one.stem for one in load_mined(site.folder, Seal(seal._folder))]
+    assert load_gallery(site.state.folder, 9, seal=seal) == []
+    left = [one.stem for one in load_mined(site.state.folder, Seal(seal._folder))]
     assert stem in listed and left == [one for one in listed if one != stem] != []
     about = last_receipt(settings).about
     assert (about["what"], about["case"]) == ("case", seal.alias("case", stem))
     assert f'"{stem}"' not in audit_log_of(settings.state).read_text()
 
 
-def test_a_case_whose_image_is_gone_is_forgotten_all_the_same(site, settings, home, seal):
-    """The record of who took part knows its embedding."""
-    digest, case = site.unlabelled.digests[0], site.unlabelled.cases[0]
+def test_a_case_whose_image_is_gone_is_forgotten_too(site, settings, home, seal):
+    """The record of who took part has the alias of its embedding."""
+    digest, case = site.images.unlabelled.digests[0], site.images.unlabelled.cases[0]
     case.image.unlink()
     assert forget_case(settings, case.stem) >= 1
     assert embedded(home, Seal(seal._folder), [digest]) == [False]
@@ -128,8 +134,8 @@ def test_a_case_whose_image_is_gone_is_forgotten_all_the_same(site, settings, ho
 
 def test_a_forgotten_test_image_leaves_its_scores(site, settings):
     """Its line in them goes."""
-    stem = site.test.cases[0].stem
-    (file,) = site.folder.glob("scores-*.json")
+    stem = site.images.test.cases[0].stem
+    (file,) = site.state.folder.glob("scores-*.json")
     assert stem in file.read_text()
     forget_case(settings, stem)
     assert f'"{stem}"' not in file.read_text()
@@ -137,27 +143,25 @@ def test_a_forgotten_test_image_leaves_its_scores(site, settings):
 
 def test_a_forgotten_case_leaves_its_review(site, settings):
     """Mask, strokes and decisions; another case's decision stays."""
-    gone, stays = (case.stem for case in site.unlabelled.cases[:2])
+    gone, stays = (case.stem for case in site.images.unlabelled.cases[:2])
     for stem in (gone, stays):
-        digest = save_label(site.folder, stem, b"png")
+        digest = save_label(site.state.folder, stem, b"png")
         decision = Decision(
             id=stem, stem=stem, verdict="accepted", role="reader", when=datetime.now(UTC), round=2,
             image_sha256="", mask_sha256=digest, sam_sha256=None, window="0" * 16,
         )  # fmt: skip
-        append_decision(site.folder, decision)
+        append_decision(site.state.folder, decision)
     forget_case(settings, gone)
-    assert list(read_decisions(site.folder)) == [stays]
-    assert [path.name.split(".")[0] for path in (site.folder / "masks_reviewed").iterdir()] == [
-        stays
-    ]
+    assert list(read_decisions(site.state.folder)) == [stays]
+    assert [
+        path.name.split(".")[0] for path in (site.state.folder / "masks_reviewed").iterdir()
+    ] == [stays]
 
 
 @pytest.mark.parametrize("forget", [lambda s: forget_case(s, "a0"), forget_project])
-@pytest.mark.parametrize(
-    "name", ["site/pictures/sheet.png", "site/rehearsal/mined.npz", "check-contact-sheet.png"]
-)
+@pytest.mark.parametrize("name", ["site/pictures/sheet.png", "site/rehearsal/mined.npz"])
 def test_what_shows_many_cases_goes_with_any(site, settings, forget, name):
-    """A picture of many cannot lose one of them; also where earlier versions kept it."""
+    """A picture of many cases cannot lose one of them."""
     left = settings.state / name
     left.parent.mkdir(exist_ok=True)
     left.write_bytes(b"pixels")
@@ -175,11 +179,10 @@ def test_a_forgotten_project_leaves_receipts_alone(site, settings, home):
         rounds_of(settings, "a0")
 
 
-@pytest.mark.parametrize("place", ["", "courier"])
 @pytest.mark.parametrize("name", ["answers", "feedback"])
-def test_a_forgotten_project_leaves_no_answer_and_no_residue(site, settings, place, name):
-    """Neither where they are nor where earlier versions kept them."""
-    file = settings.state / place / name / "x.safetensors"
+def test_a_forgotten_project_leaves_no_answer_and_no_residual(site, settings, name):
+    """They are the courier's."""
+    file = settings.state / "courier" / name / "x.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x")
     forget_project(settings)
@@ -187,16 +190,16 @@ def test_a_forgotten_project_leaves_no_answer_and_no_residue(site, settings, pla
 
 
 def test_nothing_is_forgotten_while_the_site_runs(site, settings):
-    """It would make anew what was destroyed."""
+    """The site would make again what was destroyed."""
     lock = FolderLock(settings.state)
     with pytest.raises(UsageError, match="another process"):
         forget_project(settings)
     lock.release()
 
 
-def test_nothing_is_forgotten_while_somebody_reviews(site, settings):
-    """Their next stroke would keep what was destroyed; a review may go on while the site runs."""
-    lock = FolderLock(site.folder)
+def test_nothing_is_forgotten_during_a_review(site, settings):
+    """The next stroke would keep what was destroyed."""
+    lock = FolderLock(site.state.folder)
     for forget in (lambda: forget_case(settings, "a0"), lambda: forget_project(settings)):
         with pytest.raises(UsageError, match=r"another process .* works in .*site"):
             forget()

@@ -1,4 +1,4 @@
-"""A site that is asked twice works once."""
+"""A site that gets a task twice works once."""
 
 from dataclasses import dataclass, field, replace
 
@@ -25,10 +25,9 @@ SCORE = EvaluateTask(2, 5, Plan(), WEIGHTS)
 
 @dataclass
 class Counting:
-    """Adds 1, and counts how often."""
+    """Adds 1 to all weights, and records its calls."""
 
     worked: list = field(default_factory=list)
-    decoder: dict = field(default_factory=dict)
     manifest = manifest_of(WEIGHTS)
 
     def hello(self):
@@ -39,7 +38,7 @@ class Counting:
         self.worked.append("train")
         weights = {name: value + 1 for name, value in task.weights.items()}
         mined = Mined(3, 1, gate="on")
-        return Update(task.round, weights, 8, 3, 0.5, 1.5, mined, self.decoder)
+        return Update(task.round, weights, 8, 3, 0.5, 1.5, mined)
 
     def evaluate(self, task):
         self.worked.append("score")
@@ -67,21 +66,8 @@ def test_an_update_is_remembered_by_the_next_process(worker):
     assert manifest_of(again.weights) == manifest_of(first.weights)
 
 
-def test_sams_decoder_is_remembered_beside_the_weights(worker):
-    """And another one that came with a task is another task."""
-    worker._worker.decoder = {"sam.mask_decoder.w": np.ones(2, np.float32)}
-    first, later = worker.improve(TRAIN), another(worker)
-    again = later.improve(TRAIN)
-    assert later._worker.worked == [] and again.weights.keys() == first.weights.keys()
-    assert {name: value.tolist() for name, value in again.decoder.items()} == {
-        "sam.mask_decoder.w": [1, 1]
-    }
-    later.improve(replace(TRAIN, decoder=first.decoder))
-    assert later._worker.worked == ["train"]
-
-
 def test_scores_are_remembered_by_the_next_process(worker):
-    """With their probe sums."""
+    """With the sums of the calibration set."""
     first, later = worker.evaluate(SCORE), another(worker)
     assert (later.evaluate(SCORE), later._worker.worked) == (first, [])
 
@@ -105,7 +91,7 @@ def test_another_task_is_worked_on(worker, other):
 
 
 def test_only_the_last_answers_are_kept(worker):
-    """Of each kind one: a model is large."""
+    """One of each kind, because a model is large."""
     for round_ in (1, 2, 3):
         worker.improve(replace(TRAIN, round=round_))
         worker.evaluate(replace(SCORE, round=round_))
@@ -113,8 +99,8 @@ def test_only_the_last_answers_are_kept(worker):
 
 
 @pytest.mark.parametrize("keep", [0, 40, -1])
-def test_a_damaged_answer_is_worked_out_again(worker, keep):
-    """A disk that lost its end."""
+def test_a_damaged_answer_is_computed_again(worker, keep):
+    """Its file lost its end."""
     worker.improve(TRAIN)
     [file] = worker._folder.iterdir()
     file.write_bytes(file.read_bytes()[:keep])
@@ -128,7 +114,7 @@ def test_an_introduction_is_never_remembered(worker):
     assert worker._worker.worked == ["hello", "hello"]
 
 
-def test_an_answer_that_cannot_be_kept_is_given_all_the_same(worker):
+def test_an_answer_that_cannot_be_kept_is_still_given(worker):
     """A full disk, or a folder that went away."""
     worker._folder.rmdir()
     assert worker.improve(TRAIN).labelled == 8

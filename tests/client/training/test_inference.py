@@ -12,7 +12,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 
 class Leftist(nn.Module):
-    """Sure on the left of whatever it is shown, clueless on the right."""
+    """Certain of foreground on the left of its input, undecided on the right."""
 
     def forward(self, images):
         logits = torch.zeros_like(images[:, :1])
@@ -61,16 +61,16 @@ def test_a_remainder_is_predicted_too():
 
 
 def test_no_images_no_probabilities():
-    """A site may have no test images, and the model need not look at them."""
+    """A site may have no test images; the model is not run."""
     model = Mean()
     assert predict(model, images(0), CPU).shape == (0, 0, 4, 4) and not model.sizes
 
 
-def test_each_batch_is_told():
-    """Whoever watches hears of every image once."""
-    heard: list[int] = []
-    predict(Mean(), images(BATCH + 3), CPU, heard.append)
-    assert heard == [BATCH, 3]
+def test_each_batch_is_reported():
+    """Progress counts every image once."""
+    counts: list[int] = []
+    predict(Mean(), images(BATCH + 3), CPU, counts.append)
+    assert counts == [BATCH, 3]
 
 
 def test_prediction_is_not_training():
@@ -79,17 +79,17 @@ def test_prediction_is_not_training():
     assert np.array_equal(predict(model, images(3), CPU), predict(model, images(3), CPU))
 
 
-def test_a_network_that_predicts_asks_no_batch_norm():
-    """Once, when it is held against the folded copy; not for each of three batches in two views."""
-    asked = []
+def test_prediction_runs_no_batch_norm():
+    """Only once, to compare with the fused copy; not for each of three batches in two views."""
+    calls = []
 
     class Counted(nn.BatchNorm2d):
         def forward(self, x):
-            asked.append(len(x))
+            calls.append(len(x))
             return super().forward(x)
 
     predict(nn.Sequential(nn.Conv2d(3, 1, 1), Counted(1)), images(2 * BATCH + 1), CPU)
-    assert asked == [1]
+    assert calls == [1]
 
 
 def test_a_model_moves_where_its_weights_keep_gradients():
@@ -114,7 +114,7 @@ def test_images_are_left_alone():
 
 
 class Upper(nn.Module):
-    """Sure of the upper half of whatever it is shown, and that the rest is background."""
+    """Certain that the upper half of its input is foreground and the rest background."""
 
     def __init__(self):
         super().__init__()
@@ -127,21 +127,21 @@ class Upper(nn.Module):
         return logits
 
 
-def test_varied_views_come_from_all_sides_where_there_is_no_up_and_down():
-    """A model that sees the upper half of four quarter turns: half of the votes everywhere."""
+def test_images_without_an_upright_are_turned_by_quarters():
+    """The upper halves of four quarter turns cover each pixel in half of the views."""
     seen = predict(Upper(), images(1, 128), CPU, views=VARIED["any"])
     assert np.allclose(seen, 0.5)
 
 
 def test_upright_images_are_never_turned():
-    """The upper half stays the upper half, but for the seam of the larger views."""
+    """The upper half stays the upper half, except at the seam of the larger views."""
     (seen,) = predict(Upper(), images(1, 128), CPU, views=VARIED["upright"])[0]
     assert (seen[:62] > 0.99).all() and (seen[66:] < 0.01).all()
 
 
 @pytest.mark.parametrize(("px", "larger"), [(64, 64), (96, 128), (128, 160), (224, 256)])
 def test_larger_views_have_sides_that_the_network_takes(px, larger):
-    """The multiple of 32 next to a fifth more; at 64 px that is 64 again."""
+    """The multiple of 32 nearest to a fifth more; at 64 px that is 64 again."""
     model = Upper()
     predict(model, images(1, px), CPU, views=VARIED["any"])
     assert model.sides == [px, px, larger, larger]
@@ -150,7 +150,7 @@ def test_larger_views_have_sides_that_the_network_takes(px, larger):
 @pytest.mark.parametrize(
     "view", [View(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
 )
-def test_what_a_view_shows_comes_back_to_its_place(view):
-    """Turned and mirrored there, mirrored and turned back."""
+def test_a_view_is_undone(view):
+    """Turned and mirrored, then mirrored and turned back."""
     some = torch.rand(2, 3, 32, 32)
     assert torch.equal(view.back(view.of(some), 32), some)

@@ -1,6 +1,7 @@
-"""The loop learns what it is given, in the shares it is told, the same for the same seed."""
+"""The loop learns from labels and pseudo-labels, and repeats itself for the same seed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,21 +13,17 @@ from knowmine.client.training.loop import Examples, train
 from knowmine.client.training.losses import segmentation_losses
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Silent
-from knowmine.shared.settings import ModelSettings, TrainingSettings
+from knowmine.shared.settings import MiningSettings, ModelSettings, TrainingSettings
 from knowmine.shared.unetplusplus import build_model
 
 PX = 16
 SMALL = ModelSettings(pretrained=False, decoder_channels=(8, 8, 8), image_px=64)
 CPU = Compute(torch.device("cpu"), torch.float32)
-NONE = Examples(
-    torch.zeros((0, 3, PX, PX), dtype=torch.uint8),
-    torch.zeros((0, 1, PX, PX), dtype=torch.uint8),
-    torch.zeros(0),
-)
+NONE = Examples.none(1, PX)
 
 
 class Pixelwise(nn.Module):
-    """One linear map of each pixel's colour, and a record of what it was shown."""
+    """One linear map of each pixel's colour. It records its input."""
 
     def __init__(self):
         super().__init__()
@@ -62,25 +59,20 @@ def flat(n, level, target=0):
     )
 
 
-def trained(
-    labelled, pseudo=NONE, *, model=None, seed=0, share=0.5, weight=1.0, strong=0.0, **changes
-):
+def trained(labelled, pseudo=NONE, *, model=None, seed=0, part=(0.0, 1.0), mining=None, **changes):
     """A model after one round, and its mean loss."""
-    fall = changes.pop("fall", (0.0, 1.0))
     model = Pixelwise() if model is None else model
-    chosen = {"steps": 3, "batch": 4, "learning_rate": 0.05, "weight_decay": 0.0, **changes}
+    chosen = {"steps": 3, "batch": 4, "learning_rate": 0.05, **changes}
     loss = train(
         model,
         labelled,
         pseudo,
         TrainingSettings.model_validate(chosen),
-        pseudo_share=share,
-        pseudo_weight=weight,
-        strong_chance=strong,
+        MiningSettings.model_validate(mining or {}),
+        part=part,
         generator=torch.Generator().manual_seed(seed),
         compute=CPU,
         progress=Silent(),
-        fall=fall,
     )
     return model, loss
 
@@ -114,14 +106,14 @@ def test_equal_seeds_give_equal_weights():
 
 
 def test_other_seeds_give_other_weights():
-    """The generator is the only source of chance."""
+    """The generator is the only source of randomness."""
     one, _ = trained(bright_squares(), seed=3)
     other, _ = trained(bright_squares(), seed=4)
     assert not same(one, other)
 
 
-def test_chance_from_elsewhere_changes_nothing():
-    """Whatever torch's global seed is."""
+def test_global_seeds_change_nothing():
+    """The global generator of torch is not used."""
     torch.manual_seed(1)
     one, _ = trained(bright_squares())
     torch.manual_seed(2)
@@ -158,15 +150,15 @@ def whites(model):
 
 @pytest.mark.parametrize(("labelled", "pseudo"), [(400, 3), (3, 400), (70, 60)])
 def test_no_pseudo_label_is_seen_more_often_than_a_label(labelled, pseudo):
-    """Over fifty batches, to a part of one image; and each batch has a label."""
+    """Over fifty batches, to within one image; and each batch has a label."""
     generator = torch.Generator().manual_seed(0)
     batches = loop._Batches(flat(labelled, 0), flat(pseudo, 255), 8, 0.5, generator)
-    counts = [int(batches.next()[4].sum()) for _ in range(50)]
+    counts = [int(batches.next()[3].sum()) for _ in range(50)]
     assert max(counts) < 8 and sum(counts) <= 400 * min(0.5, pseudo / (labelled + pseudo)) + 1
 
 
 @pytest.mark.parametrize(
-    ("labelled", "pseudo", "share", "white"),
+    ("labelled", "pseudo", "fraction", "white"),
     [
         (5, 5, 0.5, [4, 4, 4]),
         (5, 5, 0.25, [2, 2, 2]),
@@ -179,11 +171,11 @@ def test_no_pseudo_label_is_seen_more_often_than_a_label(labelled, pseudo):
         (1, 1, 0.5, [4, 4, 4]),
     ],
 )
-def test_a_batch_has_its_share_of_pseudo_labels(labelled, pseudo, share, white):
-    """Labelled images are black here, mined ones white; few mined images take no more than the part that
-    they are of all, which is less than one of each batch for the fewest.
+def test_a_batch_has_its_fraction_of_pseudo_labels(labelled, pseudo, fraction, white):
+    """Labelled images are black here, mined ones white. Few mined images take no larger part of the
+    batches than of all images, so that some batches may have none.
     """
-    model, _ = trained(flat(labelled, 0), flat(pseudo, 255), share=share, batch=8)
+    model, _ = trained(flat(labelled, 0), flat(pseudo, 255), mining={"fraction": fraction}, batch=8)
     assert whites(model) == white
 
 
@@ -194,9 +186,9 @@ def noisy(model):
 
 
 @pytest.mark.parametrize(("chance", "distorted"), [(0.0, [0]), (1.0, [2]), (0.5, [0, 1, 2])])
-def test_pseudo_labelled_views_alone_are_distorted_strongly(chance, distorted):
-    """As often as `strong_chance` says; even images show it, for noise is part of it."""
-    model, _ = trained(flat(8, 128), flat(8, 128), strong=chance, steps=12)
+def test_only_pseudo_labelled_views_are_distorted_strongly(chance, distorted):
+    """As often as `mining.strong` says; noise is part of it and shows in even images."""
+    model, _ = trained(flat(8, 128), flat(8, 128), mining={"strong": chance}, steps=12)
     seen = noisy(model)
     assert not any(seen[i + k] for i in range(0, len(seen), 4) for k in (0, 1))
     assert {sum(seen[i : i + 4]) for i in range(0, len(seen), 4)} == set(distorted)
@@ -227,11 +219,11 @@ def test_images_of_weight_zero_do_not_contribute():
 
 
 def test_pseudo_labels_of_weight_zero_do_not_contribute():
-    """As at the very foot of the ramp."""
-    squares = bright_squares()
-    wrong = Examples(squares.images, 255 - squares.targets, squares.weights)
-    one, _ = trained(squares, squares, weight=0.0)
-    other, _ = trained(squares, wrong, weight=0.0)
+    """Beside labels of full weight."""
+    squares, ignored = bright_squares(), bright_squares(weight=0.0)
+    wrong = Examples(ignored.images, 255 - ignored.targets, ignored.weights)
+    one, _ = trained(squares, ignored)
+    other, _ = trained(squares, wrong)
     assert same(one, other)
 
 
@@ -243,11 +235,12 @@ def test_all_weights_zero_move_nothing():
 
 def test_heavier_pseudo_labels_pull_harder():
     """Labels say black is background, pseudo-labels say white is foreground."""
-    losses = [
-        trained(flat(4, 0), flat(4, 255, target=255), weight=w, steps=20)[0].head.bias.item()
-        for w in (0.1, 10.0)
+    white = flat(4, 255, target=255)
+    biases = [
+        trained(flat(4, 0), replace(white, weights=torch.full((4,), w)), steps=20)[0].head.bias
+        for w in (0.1, 1.0)
     ]
-    assert losses[0] < losses[1]
+    assert biases[0] < biases[1]
 
 
 # ---------------------------------------------------------------------------- FedProx
@@ -265,35 +258,35 @@ def test_fedprox_pulls_towards_the_global_weights():
 
 
 def moved(steps, **place):
-    """How far a steady gradient carries the bias, in peak learning rates.
+    """How far a steady gradient moves the bias, in peak learning rates.
 
-    AdamW divides the gradient by its own size, so each step goes as far as the rate says.
+    AdamW divides the gradient by its own size, so each step is as long as the learning rate.
     """
     model, _ = trained(flat(4, 0, target=0), steps=steps, learning_rate=1e-4, **place)
     return abs(model.head.bias.item()) / 1e-4
 
 
 @pytest.mark.parametrize(
-    ("fallen", "part"), [(0.0, 1.0), (0.5, 0.51), (1.0, 0.02)], ids=["start", "half", "end"]
+    ("place", "rate"), [(0.0, 1.0), (0.5, 0.51), (1.0, 0.02)], ids=["start", "half", "end"]
 )
-def test_the_rate_follows_one_cosine(fallen, part):
-    """Ten steps climb .1, .2 to 1.0, which is 5.5 together, times the cosine's place."""
-    assert moved(10, fall=(fallen, fallen)) == pytest.approx(5.5 * part, rel=0.02)
+def test_the_rate_follows_one_cosine(place, rate):
+    """Ten steps rise .1, .2 to 1.0, which is 5.5 together, times the cosine at that place."""
+    assert moved(10, part=(place, place)) == pytest.approx(5.5 * rate, rel=0.02)
 
 
-def test_the_rate_stays_up_after_the_climb():
+def test_the_rate_stays_up_after_the_rise():
     """5.5 and ten full steps."""
-    assert moved(20, fall=(0.0, 0.0)) == pytest.approx(15.5, rel=0.02)
+    assert moved(20, part=(0.0, 0.0)) == pytest.approx(15.5, rel=0.02)
 
 
 def test_the_rate_falls_within_a_long_round():
-    """A run of one round: the climb, then the cosine's mean of .51 over all forty steps."""
+    """A run of one round: the rise, then the cosine's mean of .51 over all forty steps."""
     assert moved(40) == pytest.approx(40 * 0.51 - 4.5, rel=0.05)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_loop_is_the_plain_one_but_for_its_speed(seed, monkeypatch):
-    """Same loss and weights as an optimiser of PyTorch's over the same batches, undistorted."""
+def test_the_loop_trains_as_a_plain_one(seed, monkeypatch):
+    """It has the mean loss of a hand-written loop over the same batches, without augmentation."""
     monkeypatch.setattr(loop, "augment", lambda images, targets, *_, **__: (images, targets))
     examples, settings = (
         bright_squares(px=64),
@@ -306,9 +299,8 @@ def test_the_loop_is_the_plain_one_but_for_its_speed(seed, monkeypatch):
         examples,
         NONE,
         settings,
-        pseudo_share=0.5,
-        pseudo_weight=1.0,
-        fall=(0.0, 1.0),
+        MiningSettings(),
+        part=(0.0, 1.0),
         generator=generator,
         compute=CPU,
         progress=Silent(),
@@ -316,7 +308,7 @@ def test_the_loop_is_the_plain_one_but_for_its_speed(seed, monkeypatch):
 
     generator = torch.Generator().manual_seed(seed)
     batches = loop._Batches(examples, NONE, 4, 0.5, generator)
-    optimiser = torch.optim.AdamW(plain.parameters(), 0.01, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(plain.parameters(), 0.01, weight_decay=loop.WEIGHT_DECAY)
     plain.train()
     losses = []
     for step in range(20):

@@ -29,17 +29,17 @@ def test_undecided_about_one_pixel_of_four():
 
 
 def test_right_costs_nothing():
-    """A sure and right answer is free."""
+    """A certain and right prediction is free."""
     assert loss((2 * CORNER - 1) * SURE) == pytest.approx(0, abs=1e-6)
 
 
-def test_sure_and_wrong_is_dear():
+def test_certain_and_wrong_is_expensive():
     """Each pixel costs its logit, and no overlap leaves 1 - 1 / (3 + 1 + 1) of Dice."""
     assert loss((1 - 2 * CORNER) * SURE) == pytest.approx(SURE + 0.8)
 
 
-def test_nothing_there_and_nothing_seen_is_free():
-    """The smoothing pixel stands for the missing overlap."""
+def test_an_empty_prediction_of_an_empty_mask_is_free():
+    """The smoothing pixel takes the place of the missing overlap."""
     assert loss(NOTHING - SURE, NOTHING) == pytest.approx(0, abs=1e-6)
 
 
@@ -57,8 +57,8 @@ def test_classes_are_averaged_and_images_are_not():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_of_absurd_logits_are_finite(dtype):
-    """Even a model that is hopelessly sure can learn."""
+def test_gradients_of_extreme_logits_are_finite(dtype):
+    """A model far off can still learn."""
     logits = (one_of(1e4, -1e4, 0.0, 300.0)).to(dtype).requires_grad_()
     segmentation_losses(logits, CORNER).sum().backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
@@ -76,26 +76,8 @@ def test_the_proximal_term_by_hand():
     assert proximal_term(parameters, anchors).item() == 7
 
 
-def test_the_proximal_term_pulls_home():
+def test_the_proximal_term_pulls_to_the_anchor():
     """Its gradient is the distance itself."""
     parameter = torch.tensor([1.0, -2.0], requires_grad=True)
     proximal_term([parameter], [torch.tensor([0.5, 0.0])]).backward()
     assert parameter.grad is not None and parameter.grad.tolist() == [0.5, -2.0]
-
-
-def test_doubted_pixels_count_nothing():
-    """Wherever trust is 0, another target changes neither loss nor gradient."""
-    logits = torch.linspace(-2, 2, 16).view(1, 1, 4, 4)
-    target = torch.zeros(1, 1, 4, 4)
-    trust = torch.ones(1, 1, 4, 4)
-    trust[..., 2:] = 0
-    other = torch.where(trust > 0, target, 1.0)
-    one, two = (segmentation_losses(logits, t, trust) for t in (target, other))
-    assert torch.equal(one, two)
-
-
-def test_full_trust_is_no_trust_at_all():
-    """All ones give what None gives."""
-    logits, target = torch.randn(2, 2, 4, 4), torch.rand(2, 2, 4, 4)
-    trusted = segmentation_losses(logits, target, torch.ones_like(target))
-    assert torch.allclose(trusted, segmentation_losses(logits, target))

@@ -28,8 +28,8 @@ def after(change, **more):
     return {**BEFORE, "w": BEFORE["w"] + np.float32(change), **more}
 
 
-def packed(weights, form="int8", lost=None, seed=0):
-    return pack_change(weights, BEFORE, form, lost or {}, seed)
+def packed(weights, form="int8", residual=None, seed=0):
+    return pack_change(weights, BEFORE, form, residual or {}, seed)
 
 
 @given(values, forms)
@@ -43,11 +43,11 @@ def test_no_number_is_further_off_than_one_step(change, form):
 
 
 @given(values, forms)
-def test_what_was_lost_is_handed_back(change, form):
-    """What left and what was lost make the change, within float32."""
+def test_the_residual_is_handed_back(change, form):
+    """What left and the residual make the change, within float32."""
     weights = after(change)
     made = packed(weights, form)
-    total = made.weights["w"].astype(np.float64) + made.lost["w"]
+    total = made.weights["w"].astype(np.float64) + made.residual["w"]
     assert np.allclose(total, weights["w"], rtol=3e-6, atol=1e-6 * (1 + np.abs(change).max()))
 
 
@@ -73,7 +73,7 @@ def test_one_huge_value_arrives_and_spoils_nothing(form):
     change[0, 0] = 1e30
     made = packed(after(change), form)
     assert made.weights["w"][0, 0] == pytest.approx(1e30, rel=1e-2)
-    assert np.allclose((made.weights["w"] - BEFORE["w"] + made.lost["w"])[1:], 1e-3, atol=1e-6)
+    assert np.allclose((made.weights["w"] - BEFORE["w"] + made.residual["w"])[1:], 1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -92,11 +92,11 @@ def test_with_feedback_the_mean_of_many_rounds_is_right(form):
     change = np.full((3, 4), 1e-4, np.float32)
     change[0, 0] = 1.0
     total = np.zeros((3, 4))
-    lost: dict[str, Any] = {}
+    residual: dict[str, Any] = {}
     for seed in range(200):
-        made = packed(after(change), form, lost, seed)
+        made = packed(after(change), form, residual, seed)
         total += made.weights["w"].astype(np.float64) - BEFORE["w"]
-        lost = made.lost
+        residual = made.residual
     assert np.allclose(total / 200, change, rtol=0.01, atol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_what_is_no_change_of_this_model_is_refused(spoil, words):
 def test_a_bomb_is_not_unpacked():
     """A gigabyte of zeros in some thousand bytes says its size, and stays packed."""
     bomb = zstandard.ZstdCompressor().compress(bytes(100_000_000))
-    with pytest.raises(Refused, match="says that it unpacks to 100000000 bytes"):
+    with pytest.raises(Refused, match="claims to unpack to 100000000 bytes"):
         unpack_change(bomb, BEFORE, "int8")
 
 
