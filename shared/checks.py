@@ -1,7 +1,7 @@
 """Check what crosses between a site and the server, one claim at a time.
 
-`client/egress/release.py` and `server/rounds/admission.py` are lists of these checks; each states its own,
-in its own order, with its own error. Whatever the value is, a check passes or refuses.
+`client/egress/release.py` and `server/rounds/admission.py` are lists of these checks, each in its
+own order and with its own error. Whatever the value is, a check either passes or refuses it.
 """
 
 import re
@@ -18,21 +18,18 @@ MAX_IMAGES = 10_000_000
 """More images than any hospital has; a count above is a mistake or an attack."""
 
 MAX_FLOAT = 1e6
-"""Trained weights stay far below; one value above it can drown all other sites."""
+"""Trained weights stay far below; one value above it can dominate the mean of all sites."""
 
 MAX_COUNTER = 10**12
-"""Batches that batch norm can have counted; whole numbers this size are exact in float64."""
+"""Most batches that batch norm can have counted; float64 is exact for such whole numbers."""
 
 SLACK = 1e-6
-"""Float32 means of ones come out as 1.0000001; such are taken for what they mean.
-
-A share of the bound, at least of 1.
-"""
+"""Tolerance of a bound, relative to it or to 1: a float32 mean of ones may be 1.0000001."""
 
 
 @dataclass(frozen=True)
 class Door:
-    """A place where messages are checked: whom a refusal names, and which error it is.
+    """A place where messages are checked: whom a refusal names, and which error it raises.
 
     who: start of every message, such as `site 'lyon' sent`.
     """
@@ -41,11 +38,11 @@ class Door:
     error: type[Refused]
 
     def refuse(self, what: str, seen: str, expected: str, repair: str) -> Refused:
-        """Say what was seen (through `shown` where it is theirs), what was expected, what to do."""
+        """The error: what was seen (shown by `shown` if it is theirs), expected, and what to do."""
         return self.error(f"{self.who} {what} as {seen}; expected {expected}: {repair}")
 
     def kind(self, value: Any, kind: type) -> None:
-        """Exactly this class; a subclass could carry more."""
+        """The value has exactly this class; a subclass could carry more."""
         if type(value) is not kind:
             raise self.refuse(
                 kind.__name__.lower(),
@@ -55,7 +52,7 @@ class Door:
             )
 
     def names(self, weights: Any, manifest: Manifest) -> None:
-        """Exactly the manifest's names, no more and no fewer."""
+        """The names are exactly the manifest's."""
         repair = "give all sites the same model settings (model.encoder, model.decoder_channels)"
         if not isinstance(weights, Mapping):
             raise self.refuse("weights", shown(weights), "named tensors", repair)
@@ -70,7 +67,7 @@ class Door:
             )
 
     def shape(self, name: str, array: Any, spec: TensorSpec) -> None:
-        """A plain NumPy array of the manifest's shape."""
+        """The tensor is a plain NumPy array of the manifest's shape."""
         repair = "give all sites the same model settings (model.classes, model.decoder_channels)"
         if type(array) is not np.ndarray:
             raise self.refuse(name, shown(array), f"an array of shape {spec.shape}", repair)
@@ -78,7 +75,7 @@ class Door:
             raise self.refuse(name, f"{array.shape}", f"shape {tuple(spec.shape)}", repair)
 
     def dtype(self, name: str, array: Array, spec: TensorSpec) -> None:
-        """The manifest's dtype, in this machine's byte order."""
+        """The tensor has the manifest's dtype, in this machine's byte order."""
         if array.dtype != np.dtype(spec.dtype):
             raise self.refuse(
                 name,
@@ -88,21 +85,21 @@ class Door:
             )
 
     def finite(self, name: str, array: Array) -> None:
-        """No NaN and no infinity."""
+        """The tensor holds no NaN and no infinity."""
         if array.dtype.kind != "f" or not array.size:
             return
-        # Both propagate NaN, so no array of flags is needed.
+        # min and max propagate NaN, so no array of flags is needed.
         for value in (array.min(), array.max()):
             if not np.isfinite(value):
                 raise self.refuse(
                     name,
                     f"a tensor holding {value}",
                     "finite numbers",
-                    "its training diverged; lower training.learning_rate or look at its images",
+                    "its training diverged; lower training.learning_rate or check its images",
                 )
 
     def counters(self, name: str, array: Array) -> None:
-        """Whole numbers and variances are never negative: a square root follows."""
+        """Whole numbers and variances are not negative: their square roots are taken."""
         if not array.size or not (array.dtype.kind in "iu" or name.endswith("running_var")):
             return
         if (lowest := array.min()) < 0:
@@ -114,7 +111,7 @@ class Door:
             )
 
     def bounded(self, name: str, array: Array) -> None:
-        """Nothing so large that it drowns every other site."""
+        """No number is so large that it dominates the mean of all sites."""
         if not array.size:
             return
         limit = MAX_COUNTER if array.dtype.kind in "iu" else MAX_FLOAT
@@ -128,7 +125,7 @@ class Door:
                 )
 
     def count(self, what: str, value: Any, *, low: int = 0, high: int = MAX_IMAGES) -> int:
-        """A whole number; True is none. NumPy's are taken and given back as plain int."""
+        """A whole number, not a bool. NumPy's are accepted and returned as plain int."""
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or not low <= value <= high:
             raise self.refuse(
@@ -137,7 +134,7 @@ class Door:
         return int(value)
 
     def number(self, what: str, value: Any, *, low: float, high: float) -> float:
-        """A finite number from `low` to `high`, given back as plain float."""
+        """A finite number from `low` to `high`, returned as plain float."""
         if isinstance(value, np.integer | np.floating):
             value = float(value)  # NumPy would compare in float16, where the bounds overflow
         real = isinstance(value, int | float)
@@ -185,7 +182,7 @@ class Door:
 
 
 def shown(value: Any) -> str:
-    """A hostile value in a message: short, and nothing of it runs.
+    """A hostile value for a message: short, and none of its code runs.
 
     >>> shown("x" * 100), shown(3), shown(10**5000), shown({})
     ("'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'", '3', 'a number of 16610 bits', 'a dict')

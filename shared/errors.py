@@ -1,8 +1,8 @@
-"""Everything that knowmine raises on purpose, and the exit code that each kind ends in.
+"""Everything that knowmine raises on purpose, and the exit code of each kind.
 
 ```
 KnowmineError
-├── UsageError           2    we were asked for something that cannot be done
+├── UsageError           2    a command or setting that cannot be used
 │   ├── SettingsError         an unknown key, an impossible value
 │   ├── DataError             a data folder or a file in it
 │   └── WeightsError          weights missing, truncated or not what they claim to be
@@ -17,20 +17,20 @@ KnowmineError
 ```
 
 Every message says what was seen, what was expected and what to do. A site's message may hold
-paths and file names, so over the network goes one of `REASONS` in its place.
+paths and file names, so only a key of `REASONS` is sent over the network.
 """
 
 from types import MappingProxyType
 
 
 class KnowmineError(Exception):
-    """Base of all errors that a person is meant to read."""
+    """Base of all errors whose message a person should read."""
 
     exit_code = 3
 
 
 class UsageError(KnowmineError):
-    """Asked for something that cannot be done."""
+    """A command or setting that cannot be used."""
 
     exit_code = 2
 
@@ -88,15 +88,15 @@ REASONS = MappingProxyType(
         "settings": "the site's settings cannot be used",
         "data": "the site's data folder cannot be used",
         "weights": "the site's SAM weights cannot be used",
-        "usage": "the site was asked for something that cannot be done",
+        "usage": "the site was asked for something that it cannot do",
         "cannot-write": "the site cannot write: a full disk or a missing permission",
-        "failed": "the site could not go on",
+        "failed": "the site could not continue",
         "refused": "the site refused: a policy or its settings forbid the task",
         "interrupted": "the site was stopped by a person",
         "bug": "an unexpected error at the site, in its log",
     }
 )
-"""All that a site ever says of an error over the network: code, and what it means to a reader."""
+"""What a site sends of an error over the network: only the key; the value is for the reader."""
 
 _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (SettingsError, "settings"),
@@ -113,7 +113,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def reason_of(error: BaseException) -> str:
-    """The key of `REASONS` for an error; never a word of its own text.
+    """The key of `REASONS` for an error, without any of its own text.
 
     >>> reason_of(DataError("/data/lyon/images/mueller-anna.png is damaged")), reason_of(KeyError())
     ('data', 'bug')

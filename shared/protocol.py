@@ -1,8 +1,8 @@
-"""What a server asks and what a site answers: typed messages that know no transport.
+"""The messages between server and site, independent of any transport.
 
-A round is two questions to each site. `TrainTask`: here is the global model, improve it on
-your images. `EvaluateTask`: here is the new global model, how good is it at your site?
-Sums rather than means travel, so that the server can pool sites of different sizes exactly.
+In a round each site gets two tasks. `TrainTask`: train the global model on your images.
+`EvaluateTask`: evaluate the new global model on your test images. Replies hold sums rather than
+means, so that the server can pool sites of different sizes exactly.
 """
 
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ from knowmine.shared.settings import Plan
 from knowmine.shared.weights import Weights
 
 PROTOCOL = 1
-"""Version of the messages below. Both ends must name the same one."""
+"""Version of these messages. Both ends must have the same one."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How good pseudo-labels are where the truth is known, as sums over probe images.
+    """How good pseudo-labels are on the calibration set, whose masks are known, as sums.
 
-    Sums of several sites add up to the sums of their union, so a site whose own probe set is
-    too small to judge borrows the federation's.
+    The sums of several sites add up to the sums of their union. A site whose own calibration set
+    is too small therefore uses the federation's.
 
-    images: probe images behind the sums.
-    fused: summed Dice of the fused masks, one sum for each weight in `FUSE_WEIGHTS`; the first
-        is SAM alone, the last the U-Net++ alone.
-    gram, target: X^T X (row by row) and, for each weight in `FUSE_WEIGHTS` one after the other,
-        X^T y of the quality judge's linear model: X the `FEATURES`, y the Dice of the mask fused
-        with that weight.
+    images: calibration images behind the sums.
+    fused: summed Dice of the fused masks, one sum for each weight in `FUSE_WEIGHTS`. The first is
+        SAM alone, the last the U-Net++ alone.
+    gram, target: the linear model that estimates quality. X^T X, row by row; and X^T y for each
+        weight in `FUSE_WEIGHTS`, one after the other. X is the `FEATURES`, y the Dice of the mask
+        fused with that weight.
     empty, empty_predicted, empty_right: images without any foreground; images in which the
-        U-Net++ saw none; images in which it was right to.
+        U-Net++ predicted none; images in which that was right.
     """
 
     images: int = 0
@@ -42,7 +42,7 @@ class Calibration:
     empty_right: int = 0
 
     def __add__(self, other: "Calibration") -> "Calibration":
-        """Pool two sites' sums."""
+        """The pooled sums of both."""
         if not self.images:
             return other
         if not other.images:
@@ -63,7 +63,7 @@ class Calibration:
 
 
 def calibration_of(values: Mapping[str, Any]) -> Calibration:
-    """Sums that were written out as lists and numbers, from the wire or from a record."""
+    """Sums from lists and numbers, as the wire and a round's record hold them."""
     sums: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
@@ -71,20 +71,20 @@ def calibration_of(values: Mapping[str, Any]) -> Calibration:
 
 
 MIN_CALIBRATION_IMAGES = 8
-"""Images needed to calibrate SAM; a site with fewer uses the federation's sums. Fewer scatter by
-more than SAM's gain (docs/findings.md)."""
+"""Images needed to calibrate SAM. With fewer the sums scatter by more than SAM's gain
+(docs/findings.md), so such a site uses the federation's sums."""
 
 FUSE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of U-Net++ in the fused mask that a probe set compares; 1 leaves SAM out."""
+"""Weights of the U-Net++ in the fused mask that the calibration set compares; 1 leaves SAM out."""
 
 
 FEATURES = ("one", "agreement", "sam_iou", "sam_stability", "area_ratio", "expected_dice")
-"""What the quality judge knows of a pseudo-label; each in [0, 1]. The last is of an even mix."""
+"""What the quality estimate uses of a pseudo-label, each in [0, 1]. The last is of an even mix."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """A site introduces itself: its name and how many images it has of each kind."""
+    """A site's introduction: its name, its model and how many images it has of each kind."""
 
     site: str
     protocol: int
@@ -97,7 +97,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class TrainTask:
-    """Improve `weights` on the site's images; this is round `round` of `rounds`, counted from 1."""
+    """Train `weights` on the site's images; this is round `round` of `rounds`, counted from 1."""
 
     round: int
     rounds: int
@@ -107,17 +107,18 @@ class TrainTask:
 
 
 GATES = ("unused", "on", "off", "unjudged", "borrowed")
-"""What a round's gate can say; it travels as its place in this list."""
+"""The gate's possible results in a round; one travels as its place in this list."""
 
 
 @dataclass(frozen=True)
 class Mined:
     """What a site mined in a round: counts and means only.
 
-    gate: "on", "off" (SAM did not help on the probe set), "unjudged" (too few probe images
-        anywhere to tell, so SAM stays off), "borrowed" (too few here, so the federation's judged:
-        SAM is off where fuse_weight is 1), or "unused" (the method or the round mines nothing).
-    fuse_weight: U-Net++'s share in the fused masks.
+    gate: "on"; "off" (SAM did not help on the calibration set); "unjudged" (too few calibration
+        images in the whole federation, so SAM stays off); "borrowed" (too few here, so the
+        federation's calibration was used, and SAM is off if fuse_weight is 1); or "unused" (the
+        method or the round mines nothing).
+    fuse_weight: weight of the U-Net++ in the fused masks.
     """
 
     kept: int = 0
@@ -131,10 +132,10 @@ class Mined:
 
 @dataclass(frozen=True)
 class Update:
-    """A site's answer to `TrainTask`.
+    """A site's reply to `TrainTask`.
 
     labelled, pseudo_labelled: images that it trained on. A site that had nothing to train on
-    answers with both 0 and the weights that it was sent.
+    sends 0 for both and the weights that it was sent.
     """
 
     round: int
@@ -148,8 +149,8 @@ class Update:
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Score `weights`, the global model after round `round` of `rounds`, on the site's test set,
-    and pseudo-labels on its probe set.
+    """Evaluate `weights`, the global model after round `round` of `rounds`, on the site's test
+    set, and measure pseudo-labels on its calibration set.
     """
 
     round: int
@@ -160,7 +161,7 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class Scores:
-    """A site's answer to `EvaluateTask`: sums over its test images, and its probe sums.
+    """A site's reply to `EvaluateTask`: sums over its test set and over its calibration set.
 
     hd95: 95 % Hausdorff distance in pixels of the original image.
     """

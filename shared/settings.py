@@ -1,7 +1,7 @@
-"""Settings: frozen models, explained where they stand and checked once, at the door.
+"""Settings: frozen models, explained where they are defined and checked once, when they are read.
 
-A `Plan` is what a federation agrees on and the server sends with each task. What belongs to
-one role or one machine stands in `server/settings.py`, `client/settings.py` and
+A `Plan` is what a federation agrees on; the server sends it with each task. Settings of one role
+or one machine are in `server/settings.py`, `client/settings.py` and
 `deploy/simulation/settings.py`.
 """
 
@@ -55,7 +55,7 @@ REMOVED = {
     "sam_decoder": "SAM never leaves a site",
     "split.probe": "use split.calibration",
 }
-"""Keys of former settings files, and what takes their place."""
+"""Keys that older settings files may have, and what takes their place."""
 
 Method = Literal["supervised", "self-training", "paper", "knowmine"]
 SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
@@ -71,7 +71,7 @@ FilePath = Annotated[Path, AfterValidator(_from_file)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is a mistake rather than a comment."""
+    """Base of all settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
@@ -177,7 +177,7 @@ class MiningSettings(Settings):
     )
 
     def warm_up(self, rounds: int) -> int:
-        """How many of a run's `rounds` train on labels alone before the first that mines.
+        """How many of a run's `rounds` train on labels alone, before the first that mines.
 
         >>> [MiningSettings().warm_up(rounds) for rounds in (1, 3, 5, 10, 50)]
         [1, 1, 2, 4, 20]
@@ -192,14 +192,14 @@ class TransportSettings(Settings):
 
     update: Literal["none", "bf16", "int8"] = Field(
         "none",
-        description="none: a site sends its weights as they are. bf16, int8: it sends what "
-        "changed, rounded, in a half or a quarter of the bytes or less; what rounding took is "
-        "added to its next update.",
+        description="none: a site sends its weights as they are. bf16, int8: it sends the change, "
+        "rounded, in half or a quarter of the bytes or fewer; the residual of rounding is added to "
+        "its next update.",
     )
 
 
 class Plan(Settings):
-    """What all sites of one run do alike; the server sends it with each task."""
+    """What is the same for all sites of a run; the server sends it with each task."""
 
     method: Method = Field(
         "knowmine",
@@ -207,7 +207,7 @@ class Plan(Settings):
         "paper: hard masks of a frozen SAM, unfiltered. knowmine: SAM and the U-Net++ together, "
         "weighted by their estimated quality.",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Every random draw follows from it.")
+    seed: int = Field(0, ge=0, lt=2**31, description="All random draws follow from it.")
     model: ModelSettings = Field(default_factory=ModelSettings, description="The network.")
     training: TrainingSettings = Field(
         default_factory=TrainingSettings, description="One site's training in one round."
@@ -221,7 +221,7 @@ class Plan(Settings):
 
     @property
     def uses_sam(self) -> bool:
-        """Whether sites need SAM at all."""
+        """Whether sites need SAM."""
         return self.method == "paper" or (self.method == "knowmine" and self.mining.sam != "never")
 
 
@@ -229,7 +229,7 @@ def read_settings(kind: type[S], file: Path | None, flags: Mapping[str, Any]) ->
     """Settings of `kind` from a YAML file, overridden by `flags` that are not None.
 
     A flag's name is the dotted key: `{"plan.seed": 3}`.
-    A `FilePath` in the file is relative to the file's folder, in a flag to the current one.
+    A `FilePath` in the file is relative to the file's folder, and in a flag to the current folder.
     Raises `SettingsError` with file, key and repair.
     """
     values = _read_yaml(file) if file else {}
@@ -267,7 +267,7 @@ def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _explain(kind: type[Settings], error: ValidationError, file: Path | None) -> str:
-    """One line for each mistake: where, what was seen, how to mend it."""
+    """One line for each mistake: where it is, what was seen, how to repair it."""
     lines = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]

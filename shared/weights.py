@@ -1,7 +1,7 @@
-"""Named arrays: what they are called, how they are shaped, digested, saved and loaded.
+"""Describe, digest, save and load named arrays.
 
-A model travels as `Weights`, a plain mapping from tensor name to NumPy array. Nothing here
-needs torch, and nothing is ever unpickled: files are safetensors.
+A model travels as `Weights`, a plain mapping from tensor name to NumPy array. Nothing here needs
+torch, and nothing is ever unpickled: files are safetensors.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Manifest: TypeAlias = Mapping[str, TensorSpec]
 
 
 def manifest_of(weights: Weights) -> dict[str, TensorSpec]:
-    """What these weights look like: name to shape and dtype.
+    """The manifest of these weights: each name with its shape and dtype.
 
     >>> manifest_of({"head.bias": np.zeros(2, np.float32)})
     {'head.bias': TensorSpec(shape=(2,), dtype='float32')}
@@ -52,7 +52,7 @@ def digest_of(weights: Weights) -> str:
 
 
 def bytes_of_manifest(manifest: Manifest) -> int:
-    """What weights like these take in memory.
+    """Bytes that such weights take in memory.
 
     >>> bytes_of_manifest({"head.weight": TensorSpec((2, 3), "float32")})
     24
@@ -62,19 +62,19 @@ def bytes_of_manifest(manifest: Manifest) -> int:
 
 
 def digest_of_manifest(manifest: Manifest) -> str:
-    """SHA-256 over names, shapes and dtypes: equal where two sides have the same model."""
+    """SHA-256 over names, shapes and dtypes: equal if two sides have the same model."""
     lines = [f"{name}|{spec.shape}|{spec.dtype}" for name, spec in sorted(manifest.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class Received(dict[str, Array]):
-    """Weights that came in fewer bytes than they have; `sent_bytes` of them."""
+    """Weights that travelled in fewer bytes than they take in memory, namely `sent_bytes`."""
 
     sent_bytes = 0
 
 
 def sent_bytes_of(weights: Weights) -> int:
-    """What these weights took on their way."""
+    """Bytes in which these weights travelled."""
     return weights.sent_bytes if isinstance(weights, Received) else bytes_of(weights)
 
 
@@ -99,7 +99,7 @@ def weights_to_bytes(weights: Weights, notes: Mapping[str, str] | None = None) -
 
 
 def weights_from_bytes(content: bytes, where: Path) -> dict[str, Array]:
-    """Weights of a safetensors file that was read from `where`; `WeightsError` where it is damaged."""
+    """Weights in the content of a file; raise `WeightsError`, naming `where`, if it is damaged."""
     try:
         return load(content)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -109,7 +109,7 @@ def weights_from_bytes(content: bytes, where: Path) -> dict[str, Array]:
 
 
 def load_weights(path: Path) -> dict[str, Array]:
-    """Read a safetensors file; raise `WeightsError` where it is missing or damaged."""
+    """Read a safetensors file; raise `WeightsError` if it is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -123,7 +123,7 @@ def load_weights(path: Path) -> dict[str, Array]:
 
 
 def load_notes(path: Path) -> dict[str, str]:
-    """The notes of a safetensors file; raise `WeightsError` where it is missing or damaged."""
+    """The notes of a safetensors file; raise `WeightsError` if it is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})

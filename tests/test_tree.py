@@ -28,8 +28,51 @@ ORDER = {
                "cli.py"),
 }  # fmt: skip
 MAX_LINES = 300
+MAX_METHODS = {"Door": 13, "LocalGrid": 12}
+"""A list of checks, each a method; and Flower's own interface. Any other class has ten at most."""
 LONGER = {"shared/settings.py": 350}
 """Files that may be longer, and how long."""
+COVERED_BY = {
+    "client/audit/*": "client/audit/test_log.py",
+    "client/check/*": "client/check/test_check.py",
+    "client/cli.py": "shared/test_command.py",
+    "client/commands/*": "shared/test_command.py",
+    "client/data/dicom.py": "client/data/test_images.py",
+    "client/data/*": "client/data/test_dataset.py",
+    "client/egress/*": "client/egress/test_egress_policy.py",
+    "client/federation/fleet_client.py": "client/federation/test_link.py",
+    "client/predict/*": "client/predict/test_predict.py",
+    "client/review/*": "client/review/test_server.py",
+    "client/sam/download.py": "client/sam/test_weights.py",
+    "client/sam/*": "client/sam/test_model.py",
+    "client/settings.py": "client/federation/test_enrolment.py",
+    "client/site/open.py": "client/site/test_site.py",
+    "client/vault/airlock_pb2.py": "client/vault/test_codec.py",
+    "client/vault/*": "client/vault/test_launcher.py",
+    "server/cli.py": "shared/test_command.py",
+    "server/commands/*": "shared/test_command.py",
+    "server/enrolment/site_certificate.py": "server/enrolment/test_allow_list.py",
+    "server/network/*": "server/network/test_fleet.py",
+    "server/release/*": "server/release/test_release.py",
+    "server/rounds/ending.py": "faults/test_endings.py",
+    "server/rounds/*": "server/rounds/test_rounds.py",
+    "server/settings.py": "server/test_federation.py",
+    "server/status/*": "browser/test_status_page.py",
+    "shared/model_card.py": "server/release/test_release.py",
+    "shared/package.py": "server/release/test_release.py",
+    "shared/protocol.py": "shared/wire/test_codec.py",
+    "shared/trust/*": "server/enrolment/test_enrolments.py",
+    "shared/verbosity.py": "shared/test_command.py",
+    "shared/version.py": "shared/test_command.py",
+    "shared/wire/quiet_flower.py": "test_manners.py",
+    "deploy/flower/settings.py": "deploy/flower/test_apps.py",
+    "deploy/phantom/wall.py": "deploy/phantom/test_draw.py",
+    "deploy/provision/settings.py": "deploy/provision/test_provision.py",
+    "deploy/report/*": "deploy/report/test_report.py",
+    "deploy/simulation/pace.py": "deploy/simulation/test_progress.py",
+    "deploy/simulation/*": "deploy/simulation/test_simulate.py",
+}
+"""Files without a test of the same name, and the test that covers them; the first match counts."""
 SOURCES = [path for side in MAY_IMPORT for path in sorted((ROOT / side).rglob("*.py"))]
 
 # Heavy or risky packages and the only files that know them.
@@ -199,24 +242,21 @@ def test_no_class_does_too_much(path):
     for kind in classes_of(path):
         methods = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
         public = [node.name for node in methods if not node.name.startswith("_")]
-        assert len(public) <= 12, f"{kind.name}: {public}"
+        assert len(public) <= MAX_METHODS.get(kind.name, 10), f"{kind.name}: {public}"
         for made in (node for node in methods if node.name == "__init__"):
             arguments = [*made.args.posonlyargs, *made.args.args, *made.args.kwonlyargs][1:]
             assert len(arguments) <= 7, f"{kind.name} takes {len(arguments)} arguments"
 
 
-def test_every_module_has_its_test():
-    """Under the same path in tests/, or a test that names the file it covers in COVERED_BY."""
-    tests = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*.py")}
-    missing = []
-    for path in SOURCES:
-        place = path.relative_to(ROOT)
-        mirror = (place.parent / f"test_{place.name}").as_posix()
-        if path.name != "__init__.py" and mirror not in tests:
-            covered = COVERED_BY.get(place.as_posix())
-            if covered is None or covered not in tests:
-                missing.append(place.as_posix())
-    assert not missing, missing
+@each_source
+def test_every_module_has_its_test(path):
+    """Under the same path in tests/, or one that COVERED_BY names."""
+    if path.name == "__init__.py":
+        return
+    place = path.relative_to(ROOT)
+    mirror = ROOT / "tests" / place.parent / f"test_{place.name}"
+    covered = [test for pattern, test in COVERED_BY.items() if place.match(pattern)]
+    assert mirror.exists() or (covered and (ROOT / "tests" / covered[0]).exists())
 
 
 @each_source

@@ -1,1 +1,1 @@
-"""START HERE: the rounds of a run. `rounds.py` reads top to bottom."""
+"""The rounds of a run. START HERE: `rounds.py` reads top to bottom."""

@@ -1,7 +1,7 @@
 """Refuse site updates that cannot be averaged.
 
-What a site sends is hostile until it passes these checks, in this order. A refusal names the
-site, what it sent and what was expected; the round goes on with the other sites.
+Everything that a site sends is hostile until it passes these checks, in this order. A refusal
+names the site, what it sent and what was expected. The round continues with the other sites.
 
 An update (`admit`):
  1. it is an update of this round
@@ -10,7 +10,7 @@ An update (`admit`):
  4. each has the model's dtype
  5. floats are finite
  6. whole numbers and variances are not negative
- 7. nothing exceeds 1e6 either way (counters: 1e12)
+ 7. no number exceeds 1e6 either way (counters: 1e12)
  8. image counts are whole numbers from 0 to `max_images`
  9. loss and seconds are finite and not negative
 10. mined counts, means and the gate are in their ranges
@@ -18,8 +18,8 @@ An update (`admit`):
 Scores (`admit_scores`):
 11. they are scores of this round
 12. Dice and IoU sums lie between 0 and the number of test images; distances are not negative
-13. probe sums lie between 0 and the number of probe images, and have their lengths; those of the
-    judge's features are sums of products over a whole number of these images: X^T X of some X
+13. calibration sums lie between 0 and the number of calibration images and have their lengths;
+    the sums over features are products over a whole number of these images: X^T X of some X
 
 An introduction (`admit_hello`):
 14. its name is short and plain
@@ -46,12 +46,12 @@ from knowmine.shared.weights import Array, Manifest
 
 MAX_LOSS = 1e6
 MAX_SECONDS = 1e7
-"""Four months; a round that claims more is not to be believed."""
+"""Four months; a round cannot take longer."""
 MAX_DISTANCE_PX = 1e6
 MAX_FEATURE = 10.0
-"""The quality judge's features are shares and ratios, about 1 at most."""
+"""The features of the quality estimate are fractions and ratios, about 1 at most."""
 ROUNDING = 1e-4
-"""Sums are rounded to 6 decimals before they leave, so products of features may be this far from such."""
+"""Sums are rounded to 6 decimals before they leave, so X^T X may be wrong by this much."""
 SITE_NAME = r"[a-z0-9-]{1,40}"
 
 
@@ -63,7 +63,7 @@ def admit(
     manifest: Manifest,
     max_images: int = MAX_IMAGES,
 ) -> Update:
-    """Give `update` back, its numbers plain, if it can be averaged; else raise `UpdateRefused`.
+    """Return `update` with plain numbers if it can be averaged; else raise `UpdateRefused`.
 
     manifest: of the global model that the site was sent.
     """
@@ -84,9 +84,9 @@ def admit(
 def admit_scores(
     scores: Scores, *, site: str, round: int, features: int, max_images: int = MAX_IMAGES
 ) -> Scores:
-    """Give `scores` back, its numbers plain, if they can be pooled; else raise `UpdateRefused`.
+    """Return `scores` with plain numbers if they can be pooled; else raise `UpdateRefused`.
 
-    features: how many features the quality judge has.
+    features: how many features the quality estimate has.
     """
     door = Door(f"site {site!r} sent", UpdateRefused)
     door.kind(scores, Scores)
@@ -105,7 +105,7 @@ def admit_scores(
 def admit_hello(
     hello: Hello, *, protocol: int, model_digest: str, max_images: int = MAX_IMAGES
 ) -> Hello:
-    """Give `hello` back if the site may take part; else raise `UpdateRefused`."""
+    """Return `hello` if the site may take part; else raise `UpdateRefused`."""
     door = Door("a site sent", UpdateRefused)
     door.kind(hello, Hello)
     repair = "use lower-case letters, digits and hyphens, at most 40"
@@ -159,7 +159,7 @@ def _calibration(door: Door, sums: Calibration, features: int, max_images: int) 
     door.kind(sums, Calibration)
     images = door.count("calibration.images", sums.images, high=max_images)
     if not images:
-        # Nothing was probed: whatever the sums say, they are sums of nothing.
+        # Whatever the sums say, they are sums over no images.
         return Calibration()
     gram = _gram(door, sums.gram, features, images)
     most = gram[0] * MAX_FEATURE
@@ -180,16 +180,17 @@ def _calibration(door: Door, sums: Calibration, features: int, max_images: int) 
 
 
 def _gram(door: Door, sums: Any, features: int, images: int) -> tuple[float, ...]:
-    """The judge's X^T X (features, features), row by row, over the images in which there was a prompt.
+    """The features' X^T X (features, features), row by row, over images with a prompt.
 
-    The first feature is always 1, so the first sum is their number. What is no X^T X of anything would
-    make the judge of every site that borrows it divide by next to nothing, or reward what is wrong.
+    The first feature is always 1, so the first sum is the number of these images. If the sums were
+    not X^T X of any X, every site that uses the federation's calibration would divide by almost
+    nothing, or rate wrong pseudo-labels highly.
     """
     most = images * MAX_FEATURE**2
     gram = door.numbers("calibration.gram", sums, features**2, low=-most, high=most)
     repair = "send what was summed, by the same version of knowmine"
     if not (0 <= gram[0] <= images and gram[0].is_integer()):
-        expected = f"a whole number from 0 to {images}, its probe images"
+        expected = f"a whole number from 0 to {images}, its calibration images"
         raise door.refuse("calibration.gram[0]", shown(gram[0]), expected, repair)
     if max(map(abs, gram)) > gram[0] * MAX_FEATURE**2:
         expected = f"at most {MAX_FEATURE**2:g} for each of {gram[0]:g} images"

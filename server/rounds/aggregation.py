@@ -1,7 +1,7 @@
-"""Average named arrays as they arrive, in the memory of one of them.
+"""Average named arrays as they arrive, in the memory of one model.
 
-The order in which sites are added changes the result by float32 rounding, so a run that must
-repeat bit for bit adds them in a fixed order (sorted by name).
+The order in which sites are added changes the result by float32 rounding. A run that must repeat
+bit for bit therefore adds them in a fixed order, sorted by name.
 """
 
 import os
@@ -16,20 +16,20 @@ from knowmine.shared.protocol import Update
 from knowmine.shared.weights import Array, Weights
 
 CHUNK = 1 << 17
-"""Elements averaged at once: few enough for the cache, enough for threads to take turns seldom."""
+"""Elements averaged at once: few enough for the cache, enough that threads rarely take turns."""
 PIECE = 1 << 20
-"""Elements that one thread takes at a time: smaller tensors are not worth a thread's wake-up."""
+"""Elements that one thread takes at a time: waking a thread for less is not worth it."""
 
 PSEUDO_LABEL_WEIGHT = 0.25
-"""What a pseudo-labelled image counts beside a labelled one: it may be wrong. Not tuned."""
+"""Weight of a pseudo-labelled image, beside 1 for a labelled one: it may be wrong. Not tuned."""
 
 
 class RunningMean:
-    """A weighted mean that forgets each site once it is added.
+    """A weighted mean that keeps no site's weights.
 
-    It holds one accumulator a tensor, whatever the number of sites. Floats are averaged to
-    within float32 rounding at each step; whole numbers exactly, and rounded to the nearest
-    once, at the end.
+    It holds one accumulator for each tensor, whatever the number of sites. Floats are averaged
+    within float32 rounding at each step. Whole numbers are averaged exactly and rounded once, at
+    the end.
 
     >>> mean = RunningMean()
     >>> mean.add({"w": np.array([0.0], np.float32)}, 3)
@@ -45,7 +45,7 @@ class RunningMean:
         self._dtypes: dict[str, np.dtype] = {}
 
     def add(self, weights: Weights, weight: float) -> None:
-        """Take in one site. Weight 0 adds nothing."""
+        """Add one site's weights. Weight 0 adds nothing."""
         if not 0 <= weight < np.inf:
             raise RunFailed(f"cannot average with weight {weight}; expected a number from 0 up")
         if weight == 0:
@@ -55,23 +55,23 @@ class RunningMean:
             self._sums = {name: _accumulator(array) for name, array in weights.items()}
         elif weights.keys() != self._sums.keys():
             odd = sorted(weights.keys() ^ self._sums.keys())
-            raise RunFailed(f"cannot average other tensors than the first site's: {odd[:3]}")
+            raise RunFailed(f"cannot average tensors that the first site does not have: {odd[:3]}")
         self.sites += 1
         self.total_weight += weight
         floats = [name for name in weights if self._dtypes[name].kind == "f"]
         for name in weights.keys() - set(floats):
             self._sums[name] += weights[name] * np.float64(weight)
-        share = weight / self.total_weight
+        fraction = weight / self.total_weight
         pieces = [piece for name in floats for piece in _pieces(self._sums[name], weights[name])]
-        # NumPy lets go of the interpreter's lock while it calculates. Each element is one
-        # thread's, so the result is the same bit for bit however many threads there are.
-        for _ in _threads().map(lambda piece: _move_towards(piece[0], piece[1], share), pieces):
+        # NumPy releases the interpreter's lock while it calculates. One thread works on each
+        # element, so the result is the same bit for bit with any number of threads.
+        for _ in _threads().map(lambda piece: _move_towards(piece[0], piece[1], fraction), pieces):
             pass
 
     def result(self) -> dict[str, Array]:
-        """The mean, each tensor in the dtype that it came in; raise `RunFailed` if it is empty.
+        """The mean, each tensor in its dtype; raise `RunFailed` if no site was added.
 
-        These are the accumulators themselves, not copies: add nothing afterwards.
+        These are the accumulators themselves, not copies, so add nothing afterwards.
         """
         if not self.sites:
             raise RunFailed(
@@ -88,7 +88,7 @@ class RunningMean:
 
 
 def update_weight(update: Update) -> float:
-    """What an update counts in the mean: its images, pseudo-labelled ones for less.
+    """An update's weight in the mean: its images, with pseudo-labelled ones counted for less.
 
     A site weighs as many images as it trained on (FedAvg, McMahan et al. 2017, algorithm 1).
     """
@@ -114,18 +114,18 @@ def _pieces(mean: Array, value: Array) -> Iterator[tuple[Array, Array]]:
         yield target[start : start + PIECE], source[start : start + PIECE]
 
 
-def _move_towards(mean: Array, value: Array, share: float) -> None:
-    """Move `mean` by (value - mean) * share, in place, in the mean's dtype.
+def _move_towards(mean: Array, value: Array, fraction: float) -> None:
+    """Move `mean` by (value - mean) * fraction, in place, in the mean's dtype.
 
-    Float64 between would save a rounding or two, and took 1.6 times as long.
+    Float64 in between would save a rounding or two, but took 1.6 times as long.
     """
-    if share == 1:
-        np.add(value, mean.dtype.type(0), out=mean)  # as the formula makes it: no negative zero
+    if fraction == 1:
+        np.add(value, mean.dtype.type(0), out=mean)  # no negative zero, as in the formula
         return
     step = np.empty(min(mean.size, CHUNK), mean.dtype)
     for start in range(0, mean.size, CHUNK):
         target = mean[start : start + CHUNK]
         moved = step[: target.size]
         np.subtract(value[start : start + CHUNK], target, out=moved)
-        moved *= mean.dtype.type(share)
+        moved *= mean.dtype.type(fraction)
         target += moved

@@ -1,4 +1,4 @@
-"""How long a site may take: by what it took before, and by what the others took."""
+"""Set each site's deadline from how long it took before and how long the others took."""
 
 from collections import defaultdict, deque
 
@@ -8,7 +8,7 @@ REMEMBERED = 5
 
 
 class Deadlines:
-    """Seconds for each site and each kind of task, from what was measured.
+    """Deadlines for each site and each kind of task, from measured times.
 
     >>> deadlines = Deadlines(DeadlineSettings(first_s=3600, factor=3, at_least_s=60))
     >>> deadlines.of("lyon", "train")
@@ -29,7 +29,7 @@ class Deadlines:
         self._took[site, kind].append(seconds)
 
     def expected(self, site: str, kind: str) -> float | None:
-        """Seconds that the site will probably take; None where nothing is known."""
+        """Seconds that the site will probably take; None if nothing is known."""
         known = self._took.get((site, kind))
         return sorted(known)[len(known) // 2] if known else None
 
@@ -41,8 +41,8 @@ class Deadlines:
         return max(self._settings.at_least_s, self._settings.factor * max(known))
 
     def of_the_last(self, answered: list[float]) -> float:
-        """Seconds after which a round that has its quorum waits no more.
+        """Seconds after which a round with a quorum no longer waits.
 
-        answered: what those took that have answered.
+        answered: how long the sites took that have answered.
         """
         return max(self._settings.at_least_s, self._settings.others_factor * max(answered))

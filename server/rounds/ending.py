@@ -1,4 +1,4 @@
-"""However a run ends, its folder says how: done, failed or paused, and why."""
+"""Write down how a run ended, whatever happened: done, failed or paused, and why."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ from knowmine.shared.log import RunLog
 
 @contextmanager
 def ending(run: Path, log: RunLog, end: Callable[[str, str], None], go_on: str) -> Iterator[None]:
-    """Do what stands inside, then call `end(status, reason)` whatever came of it.
+    """Run the body, then call `end(status, reason)`, whether it succeeded or not.
 
-    go_on: how a person goes on with an interrupted run. Errors pass; Ctrl-C becomes `Interrupted`.
+    go_on: how a person continues an interrupted run. Errors pass; Ctrl-C becomes `Interrupted`.
     """
     status, reason = "failed", ""
     try:
@@ -38,7 +38,7 @@ def ending(run: Path, log: RunLog, end: Callable[[str, str], None], go_on: str) 
 
 
 def versions() -> dict[str, str]:
-    """What made the result: Python and the packages that could change it."""
+    """The versions of Python and of the packages that can change the result."""
     names = (
         "knowmine",
         "flwr",

@@ -1,4 +1,4 @@
-"""Keep a run on disk so that a kill at any moment loses at most the round under way.
+"""Keep a run on disk so that a kill at any moment loses at most the current round.
 
 ```
 RUN/settings.json                      what the run was started with
@@ -6,9 +6,9 @@ RUN/checkpoints/0000.safetensors .json the weights it started from
 RUN/checkpoints/0001.safetensors       global weights after round 1; the last two are kept
 RUN/checkpoints/0001.optimiser.safetensors   the server optimiser's memory, if it has any
 RUN/rounds/0001.json                   what round 1 did, and the digests of its checkpoint
-RUN/summary.json RUN/model.safetensors the end
+RUN/summary.json RUN/model.safetensors written at the end
 ```
-A round is committed when its JSON is there: it is written last, and whole or not at all.
+A round is committed once its JSON exists: that file is written last, whole or not at all.
 """
 
 import json
@@ -35,9 +35,9 @@ _OURS = ("settings.json", "summary.json", "model.safetensors", "rounds", "checkp
 
 @dataclass(frozen=True)
 class Committed:
-    """The newest whole round: where a run goes on from.
+    """The newest whole round, from which a run continues.
 
-    round: 0 where only the weights that the run starts from are there.
+    round: 0 if only the weights that the run starts from are there.
     records: those of all rounds up to this one.
     """
 
@@ -58,7 +58,7 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, settings: Mapping[str, Any]) -> "Journal":
-        """Begin a run in `folder`; raise `UsageError` where one is, or nothing can be written."""
+        """Begin a run in `folder`; raise `UsageError` if it holds one or cannot be written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,7 +77,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path) -> "Journal":
-        """Go on with the run in `folder`; raise `UsageError` where none is."""
+        """Continue the run in `folder`; raise `UsageError` if there is none."""
         file = folder / "settings.json"
         if not file.is_file():
             raise UsageError(
@@ -98,7 +98,7 @@ class Journal:
         return journal
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes use the folder."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class Journal:
     ) -> None:
         """Keep a finished round: `record["round"]` is its number, from 1.
 
-        Raises `RunFailed` where the disk is full; the rounds before are safe then.
+        Raises `RunFailed` if the disk is full; the rounds before are then safe.
         """
         round_ = int(record["round"])
         digests = {"weights": digest_of(weights)}
@@ -132,10 +132,10 @@ class Journal:
                 old.unlink(missing_ok=True)
 
     def last(self) -> Committed | None:
-        """The newest round that is whole, or None where nothing was committed yet.
+        """The newest whole round, or None if nothing was committed yet.
 
-        A round that is damaged is moved aside (`.broken`) in favour of the one before. Raises
-        `RunFailed` where rounds were committed and none can be read.
+        A damaged round is moved aside (`.broken`), and the one before it is taken. Raises
+        `RunFailed` if rounds were committed and none can be read.
         """
         damaged: list[int] = []
         for round_ in reversed(self._committed_rounds()):
@@ -162,7 +162,7 @@ class Journal:
         self._write(self.folder / "summary.json", _save_json(summary))
 
     def read_summary(self) -> dict[str, Any]:
-        """What `write_summary` wrote last; empty before that."""
+        """What `write_summary` last wrote, or empty."""
         return _load_json(self.folder / "summary.json") or {}
 
     def finish(self, weights: Weights) -> None:
@@ -173,7 +173,7 @@ class Journal:
         )
 
     def _load(self, round_: int) -> Committed | None:
-        """Round `round_`, or None where its record or checkpoint is not what was written."""
+        """Round `round_`, or None if its record or checkpoint is not what was written."""
         record = _load_json(self._record(round_))
         if record is None or record.get("round") != round_:
             return None
@@ -194,7 +194,7 @@ class Journal:
 
     def _set_aside(self, rounds: list[int]) -> None:
         for round_ in rounds:
-            # The record goes last: until then the round is still seen, and found damaged.
+            # The record is moved last: until then the round is still found, and found damaged.
             for file in (self._weights(round_), self._optimiser(round_), self._record(round_)):
                 if file.exists():
                     file.replace(_free_name(file))
@@ -205,7 +205,7 @@ class Journal:
         return sorted(rounds | ({0} if self._record(0).exists() else set()))
 
     def _record(self, round_: int) -> Path:
-        # Round 0 is no round: it stays out of the folder that people and scripts read.
+        # Round 0 is not a round, so it stays out of the folder that people and scripts read.
         return self.folder / ("rounds" if round_ else "checkpoints") / f"{round_:04}.json"
 
     def _weights(self, round_: int) -> Path:
@@ -215,7 +215,7 @@ class Journal:
         return self.folder / "checkpoints" / f"{round_:04}.optimiser.safetensors"
 
     def _prepare(self) -> None:
-        """Make the folders, and clear what a killed process left half-written."""
+        """Make the folders, and remove what a killed process left half-written."""
         for name in ("rounds", "checkpoints"):
             self._write(self.folder / name, lambda path: path.mkdir(exist_ok=True))
             for stale in (self.folder / name).glob("*.tmp"):
@@ -224,7 +224,7 @@ class Journal:
             (self.folder / f"{name}.tmp").unlink(missing_ok=True)
 
     def _write(self, path: Path, write: Callable[[Path], None]) -> None:
-        """Write `path`; a full disk becomes a `RunFailed` that says what is safe."""
+        """Write `path`; raise `RunFailed` for a full disk, and say which rounds are safe."""
         try:
             write(path)
         except OSError as error:
@@ -238,7 +238,7 @@ class Journal:
 
 
 def roster_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Which sites are in a model: each with the rounds that it contributed to.
+    """The sites in a model, each with the rounds that it contributed to.
 
     >>> roster_of([{"round": 1, "sites": ["lyon"]}, {"round": 2, "sites": ["lyon", "oslo"]}])
     {'lyon': [1, 2], 'oslo': [2]}
@@ -251,7 +251,7 @@ def roster_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise `UsageError` where `folder` holds a run already."""
+    """Raise `UsageError` if `folder` already holds a run."""
     if any((folder / name).exists() for name in _OURS):
         raise UsageError(
             f"{folder} already holds a run: go on with it by `--resume {folder}`, "

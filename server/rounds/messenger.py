@@ -12,6 +12,7 @@ from typing import Protocol
 
 from knowmine.server.rounds.deadlines import Deadlines
 from knowmine.shared.errors import REASONS
+from knowmine.shared.wire import quiet_flower  # noqa: F401 - before Flower is imported
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid

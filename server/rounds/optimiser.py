@@ -1,7 +1,7 @@
-"""Step the global model by what the sites' mean says.
+"""Step the global model towards the sites' mean.
 
-Adaptive federated optimisation (Reddi et al. 2021, algorithm 2): global minus mean is taken
-for a gradient, and an ordinary optimiser steps along it.
+This is adaptive federated optimisation (Reddi et al. 2021, algorithm 2): the difference of the
+global model and the mean serves as a gradient, and an ordinary optimiser takes a step with it.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ import numpy as np
 from knowmine.shared.errors import SettingsError, UsageError
 from knowmine.shared.weights import Array, Weights
 
-if TYPE_CHECKING:  # the plain mean needs no torch, and a server starts faster without
+if TYPE_CHECKING:  # the plain mean needs no torch, and a server starts faster without it
     import torch
 
 OptimiserName: TypeAlias = Literal["mean", "sgd", "adam", "adamw", "adagrad"]
 
-# tau and beta_2 of Reddi et al. 2021, section 5: pseudo-gradients are small, so is Adam's usual
-# epsilon, and their ratio would be noise.
+# tau and beta_2 of Reddi et al. 2021, section 5. Pseudo-gradients are small, so their ratio to
+# Adam's usual epsilon would be noise.
 TAU, BETA_2 = 1e-3, 0.99
 
 _SLOTS: Mapping[str, frozenset[str]] = {
@@ -33,10 +33,10 @@ _SLOTS: Mapping[str, frozenset[str]] = {
 class ServerOptimiser:
     """Turns the old global model and the sites' mean into the new global model.
 
-    "mean" takes the mean as it is and remembers nothing. The others step by `torch.optim`;
-    their memory is in `state()`.
+    "mean" returns the mean as it is and has no state. The others take a step of `torch.optim`,
+    and `state()` holds their memory.
 
-    Whole numbers and batch norm's running statistics are no parameters: they take the mean.
+    Whole numbers and batch norm's running statistics are not parameters: they become the mean.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class ServerOptimiser:
         learning_rate: float | None = None,
         momentum: float = 0.9,
     ) -> None:
-        """`learning_rate` None is 1 for SGD and .01 for the adaptive ones, whose steps are as
-        long as their learning rate. `momentum` is SGD's, or beta 1 of Adam and AdamW.
+        """`learning_rate` None is 1 for SGD and 0.01 for the adaptive optimisers, whose steps are
+        as long as their learning rate. `momentum` is SGD's, or beta 1 of Adam and AdamW.
         """
         if name not in get_args(OptimiserName):
             known = ", ".join(get_args(OptimiserName))
@@ -66,7 +66,7 @@ class ServerOptimiser:
         self._state: dict[str, dict[str, torch.Tensor]] = {}
 
     def step(self, global_weights: Weights, mean: Weights) -> dict[str, Array]:
-        """Give the new global weights; leave both arguments alone."""
+        """The new global weights; both arguments stay as they are."""
         if self.name == "mean":
             return dict(mean)
         return {
@@ -77,7 +77,7 @@ class ServerOptimiser:
         }
 
     def state(self) -> dict[str, Array]:
-        """What the optimiser remembers, as flat arrays named `slot:tensor`; empty for "mean"."""
+        """The optimiser's memory as arrays named `slot:tensor`; empty for "mean"."""
         return {
             f"{slot}:{name}": value.numpy().copy()
             for name, slots in self._state.items()
@@ -85,9 +85,9 @@ class ServerOptimiser:
         }
 
     def restore(self, state: Weights) -> None:
-        """Remember what `state()` once gave, so that the next step is the same bit for bit.
+        """Restore what `state()` returned, so that the next step is the same bit for bit.
 
-        Raises `UsageError` for the memory of another optimiser.
+        Raises `UsageError` for the state of another optimiser.
         """
         if not state:
             self._state = {}
@@ -109,8 +109,8 @@ class ServerOptimiser:
     def _stepped(self, name: str, value: Array, mean: Array) -> Array:
         import torch
 
-        # One tensor at a time, so that only one is ever held twice; and the optimiser is made
-        # anew around its state, so that a restored run takes the very same path.
+        # One tensor at a time, so that only one is ever in memory twice. A new optimiser is made
+        # around its state for each step, so that a resumed run computes exactly the same.
         parameter = torch.nn.Parameter(torch.from_numpy(np.array(value)))
         parameter.grad = torch.from_numpy(np.asarray(value - mean))
         optimiser = self._optimiser(parameter)
@@ -124,7 +124,7 @@ class ServerOptimiser:
     def _optimiser(self, parameter: "torch.nn.Parameter") -> "torch.optim.Optimizer":
         import torch
 
-        # Decay would pull the model to zero, not to what the sites agree on.
+        # Weight decay would pull the model to zero, not towards the sites' mean.
         common: dict[str, Any] = {"lr": self._learning_rate, "weight_decay": 0.0}
         if self.name == "sgd":
             return torch.optim.SGD([parameter], momentum=self._momentum, **common)

@@ -1,4 +1,4 @@
-"""A run's folder: begun, or gone on with where it was left; and the page that ends it."""
+"""Begin a run's folder or resume an unfinished one, and write its summary at the end."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,15 +17,15 @@ def begin_or_resume(
 ) -> Iterator[Journal]:
     """The run in the folder: a new one, or an unfinished one.
 
-    must_match: the settings that a run cannot change on its way. Raises `UsageError` for a run
-    that is done, and for one that was begun with others.
+    must_match: settings that cannot change during a run. Raises `UsageError` if the run is done,
+    or if it was begun with other values of these.
     """
     if not (out / "settings.json").is_file():
         with Journal.create(out, settings) as journal:
             yield journal
         return
     with Journal.open(out) as journal:
-        # Not by the model: one that was killed with its goodbye unsaid has still to say it.
+        # The model's file is no sign: a run killed before its goodbye still has to send it.
         if journal.read_summary().get("status") == "done":
             raise UsageError(
                 f"the run in {out} is done ({out / 'model.safetensors'}): name another folder "
@@ -41,7 +41,7 @@ def begin_or_resume(
 
 
 def write_closing(journal: Journal, status: str, reason: str, seed: int) -> None:
-    """Write `summary.json` of a run whose sites keep their images to themselves."""
+    """Write the `summary.json` of a run whose sites are on other machines."""
     records = journal.records()
     journal.write_summary(
         summarise(
@@ -51,7 +51,7 @@ def write_closing(journal: Journal, status: str, reason: str, seed: int) -> None
             roster=sorted({site for record in records for site in record["sites"]}),
             settings=journal.settings,
             seed=seed,
-            sam=None,  # the sites' own affair
+            sam=None,  # each site has its own
             versions=versions(),
         )
     )

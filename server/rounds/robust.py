@@ -1,14 +1,15 @@
-"""Aggregate updates of which some may be wrong or hostile, in memory that many sites do not fill.
+"""Aggregate updates although some may be wrong or hostile, in memory that many sites do not fill.
 
-The updates of a round wait in a file without a name in the run's folder; rules that need all
-sites at once read it back block by block, so that memory is that of one model and a block a site.
+The updates of a round wait in an unnamed file in the run's folder. Rules that need all sites at
+once read it back block by block, so they need the memory of one model and one block a site.
 
-clipped   the weighted mean of changes, each as long as the round's median change at most
-trimmed   per element, the mean without the TRIM highest and lowest share of the sites
-median    per element, the middle of the sites
+clipped   the weighted mean of changes, each at most as long as the round's median change
+trimmed   per element, the mean without the TRIM highest and TRIM lowest fraction of the sites
+median    per element, the median of the sites
 
-Trimmed mean and median count every site alike (Yin et al. 2018, algorithm 1): a site that
-claims more images gets no more say. Clipping bounds what one site can move (Sun et al. 2019).
+Trimmed mean and median count every site alike (Yin et al. 2018, algorithm 1), so a site that
+claims more images has no more influence. Clipping bounds how far one site can move the model
+(Sun et al. 2019).
 """
 
 import math
@@ -26,27 +27,27 @@ from knowmine.shared.weights import Array, Weights
 
 Rule: TypeAlias = Literal["mean", "clipped", "trimmed", "median"]
 TRIM = 0.2
-"""Share of the sites left out at either end; of three or more, one at least."""
+"""Fraction of the sites left out at either end; with three sites or more, at least one."""
 BLOCK_BYTES = 1 << 24
-"""Read back at once, of all sites together."""
+"""Bytes read back at once, of all sites together."""
 
 
 class Aggregate(Protocol):
-    """The updates of one round on their way to the next model."""
+    """The updates of one round, from which the next model is made."""
 
     sites: int
 
     def add(self, weights: Weights, weight: float) -> None:
-        """Take in one site's model, which counts `weight`. Weight 0 adds nothing."""
+        """Add one site's model with its weight. Weight 0 adds nothing."""
 
     def result(self) -> dict[str, Array]:
-        """The model that they make, each tensor in its dtype; `RunFailed` if there are none."""
+        """The aggregate, each tensor in its dtype; raise `RunFailed` if there is no update."""
 
 
 def aggregate_by(rule: Rule, before: Weights, folder: Path) -> Aggregate:
-    """A fresh aggregate for one round.
+    """A new aggregate for one round.
 
-    before: the model that the sites were sent. folder: where there is room for their answers.
+    before: the model that the sites were sent. folder: has room for their updates.
     """
     if rule == "mean":
         return RunningMean()
@@ -56,7 +57,7 @@ def aggregate_by(rule: Rule, before: Weights, folder: Path) -> Aggregate:
 
 
 class ClippedMean:
-    """A weighted mean in which no site moves the model further than half of them do."""
+    """A weighted mean in which no site moves the model farther than the median site does."""
 
     def __init__(self, before: Weights, folder: Path) -> None:
         self.sites = 0
@@ -65,7 +66,7 @@ class ClippedMean:
         self._counts: list[float] = []
 
     def add(self, weights: Weights, weight: float) -> None:
-        """Keep the model and note how far it is from the one before."""
+        """Keep the model and note how far it is from the model before."""
         if not 0 <= weight < np.inf:
             raise RunFailed(f"cannot average with weight {weight}; expected a number from 0 up")
         if weight == 0:
@@ -92,14 +93,14 @@ class ClippedMean:
 
 
 class ElementWise:
-    """Trimmed mean or median of each number over the sites."""
+    """The trimmed mean or median of each number over the sites."""
 
     def __init__(self, rule: Literal["trimmed", "median"], folder: Path) -> None:
         self.sites = 0
         self._rule, self._kept = rule, _Spool(folder)
 
     def add(self, weights: Weights, weight: float) -> None:
-        """Keep the model. Its weight only says whether the site trained at all."""
+        """Keep the model. Its weight only matters if it is 0: the site did not train."""
         if not 0 <= weight < np.inf:
             raise RunFailed(f"cannot average with weight {weight}; expected a number from 0 up")
         if weight == 0:
@@ -108,9 +109,9 @@ class ElementWise:
         self.sites += 1
 
     def result(self) -> dict[str, Array]:
-        """The middle of the sites, element by element."""
+        """The trimmed mean or median, element by element."""
         if not self.sites:
-            return RunningMean().result()  # which says why there is none
+            return RunningMean().result()  # raises and says why there is none
         return {name: self._of(name) for name in self._kept.like}
 
     def _of(self, name: str) -> Array:
@@ -135,7 +136,7 @@ class ElementWise:
 
 
 class _Spool:
-    """Models of one shape in a file, which is gone when nobody holds this any more."""
+    """Models of one shape in a file, which is gone as soon as this object is."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as this
@@ -146,7 +147,7 @@ class _Spool:
 
     def write(self, weights: Weights) -> None:
         if not self.like:
-            # Views without memory: only shape and dtype are wanted.
+            # Views without memory: only shape and dtype are needed.
             self.like = {
                 name: np.broadcast_to(np.zeros((), a.dtype), a.shape) for name, a in weights.items()
             }
@@ -155,7 +156,7 @@ class _Spool:
                 self._size += array.nbytes
         elif weights.keys() != self.like.keys():
             odd = sorted(weights.keys() ^ self.like.keys())
-            raise RunFailed(f"cannot average other tensors than the first site's: {odd[:3]}")
+            raise RunFailed(f"cannot average tensors that the first site does not have: {odd[:3]}")
         self._file.seek(self._models * self._size)
         for name in self.like:
             self._file.write(np.asarray(weights[name], order="C").reshape(-1).view(np.uint8).data)
@@ -183,7 +184,7 @@ class _Spool:
         self._file.seek(model * self._size + self._at[name] + start * values.itemsize)
         read = self._file.readinto(values.view(np.uint8).data)
         if read != values.nbytes:
-            raise RunFailed(f"an update that was kept on disk has {read} of {values.nbytes} bytes")
+            raise RunFailed(f"an update on disk has {read} bytes; expected {values.nbytes}")
         return values
 
 

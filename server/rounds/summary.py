@@ -1,4 +1,4 @@
-"""The end of a run in one page of JSON: what scripts and the report read."""
+"""Summarise a run in one page of JSON, for scripts and the report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ def summarise(
 ) -> dict[str, Any]:
     """`RUN/summary.json` from the rounds' records.
 
-    status: done, failed or paused; reason says why it is not done. Scores are those of the last
-    round that was recorded, null where nothing was scored.
+    status: done, failed or paused; reason: why it is not done. Scores are from the last recorded
+    round, null if nothing was scored.
     """
     last = records[-1] if records else {}
     return {

@@ -1,4 +1,4 @@
-"""Certificates: made, fingerprinted, and their end announced 30 days ahead."""
+"""Make certificates, read them, and warn 30 days before they end."""
 
 import hashlib
 import ipaddress
@@ -18,7 +18,7 @@ CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 
 CLOCK_SLACK = timedelta(days=1)
-"""Certificates hold from a day before they are made: clocks of hospitals differ."""
+"""Certificates are valid from a day before they are made, because hospitals' clocks differ."""
 
 Issuer = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
@@ -33,10 +33,10 @@ def make_certificate(
     issuer: Issuer | None = None,
     now: datetime | None = None,
 ) -> x509.Certificate:
-    """A certificate that may do one thing (`CLIENT` or `SERVER`) and never sign another.
+    """A certificate for one use (`CLIENT` or `SERVER`), which cannot sign another certificate.
 
     Without an `issuer` (certificate, key) it is signed by its own key.
-    hosts: DNS names and addresses that a server answers to.
+    hosts: DNS names and addresses of a server.
     """
     builder = _builder(subject, key, days, now, issuer[0].subject if issuer else None)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
@@ -54,7 +54,7 @@ def make_certificate(
 def make_authority_certificate(
     subject: str, key: ec.EllipticCurvePrivateKey, *, days: int, now: datetime | None = None
 ) -> x509.Certificate:
-    """A certificate that signs others, and those cannot sign further ones (path length 0)."""
+    """A certificate that signs others, which in turn cannot sign any (path length 0)."""
     builder = _builder(subject, key, days, now, None)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), True)
@@ -63,7 +63,7 @@ def make_authority_certificate(
 
 
 def load_certificate(path: Path) -> x509.Certificate:
-    """The first certificate of a PEM file; `UsageError` where there is none."""
+    """The first certificate of a PEM file; raise `UsageError` if there is none."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
@@ -83,25 +83,25 @@ def to_der(certificate: x509.Certificate) -> bytes:
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 in hex: what two people compare on the telephone, and what logs name."""
+    """SHA-256 in hex, which two people compare on the telephone and logs name."""
     return hashlib.sha256(to_der(certificate)).hexdigest()
 
 
 def common_name(certificate: x509.Certificate) -> str | None:
-    """Whom the certificate names; None where that is nobody, or more than one."""
+    """The one name in the certificate; None if there is none or more than one."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else None
 
 
 def expires(certificate: x509.Certificate) -> datetime:
-    """The last moment at which it holds, in UTC."""
+    """The last moment at which it is valid, in UTC."""
     return certificate.not_valid_after_utc
 
 
 def warning_of_expiry(
     certificate: x509.Certificate, now: datetime | None = None, days: int = 30
 ) -> str | None:
-    """A sentence from `days` before the end on, to log and show; None before that."""
+    """A warning to log and show in the last `days` and after the end; None before that."""
     left = expires(certificate) - (now or datetime.now(UTC))
     who = f"certificate of {common_name(certificate) or 'an unnamed owner'}"
     end = f"{expires(certificate):%Y-%m-%d %H:%M} UTC"
@@ -113,7 +113,7 @@ def warning_of_expiry(
 
 
 def hosts_of(certificate: x509.Certificate) -> set[str]:
-    """DNS names and addresses that a server's certificate is good for."""
+    """The DNS names and addresses in a server's certificate."""
     try:
         kind = x509.SubjectAlternativeName
         names = certificate.extensions.get_extension_for_class(kind).value
@@ -135,7 +135,7 @@ def checked_host(host: str) -> str:
         pass
     name = host.lower()
     label = r"(?!-)[a-z0-9-]{1,63}(?<!-)"
-    # Digits alone in the last place would be a mistyped address.
+    # A last label of digits alone would be a mistyped address.
     if len(name) > 253 or not re.fullmatch(rf"({label}\.)*(?![0-9]+$){label}", name):
         raise ValueError(f"{host!r} is neither a host name (fed.example.org) nor an address")
     return name

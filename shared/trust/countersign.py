@@ -1,9 +1,10 @@
-"""Where a site's record of what left stands, and the server's word that it saw that.
+"""Checkpoints of a site's audit log, and the server's signed confirmation of them.
 
-With each answer a site sends its record's `Head`: the number and hash of the answer's receipt. The
-server signs what it got beside it (`Confirmation`) and gives that back with its next question; it
-writes the heads into its own record of the round. An end that a site cuts off later is then missed
-by whoever holds a head, and a server cannot deny what it confirmed.
+With each reply a site sends the checkpoint of its audit log (`Head`): the number and hash of the
+reply's receipt. The server writes the checkpoint into its record of the round. It also signs what
+it received with it (`Confirmation`) and returns that with its next task. If the site later cuts
+off the end of its log, anyone who holds a checkpoint can prove it; and the server cannot deny what
+it confirmed.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ _KINDS = {Update: "update", Scores: "scores", Hello: "hello"}
 
 
 class Head(NamedTuple):
-    """A record's end at some time: the number of its last receipt, and SHA-256 of that line."""
+    """A checkpoint of an audit log: the number of its last receipt and the SHA-256 of that line."""
 
     receipts: int
     hash: str
@@ -33,10 +34,10 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What the server signs of an answer that arrived.
+    """What the server signs about a reply that arrived.
 
-    receipts, head: the site's record, as the site said. digest: of the answer as it arrived
-    (`digest_of_reply`), tensors and numbers. time: the server's, UTC.
+    receipts, head: the audit log's checkpoint, as the site sent it. digest: of the reply as it
+    arrived, tensors and numbers (`digest_of_reply`). time: the server's, UTC.
     """
 
     site: str
@@ -52,24 +53,24 @@ class Confirmation:
 def countersign(
     key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, confirmation: Confirmation
 ) -> Confirmation:
-    """The same, signed."""
+    """The confirmation, signed."""
     return replace(confirmation, signature=sign(key, _signed(confirmation)))
 
 
 def is_countersigned(public_key: object, confirmation: Confirmation) -> bool:
-    """Whether the owner of `public_key` confirmed it; never raises."""
+    """Whether the owner of `public_key` signed it; never raises."""
     return is_signed_by(public_key, _signed(confirmation), confirmation.signature)
 
 
 def digest_of_reply(reply: Answer) -> str:
-    """SHA-256 over all that a reply holds, tensors and numbers; both ends find the same."""
+    """SHA-256 over all that a reply holds, tensors and numbers; equal at both ends."""
     weights = digest_of(reply.weights) if isinstance(reply, Update) else ""
-    told = {"kind": _KINDS[type(reply)], "weights": weights, "numbers": numbers_of(reply)}
-    return hashlib.sha256(_canonical(told)).hexdigest()
+    content = {"kind": _KINDS[type(reply)], "weights": weights, "numbers": numbers_of(reply)}
+    return hashlib.sha256(_canonical(content)).hexdigest()
 
 
 def numbers_of(reply: Answer) -> dict[str, Any]:
-    """All of a reply but its tensors."""
+    """All of a reply except its tensors."""
     values = {name: value for name, value in vars(reply).items() if name != "weights"}
     return {
         name: asdict(value) if isinstance(value, Mined | Calibration) else value

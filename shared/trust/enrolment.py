@@ -1,8 +1,8 @@
-"""What travels once, by hand, before a site can connect: the kit there, the request back.
+"""The messages that travel once, by hand, before a site can connect: a kit and a request.
 
-The kit carries a one-time secret. The request carries the public halves of the keys that the
-site made, a signature by each private half, and a code over all of it that only a holder of
-the secret can make. Nothing has to travel after that: the coordinator pins what it was sent.
+The kit carries a one-time secret to the site. The request carries back the public halves of the
+keys that the site made, a signature by each private half, and a code over all of it that needs the
+secret. Nothing else has to travel: the coordinator pins the keys in the request.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from knowmine.shared.trust.keys import sign
 KIT_FILES = ("client.yaml", "ca.crt", "enrolment.json", "README.txt")
 MAX_REQUEST_BYTES = 64_000
 
-# What is signed can then never be taken for a message of another kind.
+# So a signed request can never pass for a message of another kind.
 _CONTEXT = b"knowmine enrolment request 1\n"
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -38,7 +38,7 @@ M = TypeVar("M", bound=_Message)
 
 
 class Enrolment(_Message):
-    """enrolment.json of a kit. The secret stays out of its repr."""
+    """A kit's enrolment.json. Its repr hides the secret."""
 
     federation: SiteName
     site: SiteName
@@ -53,7 +53,7 @@ class Enrolment(_Message):
 
 
 class RequestBody(_Message):
-    """What a site says of itself: who it is, and by which keys it will be known."""
+    """Who the site is, and the keys by which it will be known."""
 
     federation: SiteName
     site: SiteName
@@ -65,7 +65,7 @@ class RequestBody(_Message):
 
 
 class Proofs(_Message):
-    """The body signed by each private key: the sender owns them, and did not copy them."""
+    """The body signed by each private key, which proves that the sender owns the keys."""
 
     tls: SignatureHex
     node: SignatureHex
@@ -73,19 +73,19 @@ class Proofs(_Message):
 
 
 class Request(_Message):
-    """A request as it is written: the body as one string, so that its exact bytes are signed."""
+    """A request as a file holds it: the body is one string, so that its exact bytes are signed."""
 
     body: Annotated[str, StringConstraints(max_length=MAX_REQUEST_BYTES)]
     proofs: Proofs
     code: Hex32
 
     def parsed_body(self) -> RequestBody:
-        """The body, checked for form; `UsageError` where it is none."""
+        """The body, checked for form; raise `UsageError` if it is not one."""
         return _parse(RequestBody, self.body.encode(), "the request's body")
 
 
 def make_request(body: RequestBody, keys: Mapping[str, PrivateKey], secret: str) -> bytes:
-    """A request as the file that is sent. keys: tls, node and audit."""
+    """A request as the file to send. keys: tls, node and audit."""
     text = body.model_dump_json()
     proofs = Proofs(**{name: sign(keys[name], signed_bytes(text)) for name in Proofs.model_fields})
     request = Request(body=text, proofs=proofs, code=code_of(text, secret))
@@ -93,14 +93,14 @@ def make_request(body: RequestBody, keys: Mapping[str, PrivateKey], secret: str)
 
 
 def read_request(content: bytes) -> Request:
-    """Parse what somebody sent; `UsageError` where it is no request."""
+    """Parse a request; raise `UsageError` for anything else."""
     if len(content) > MAX_REQUEST_BYTES:
         raise UsageError(f"a request has at most {MAX_REQUEST_BYTES} bytes: this is another file")
     return _parse(Request, content, "the request")
 
 
 def read_enrolment(content: bytes) -> Enrolment:
-    """Parse a kit's enrolment.json; `UsageError` where it is none."""
+    """Parse a kit's enrolment.json; raise `UsageError` for anything else."""
     return _parse(Enrolment, content, "enrolment.json")
 
 

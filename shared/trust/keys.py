@@ -1,7 +1,7 @@
-"""Private keys that only their owner can read, and what they sign.
+"""Make, keep and use private keys, in files that only their owner can read.
 
 A site has three keys: `tls.key` for its connection, `node.key` by which Flower knows it, and
-`audit.key` that signs what left. None of them ever leaves the machine that made it.
+`audit.key` that signs its audit log. None of them ever leaves the machine that made it.
 """
 
 import os
@@ -18,9 +18,9 @@ from knowmine.shared.errors import CannotWrite, UsageError
 def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
     """Write a file that only its owner can read, whole or not at all.
 
-    The mode is given when the file is made, so there is no moment in which others can open it.
-    Raises `UsageError` where the file exists and `replace` is false, `CannotWrite` where the
-    system refuses.
+    The file has its mode from the start, so there is no moment in which others can open it.
+    Raises `UsageError` if the file exists and `replace` is false, and `CannotWrite` if the system
+    refuses.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -33,7 +33,7 @@ def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
         if replace:
             temporary.replace(path)
         else:
-            # A link, unlike a rename, never takes the place of a file that is there.
+            # A link, unlike a rename, never replaces an existing file.
             path.hardlink_to(temporary)
             temporary.unlink()
         sync_folder(path.parent)
@@ -46,7 +46,7 @@ def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """A folder that only its owner can enter; one that is there keeps its mode."""
+    """Make a folder that only its owner can enter; an existing one keeps its mode."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -63,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_secret(path: Path, max_bytes: int = 64_000) -> bytes:
-    """Content of a file that only its owner can read; `UsageError` with the repair otherwise."""
+    """The content of a file that only its owner can read; `UsageError` if others can."""
     try:
         with path.open("rb") as file:
             seen = os.fstat(file.fileno())
@@ -88,7 +88,7 @@ def read_secret(path: Path, max_bytes: int = 64_000) -> bytes:
 
 
 def make_ec_key(path: Path, *, openssh: bool = False) -> ec.EllipticCurvePrivateKey:
-    """A new P-384 key in a new file; OpenSSH's format is the one that Flower reads."""
+    """A new P-384 key in a new file; Flower needs OpenSSH's format."""
     key = ec.generate_private_key(ec.SECP384R1())
     layout = serialization.PrivateFormat.OpenSSH if openssh else serialization.PrivateFormat.PKCS8
     write_secret(path, _private_pem(key, layout))
@@ -117,7 +117,7 @@ def make_audit_key(path: Path) -> ed25519.Ed25519PrivateKey:
 
 
 def load_audit_key(path: Path) -> ed25519.Ed25519PrivateKey:
-    """The Ed25519 key that signs a site's record of what left."""
+    """The Ed25519 key that signs a site's audit log."""
     try:
         key = serialization.load_pem_private_key(read_secret(path), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -147,9 +147,9 @@ def sign(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, message: b
 
 
 def is_signed_by(public_key: object, message: bytes, signature: str) -> bool:
-    """Whether `signature` is that of `message` by the owner of `public_key`; never raises.
+    """Whether the owner of `public_key` made this signature of `message`; never raises.
 
-    public_key: of `cryptography`, or its OpenSSH line.
+    public_key: an object of `cryptography`, or an OpenSSH line.
     """
     try:
         if isinstance(public_key, str):
@@ -169,5 +169,5 @@ def _private_pem(
     key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey,
     layout: serialization.PrivateFormat,
 ) -> bytes:
-    # Not under a password: a program that starts by itself would keep it in the next file.
+    # Without a password: a program that starts by itself would have to keep it in another file.
     return key.private_bytes(serialization.Encoding.PEM, layout, serialization.NoEncryption())

@@ -1,7 +1,7 @@
-"""Flower's messages as the objects that travel, written and read without its copies.
+"""Write and read Flower's messages as the objects that travel, without Flower's copies.
 
-Flower cuts a message into objects, each known by its digest, and an array into chunks. What
-comes in is hostile until it was read here and unpacked by `wire`.
+Flower cuts a message into objects, each named by its digest, and an array into chunks. What comes
+in is hostile until it is read here and unpacked by `codec.py`.
 """
 
 import json
@@ -23,15 +23,15 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 
 MAX_ARRAY_BYTES = 2**32
-"""Of all arrays in a message, where nobody sets a limit."""
+"""Default limit of all arrays in a message together."""
 SMALL_BYTES = 2_000_000
-"""Room for all that is not weights: settings, sums, signatures, names of tensors."""
+"""Limit of everything that is not weights: settings, sums, signatures, names of tensors."""
 
 
 def as_record(data: bytes, stype: str) -> ArrayRecord:
     """Bytes as a record of one array in Flower's chunks, each a view: nothing is copied.
 
-    stype: what the array says of them.
+    stype: the array's name for their format.
     """
     array = Array("uint8", (len(data),), stype, data)
     view, step = memoryview(data), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
@@ -53,19 +53,19 @@ def through_the_wire(message: Message) -> Message:
 def read_message(
     message_id: str, parts: Mapping[str, bytes], most: float = MAX_ARRAY_BYTES
 ) -> Message:
-    """The message that arrived in `parts` by object id.
+    """The message that arrived in `parts`, by object id.
 
-    most: bytes that its arrays may hold together; a small part may be named often. All that is
-    no array may be `SMALL_BYTES` together: as Python's objects it grows more than twentyfold.
+    most: bytes that its arrays may hold together, even if a small part is named often. Everything
+    else may be `SMALL_BYTES` together, because as Python objects it grows more than twentyfold.
 
-    Flower's own reader holds a large array three times over before it is done. This one joins
-    its chunks where they lie.
-    Raises `Refused` where it is none; what else is wrong shows as another exception.
+    Flower's own reader holds a large array three times before it is done. This one joins its
+    chunks directly.
+    Raises `Refused` for anything but a message; other damage raises other exceptions.
     """
     message = _Reader(parts, most).read(message_id)
     if not isinstance(message, Message):
         raise Refused(f"expected a message, found a {type(message).__name__}")
-    # Flower sets a message's id on arrival; its classes offer no public way to.
+    # Flower sets a message's id on arrival; its classes offer no public way to do it.
     message.metadata.__dict__["_message_id"] = message_id
     return message
 
@@ -78,7 +78,7 @@ class _Reader:
         self._arrays, self._others = _Bound(most, "arrays"), _Bound(SMALL_BYTES, "other records")
 
     def read(self, object_id: str) -> Any:
-        """An object, and all that is in it."""
+        """An object with all that is in it."""
         if object_id not in self._known:
             content = self._parts[object_id]
             self._others.take(len(content))
@@ -104,14 +104,14 @@ class _Reader:
 
 
 class _Bound:
-    """How many bytes may still be read of one kind of thing."""
+    """How many bytes of one kind may still be read."""
 
     def __init__(self, most: float, what: str) -> None:
         self._left, self._what = most, what
 
     def take(self, size: int) -> None:
         if size > self._left:
-            raise Refused(f"{size} bytes of {self._what}; at most {self._left:.0f} are read")
+            raise Refused(f"{size} bytes of {self._what}; expected at most {self._left:.0f}")
         self._left -= size
 
 
@@ -123,10 +123,10 @@ def _body_of_chunk(content: bytes) -> memoryview:
 
 
 class _Chunk(ArrayChunk):
-    """A part of an array that never changes: its digest is taken once, not whenever it is sent."""
+    """A chunk that never changes: its digest is computed once, not each time it is sent."""
 
     is_dirty = False
 
 
-# Flower writes this into what is sent.
+# Flower writes this name into what it sends.
 _Chunk.__qualname__ = ArrayChunk.__qualname__

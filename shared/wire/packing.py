@@ -1,8 +1,8 @@
-"""Weights as one run of bytes, in the layout of safetensors; read back as views of those bytes.
+"""Pack weights as one string of bytes in safetensors' layout, and read them back as views of it.
 
-A network has hundreds of tensors. Sent one by one each costs the transport two questions and two
-answers, which took longer than their bytes. safetensors' own reader copies every tensor; this
-one copies none, and believes the header only where all its numbers add up.
+A network has hundreds of tensors. Sent one by one, each would cost the transport two round trips,
+which took longer than the bytes. safetensors' own reader copies every tensor. This one copies
+none, and accepts the header only if all its numbers add up.
 
 ```
 8 bytes   length of the header, little endian
@@ -30,10 +30,10 @@ EMPTY = np.zeros(0, np.uint8)
 
 
 def pack(weights: Weights) -> bytes:
-    """The weights as bytes, which any reader of safetensors understands; their order is kept."""
+    """The weights as bytes that any reader of safetensors understands; their order is kept."""
     arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}
     names = {dtype: name for name, dtype in DTYPES.items()}
-    # The widest first, so that each begins where its dtype may begin.
+    # The widest dtype first, so that every tensor is aligned.
     in_place = sorted(arrays, key=lambda name: -arrays[name].itemsize)
     ends = itertools.accumulate(arrays[name].nbytes for name in in_place)
     offsets = {
@@ -53,22 +53,22 @@ def pack(weights: Weights) -> bytes:
 def unpack(data: bytes) -> dict[str, Array]:
     """The weights in `data` as read-only views of it.
 
-    Raises `Refused` for bytes that are not what `pack` makes: nothing is read beyond them, no
+    Raises `Refused` for bytes that `pack` would not make: nothing is read beyond their end, no
     tensor overlaps another, and no byte is left over.
     """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
-        raise Refused(f"weights of {len(data)} bytes say that their header has {length}")
+        raise Refused(f"weights of {len(data)} bytes claim a header of {length}")
     try:
         header = json.loads(data[8 : 8 + length])
     except (ValueError, RecursionError):
         raise Refused("the header of the weights is no JSON") from None
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise Refused("the header of the weights is no list of tensors, or one without end")
+        raise Refused("the header of the weights is no list of tensors, or too long a list")
     header.pop("__metadata__", None)
     try:
         "".join(header).encode()
-    except UnicodeEncodeError:  # half a surrogate, of which nobody could take a digest
+    except UnicodeEncodeError:  # half a surrogate, which has no digest
         raise Refused("the name of a tensor in the header of the weights is no text") from None
     try:
         return _views(data, 8 + length, header)

@@ -1,6 +1,6 @@
-"""Load Flower so that it reports to nobody and leaves the environment alone.
+"""Import Flower so that it sends no telemetry and leaves the environment unchanged.
 
-Imported before anything else of Flower: ruff sorts `flwr` below knowmine's own modules.
+Import this before anything else of Flower: ruff sorts `flwr` below knowmine's own modules.
 """
 
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def environment_kept() -> Iterator[None]:
-    """Undo what the imports in this `with` do to the environment of the process."""
+    """Undo what the body does to the environment variables of the process."""
     before = dict(os.environ)
     try:
         yield
@@ -23,6 +23,6 @@ def environment_kept() -> Iterator[None]:
 with environment_kept():  # it sets GRPC_VERBOSITY
     from flwr.supercore import telemetry
 
-# Flower reads FLWR_TELEMETRY_ENABLED once, as it is imported, which may have been before us; each
-# event looks at this name. Its check for updates runs in Flower's own programs alone.
+# Flower reads FLWR_TELEMETRY_ENABLED once, on import, which may have been before ours. Each event
+# reads this name. Flower checks for updates only in its own programs.
 telemetry.FLWR_TELEMETRY_ENABLED = "0"

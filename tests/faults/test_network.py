@@ -166,5 +166,5 @@ def test_a_server_that_sends_more_than_the_model(stage, how):
     one.serve("--fault", how)
     lyon = one.join("lyon")
     assert lyon.ended() == 4, lyon.text
-    assert "2,004,000 bytes" in lyon.text or "at most 2004000 are read" in lyon.text
+    assert "2,004,000 bytes" in lyon.text or "expected at most 2004000" in lyon.text
     assert one.diary("lyon") == []

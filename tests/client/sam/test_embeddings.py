@@ -1,4 +1,4 @@
-"""Embeddings are computed once an image, kept on disk and not trusted blindly."""
+"""The embedding of an image is computed once, kept on disk and checked when it is read."""
 
 import os
 import resource
@@ -64,7 +64,7 @@ def test_copies_of_an_image_share_one_embedding(tmp_path):
     assert stored(tmp_path)
 
 
-def test_other_weights_find_nothing_of_theirs(tmp_path):
+def test_other_weights_find_no_embedding(tmp_path):
     """An embedding of one SAM is not given out as another's."""
     EmbeddingStore(tmp_path, FakeSam()).get(DIGEST, lambda: IMAGE)
     assert not EmbeddingStore(tmp_path, FakeSam("77" * 32)).has(DIGEST)
@@ -126,7 +126,7 @@ def test_a_full_disk_names_the_folder_and_leaves_nothing_half_written(tmp_path):
 
 
 def test_values_beyond_half_precision_stay_finite(tmp_path):
-    """A large value is clipped, so that the file is not taken for damaged for ever."""
+    """A large value is clipped, or the file would count as damaged."""
     store = EmbeddingStore(tmp_path, FakeSam())
     huge = np.full((2, 2, 3), 1e6)  # the fake takes any number
     store.get(DIGEST, lambda: huge)
@@ -160,7 +160,7 @@ def test_a_sealed_embedding_is_read_back(tmp_path, seal, sealed):
     assert np.array_equal(later.get(DIGEST, never), first)
 
 
-def test_a_sealed_file_tells_neither_image_nor_embedding(tmp_path, sealed):
+def test_a_sealed_file_reveals_neither_image_nor_embedding(tmp_path, sealed):
     """Its name and content are noise."""
     sealed.get(DIGEST, lambda: IMAGE)
     (file,) = files_in(tmp_path / "cache")
@@ -229,7 +229,7 @@ def test_without_a_quota_nothing_goes(tmp_path):
     assert len(files_in(tmp_path)) == 4
 
 
-def test_another_precision_finds_nothing_of_its_own(tmp_path):
+def test_another_precision_finds_no_embedding(tmp_path):
     """What one machine made in bfloat16 is not what another makes in float32."""
     coarse = FakeSam()
     coarse.form = "-bfloat16"
@@ -238,8 +238,8 @@ def test_another_precision_finds_nothing_of_its_own(tmp_path):
     assert EmbeddingStore(tmp_path, coarse).has(DIGEST)
 
 
-def test_many_threads_make_room_without_stumbling(tmp_path):
-    """What others are writing or have just removed is nobody's to count."""
+def test_many_threads_may_make_room_at_once(tmp_path):
+    """Files that others are writing or have just removed are not counted."""
     store = EmbeddingStore(tmp_path, FakeSam(), quota_bytes=5 * 2**21)
     digests = [f"{n:02x}" + "0" * 62 for n in range(48)]
     with ThreadPoolExecutor(8) as pool:

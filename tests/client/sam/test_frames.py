@@ -17,7 +17,7 @@ FEW = settings(max_examples=15)
 
 
 def disc(size, place):
-    """A disc around `place` (shares of height and width), 1 inside, original frame."""
+    """A disc around `place` (fractions of height and width), 1 inside, original frame."""
     height, width = size
     y, x = np.mgrid[:height, :width] + 0.5
     radius = 0.25 * min(height, width)
@@ -96,7 +96,7 @@ def test_a_round_trip_keeps_the_mask(size, place):
 @FEW
 @given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([32, 224]))
 def test_nothing_of_the_padding_reaches_the_model(height, width, model_px):
-    """Whatever SAM says of low-res pixels without image leaves the model's mask alone."""
+    """SAM's logits in the padding leave the model's mask alone."""
     frames = Frames(height, width, model_px)
     ours = frames.model_to_low_res(torch.full((model_px, model_px), -3.0), fill=1e4)
     assert torch.allclose(frames.low_res_to_model(ours), torch.tensor(-3.0))

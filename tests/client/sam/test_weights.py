@@ -1,4 +1,4 @@
-"""SAM's weights are found, fetched and checked, and a machine without network is told what to do."""
+"""SAM's weights are found, fetched and checked; without a network the error says what to do."""
 
 import functools
 import hashlib
@@ -71,7 +71,7 @@ def site():
 
 @pytest.fixture
 def nowhere():
-    """A known name whose address nobody answers."""
+    """A known name whose address does not answer."""
     return {"tiny": KnownWeights("vit", "http://127.0.0.1:9/tiny.pth", {"tiny.pth": "0" * 64})}
 
 
@@ -83,7 +83,7 @@ def test_a_known_name_is_fetched_and_checked(site, tmp_path):
 
 
 def test_what_is_in_the_cache_is_not_fetched(nowhere, tmp_path):
-    """A file that somebody put into the cache serves a machine without network."""
+    """A file put into the cache serves a machine without network."""
     (tmp_path / "tiny.pth").write_bytes(CONTENT)
     offline = KnownWeights("vit", nowhere["tiny"].source, {"tiny.pth": sha256(CONTENT)})
     assert find_weights("tiny", tmp_path, known={"tiny": offline}).files[0].exists()
@@ -140,7 +140,7 @@ def test_a_truncated_file_in_the_cache_is_named(site, tmp_path):
         find_weights("tiny", tmp_path, known=site.known)
 
 
-def test_a_machine_that_cannot_fetch_is_told_what_to_put_where(nowhere, tmp_path):
+def test_the_error_without_network_says_which_file_to_put_where(nowhere, tmp_path):
     """No network: one line with the address and the place for the file."""
     with pytest.raises(WeightsError) as error:
         find_weights("tiny", tmp_path, known=nowhere)
@@ -164,7 +164,7 @@ def test_progress_counts_up_to_the_whole(site, tmp_path):
 
 
 def test_two_processes_fetch_once(site, tmp_path):
-    """Two that ask at once share one download."""
+    """Two that need it at once share one download."""
     spawn = multiprocessing.get_context("spawn")
     fetch = functools.partial(find_weights, "tiny", tmp_path, known=site.known)
     processes = [spawn.Process(target=fetch) for _ in range(2)]

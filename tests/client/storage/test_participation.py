@@ -32,15 +32,15 @@ def test_a_cases_rounds_are_found_by_its_name(record):
     assert record.rounds_of("a")[0].time.endswith("+00:00")
 
 
-def test_the_record_names_nobody(record, tmp_path):
+def test_the_record_names_no_case(record, tmp_path):
     """Not even by the digest of an image."""
     record.note(1, "trained", cases("mueller"), ["abcdef0123"])
     content = (tmp_path / "participation.jsonl").read_text()
     assert "mueller" not in content and "abcdef0123" not in content
 
 
-def test_without_the_key_the_record_tells_nothing(record, tmp_path):
-    """Another project's key finds nobody."""
+def test_without_the_key_the_record_reveals_nothing(record, tmp_path):
+    """Another project's key finds no case."""
     record.note(1, "trained", cases("a"), ["1"])
     assert Participation(tmp_path, Seal(tmp_path / "other")).rounds_of("a") == []
 

@@ -11,7 +11,7 @@ CENTRE = slice(PX // 2 - 4, PX // 2 + 4)
 
 
 def views(images, targets=None, *, seed=0, orientation="any", strong=False):
-    """Views of a batch, strong for all or none, or as a list says."""
+    """Views of a batch, strong for all, none, or those in a list."""
     n = len(images)
     targets = torch.zeros(n, 1, PX, PX) if targets is None else targets
     which = torch.tensor(strong if isinstance(strong, list) else [strong] * n)

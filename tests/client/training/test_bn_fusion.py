@@ -1,4 +1,4 @@
-"""A network that only predicts needs no batch norms, and says the same without."""
+"""A network that only predicts needs no batch norms, and predicts the same without them."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_what_cannot_be_folded_stays_itself(model):
 
 
 def test_weights_that_are_no_numbers_are_not_judged():
-    """Nothing equals NaN: the network stays as it is, and what it says shows itself."""
+    """Nothing equals NaN: the network stays as it is, and its output shows the fault."""
     convolution = nn.Conv2d(3, 2, 1)
     nn.init.constant_(convolution.weight, float("nan"))
     model = nn.Sequential(convolution, nn.BatchNorm2d(2))

@@ -91,7 +91,7 @@ def test_arrays_are_counted_together():
     records = RecordDict({"a": ArrayRecord({"one": array, "two": other})})
     message = Message(records, 1, "evaluate")
     assert read_message(message.object_id, parts_of(message), 2000)
-    with pytest.raises(Refused, match="at most 999 are read"):
+    with pytest.raises(Refused, match="expected at most 999"):
         read_message(message.object_id, parts_of(message), 1999)
 
 
