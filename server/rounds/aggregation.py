@@ -55,7 +55,7 @@ class RunningMean:
             self._sums = {name: _accumulator(array) for name, array in weights.items()}
         elif weights.keys() != self._sums.keys():
             odd = sorted(weights.keys() ^ self._sums.keys())
-            raise RunFailed(f"cannot average tensors that the first site does not have: {odd[:3]}")
+            raise RunFailed(f"cannot average other tensors than the first site's: {odd[:3]}")
         self.sites += 1
         self.total_weight += weight
         floats = [name for name in weights if self._dtypes[name].kind == "f"]

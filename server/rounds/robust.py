@@ -156,7 +156,7 @@ class _Spool:
                 self._size += array.nbytes
         elif weights.keys() != self.like.keys():
             odd = sorted(weights.keys() ^ self.like.keys())
-            raise RunFailed(f"cannot average tensors that the first site does not have: {odd[:3]}")
+            raise RunFailed(f"cannot average other tensors than the first site's: {odd[:3]}")
         self._file.seek(self._models * self._size)
         for name in self.like:
             self._file.write(np.asarray(weights[name], order="C").reshape(-1).view(np.uint8).data)

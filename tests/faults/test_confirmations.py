@@ -5,9 +5,9 @@ import json
 import pytest
 
 from knowmine.client.audit.heads import heads_in
-from knowmine.client.paths import audit_log_of
 from knowmine.client.audit.report import read_public
 from knowmine.client.audit.verify import verify
+from knowmine.client.paths import audit_log_of
 from knowmine.shared.trust.keys import audit_line, load_audit_key
 
 

@@ -102,7 +102,7 @@ def test_every_help_has_an_example_that_is_spelled_right(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_argument_and_option_is_explained(name):
-    """Nobody has to guess what goes where."""
+    """A reader need not guess what goes where."""
     told = {param.name: getattr(param, "help", None) for param in COMMANDS[name].params}
     assert not [name for name, help_ in told.items() if not help_]
 

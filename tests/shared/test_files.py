@@ -54,6 +54,8 @@ def test_a_lock_of_another_process_is_refused_by_its_number_and_ends_with_it(tmp
     """The message names the process, and a kill leaves nothing stale."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(UsageError, match=rf"another process \({other.pid}\) works in"):
             FolderLock(tmp_path)

@@ -100,7 +100,7 @@ def test_fresh_weights_follow_from_the_seed(model):
 
 
 def test_building_leaves_the_global_generator_alone():
-    """Nobody else's draws change because a model was built."""
+    """No other draws change because a model was built."""
     before = torch.random.get_rng_state()
     build_model(settings_of(), seed=5)
     assert torch.equal(torch.random.get_rng_state(), before)

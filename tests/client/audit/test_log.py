@@ -1,4 +1,4 @@
-"""The record of what left: nothing in it can be changed unseen, and no crash breaks it."""
+"""The audit log: no change to it goes unnoticed, and no crash breaks it."""
 
 import json
 import resource
@@ -27,7 +27,7 @@ PUBLIC = [audit_line(KEY)]
 
 
 def written(path, updates=4, key=KEY, run="7", records=None):
-    """A record of some rounds; each round is a question and an update of 100 bytes."""
+    """A log of some rounds; each round is a task and an update of 100 bytes."""
     with Chain.open(path, key, site="lyon", records=records) as chain:
         for n in range(1, updates + 1):
             chain.append("train", "in", run=run, round=n, digest="aa", bytes=100)
@@ -45,7 +45,7 @@ def lines_of(path):
 
 
 def verdict_after(path, change, **more):
-    """What verify says of a record whose lines were changed."""
+    """What verify says of a log whose lines were changed."""
     written(path)
     path.write_bytes(b"".join(change(lines_of(path))))
     return Chain.verify(path, PUBLIC, **more)
@@ -79,7 +79,7 @@ def test_a_record_goes_on_where_it_was(path):
 
 
 def test_an_earlier_published_head_is_in_the_record(path):
-    """Each round's head holds for ever."""
+    """Each round's checkpoint stays valid."""
     first = written(path, 1)
     written(path, 3)
     assert Chain.verify(path, PUBLIC, published=[Head(0, first)]).ok
@@ -103,7 +103,7 @@ def test_a_record_has_one_writer(path):
 
 
 def test_only_its_owner_reads_a_record(path):
-    """Digests and counts are nobody else's business."""
+    """Other users of the machine see no digests and counts."""
     written(path)
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
@@ -119,7 +119,7 @@ def test_an_edited_receipt_is_found(path):
 
 
 def test_a_dropped_receipt_is_found(path):
-    """The next one's number tells."""
+    """The next one's number shows it."""
     verdict = verdict_after(path, lambda ls: [*ls[:3], *ls[4:]])
     assert (verdict.line, "receipt 5; expected 4" in verdict.why) == (4, True)
 
@@ -137,7 +137,7 @@ def test_a_missing_start_is_found(path):
 
 
 def test_a_cut_end_is_found_by_the_published_head(path):
-    """Without the head it looks like an earlier record, which it was."""
+    """Without the checkpoint it looks like an earlier log, which it was."""
     head = written(path)
     path.write_bytes(b"".join(lines_of(path)[:-1]))
     assert Chain.verify(path, PUBLIC).ok
@@ -210,7 +210,7 @@ def test_any_changed_byte_is_found(data):
 @settings(max_examples=60)
 @given(st.permutations(range(9)), st.integers(0, 9))
 def test_any_other_order_or_choice_of_lines_is_found(order, count):
-    """Only the beginnings of a record are records."""
+    """Only the beginning of a log is a log."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audit" / "receipts.jsonl"
         written(path)
@@ -250,7 +250,7 @@ def test_a_record_of_another_key_is_not_gone_on_with(path):
 @settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_a_record_cut_anywhere_verifies_up_to_there_and_goes_on(cut):
-    """The torn end is named, taken off and told in a receipt."""
+    """The torn end is named, removed and noted in a receipt."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audit" / "receipts.jsonl"
         written(path, 2)
@@ -389,7 +389,7 @@ def test_old_files_are_retired_and_a_receipt_says_so(path, monkeypatch):
 
 
 def test_files_of_the_run_under_way_are_never_retired(path, monkeypatch):
-    """The guard asks them which questions were answered."""
+    """The egress checks need to know which tasks were answered."""
     written(path, 10, run="7", records=SMALL)
     monkeypatch.setattr(log, "datetime", Later)
     written(path, 5, run="7", records=SMALL)
@@ -406,7 +406,7 @@ def confirmation(at, *, by=SERVER, **other):
 
 
 def confirmed(path, times=1):
-    """A record whose second receipt is confirmed, as the site would write it."""
+    """A log whose second receipt is confirmed, as the site would write it."""
     written(path, 0)
     with Chain.open(path, KEY) as chain:
         chain.append("update", "out", run="7", round=1, digest="01", bytes=100)
@@ -417,7 +417,7 @@ def confirmed(path, times=1):
 
 
 def forged(path, **other):
-    """A record into which the site wrote what no server said."""
+    """A log into which the site wrote what no server signed."""
     written(path, 0)
     with Chain.open(path, KEY) as chain:
         chain.append("update", "out", run="7", round=1, digest="01", bytes=100)
@@ -433,7 +433,7 @@ def test_the_servers_confirmation_is_kept_and_checked(path):
 
 
 def test_a_confirmation_that_comes_twice_is_kept_once(path):
-    """A question is put again when the line breaks, with the same word beside it."""
+    """A task is sent again when the connection breaks, with the same confirmation."""
     assert confirmed(path, times=2) == ["opened", "update", "countersigned"]
 
 
@@ -460,13 +460,13 @@ def test_a_confirmation_of_another_answer_is_found(path, other):
 
 
 def test_a_confirmation_of_a_receipt_that_is_not_there_is_found(path):
-    """Nobody confirms what is still to come."""
+    """A receipt that is still to come cannot be confirmed."""
     assert "is not before it" in forged(path, receipts=9).why
 
 
 @pytest.mark.parametrize("number", ["", "two", "2" * 5000])
 def test_a_confirmation_that_is_none_is_found(path, number):
-    """A site that writes junk into its own record does not stop its auditor."""
+    """A site that writes junk into its own log does not stop its auditor."""
     assert "does not hold a confirmation" in forged(path, receipts=number).why
 
 

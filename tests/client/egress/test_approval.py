@@ -80,7 +80,7 @@ def test_the_first_decision_counts(held):
     assert isinstance(held.end(), EgressRefused)
 
 
-def test_an_update_that_nobody_approved_is_refused(tmp_path):
+def test_an_update_that_was_not_approved_is_refused(tmp_path):
     """When its time is over, and a late yes finds that it is."""
     held = Held(tmp_path, timeout=timedelta(0))
     assert "it was not approved in time" in str(held.end())
@@ -152,6 +152,6 @@ def test_what_was_decided_is_cleared_and_what_waits_stays(held):
     assert not list(held.folder.iterdir())
 
 
-def test_nobody_looks_more_often_than_once_a_second():
+def test_decisions_are_looked_for_once_a_second():
     """A wait of a day should cost nothing."""
     assert SECONDS >= 1

@@ -220,7 +220,7 @@ def test_scores_over_few_cases_are_left_out():
     assert out(SCORES, SCORED, min_cases=4) == SCORES
 
 
-def test_probe_sums_over_few_cases_are_left_out():
+def test_calibration_sums_over_few_cases_are_left_out():
     """Scores over enough stay."""
     sums = Calibration(2, (1.0,) * 5, (1.0,), (1.0,) * 5, 1, 1, 1)
     seen = out(dataclasses.replace(SCORES, calibration=sums), SCORED, min_cases=3)
@@ -228,7 +228,7 @@ def test_probe_sums_over_few_cases_are_left_out():
 
 
 def test_an_introduction_tells_no_small_counts():
-    """Two probe and four test images are nobody's business then."""
+    """Neither the two calibration images nor the four test images are counted then."""
     seen = out(HELLO, Asked("hello", "7"), min_cases=5)
     assert (seen.labelled, seen.unlabelled, seen.probe, seen.test) == (8, 100, 0, 0)
 

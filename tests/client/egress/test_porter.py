@@ -173,7 +173,7 @@ def test_a_false_word_of_the_server_is_written_down_as_refused(porter, other):
 
 
 def test_a_word_that_anyone_could_have_said_is_refused(porter):
-    """Where the connection showed no certificate, nobody is believed."""
+    """If the connection showed no certificate, no confirmation is accepted."""
     round_through(porter)
     porter.confirmed(told(porter))
     assert kinds(porter)[-1] == "in refused"
@@ -236,7 +236,7 @@ def test_an_approval_that_comes_after_the_end_lets_nothing_leave(by_hand):
     assert "over" in str(decided(by_hand, late))
 
 
-def test_scores_wait_for_nobody(by_hand):
+def test_scores_do_not_wait(by_hand):
     """They are counts and sums."""
     assert round_through(by_hand, EvaluateTask(1, 3, Plan(), SENT), SCORES) == SCORES
 

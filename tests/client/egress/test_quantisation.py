@@ -90,7 +90,7 @@ def test_the_server_has_what_left_the_site():
 
 
 @pytest.mark.parametrize("asked", [None, task(1, Plan())])
-def test_a_change_that_nobody_asked_for_is_refused(asked):
+def test_a_change_that_was_not_asked_for_is_refused(asked):
     """The plan says how updates travel."""
     with pytest.raises(Refused, match="the plan asks for whole weights"):
         codec.unpack_update(records()[1], asked)

@@ -178,7 +178,8 @@ ALL: Any = np.s_[:]
 
 def uncovered(site, seen):
     """(N, C, S, S) bool: foreground of the U-Net++ that no prompt covers."""
-    frames = [Frames(*size, MODEL.image_px) for size in site.images.unlabelled.sizes]
+    sizes = site.images.unlabelled.sizes
+    frames = [Frames(height, width, MODEL.image_px) for height, width in sizes]
     pairs = zip(seen.unet, frames, strict=True)
     return np.stack([prompts_for(unet, f).uncovered(unet, ALL) for unet, f in pairs])
 

@@ -204,6 +204,6 @@ def test_prompts_reach_sam_unchanged():
     seen = np.where(rectangle(LESION), 0.95, 0.02).astype(np.float32)[None]
     sparse = prompts_for(seen, SQUARE, dense=False)
     segmented(sam, sparse, by_agreement=False)
-    assert sparse.prompts is not None and sam.prompts[0].masks is None
-    assert torch.equal(sam.prompts[0].boxes, sparse.prompts.boxes)
-    assert torch.equal(sam.prompts[0].points, sparse.prompts.points)
+    given, (got,) = sparse.prompts, sam.prompts
+    assert given is not None and given.boxes is not None and got.masks is None
+    assert torch.equal(got.boxes, given.boxes) and torch.equal(got.points, given.points)

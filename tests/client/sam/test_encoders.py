@@ -12,7 +12,8 @@ from knowmine.client.sam.encoders import onnx_encoder, scaled_and_padded, vit_en
 from knowmine.shared.errors import WeightsError
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 def test_an_image_is_scaled_normalised_and_padded():
@@ -21,7 +22,7 @@ def test_an_image_is_scaled_normalised_and_padded():
     padded = scaled_and_padded(image)
     theirs = ResizeLongestSide(1024).apply_image(image)
     expected = ((theirs - MEAN) / STD).transpose(2, 0, 1)
-    assert (padded.shape, padded.dtype) == ((1, 3, 1024, 1024), np.float32)
+    assert padded.shape == (1, 3, 1024, 1024) and padded.dtype == np.float32
     assert np.allclose(padded[0, :, :640], expected, atol=1e-5)
     assert not padded[0, :, 640:].any()
 

@@ -50,9 +50,14 @@ def test_sam_is_not_loaded_to_count_what_it_encoded(tmp_path):
 def test_sam_is_loaded_once(tmp_path):
     """On first use."""
     loaded = []
-    session = SamSession(lambda: loaded.append(1) or FakeSam(), tmp_path, 10**6)
+
+    def open_sam():
+        loaded.append(FakeSam())
+        return loaded[-1]
+
+    session = SamSession(open_sam, tmp_path, 10**6)
     assert not loaded
-    assert session.model is session.model and loaded == [1]
+    assert [session.model, session.model] == [loaded[0]] * 2 and len(loaded) == 1
 
 
 def test_sam_embeds_the_original_image(session, images):

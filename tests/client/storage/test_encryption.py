@@ -83,7 +83,7 @@ def test_a_destroyed_key_opens_nothing_ever(keys, seal):
         assert later.unseal("gallery", "b", b) == PIXELS
 
 
-def test_a_key_made_anew_does_not_open_the_old_file(seal):
+def test_a_new_key_does_not_open_the_old_file(seal):
     """A case that comes back gets a new key."""
     old = seal.seal("gallery", "a", PIXELS)
     seal.destroy("gallery", "a")

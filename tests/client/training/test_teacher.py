@@ -49,6 +49,7 @@ def test_batch_norm_statistics_are_averaged_too():
     """The running mean moves from 0 to 10 by .03 * 10, so an input of 0 becomes -.3."""
     model = nn.BatchNorm2d(3, eps=0)
     teacher = Teacher(model, 1.0, CPU)
+    assert model.running_mean is not None
     nn.init.constant_(model.running_mean, 10.0)
     teacher.follow(model)
     renewed = teacher.renew(IMAGES, TARGETS.expand(2, 3, 4, 4))

@@ -120,7 +120,7 @@ def test_a_task_arrives_as_it_was_sent():
 
 
 @pytest.mark.parametrize("rounds", [None, 0, 3])
-def test_a_number_that_nobody_chose_is_no_zero(rounds):
+def test_an_unset_number_is_no_zero(rounds):
     """A warm-up that is not set follows from the run's rounds; none at all is a choice."""
     task = replace(TASK, plan=Plan(mining=MiningSettings(warmup_rounds=rounds)))
     assert arrive(parts_of(task)).plan.mining.warmup_rounds == rounds
@@ -150,7 +150,7 @@ def test_an_update_arrives_as_it_was_sent():
 
 @pytest.mark.parametrize("sums", [SUMS, Calibration()])
 def test_scores_arrive_as_they_were_sent(sums):
-    """With the probe set's sums or without."""
+    """With calibration sums or without."""
     scores = Scores(2, 9, 7.5, 6.5, 30.0, sums)
     assert codec.unpack_scores(codec.pack_scores(scores)) == scores
 

@@ -23,7 +23,7 @@ def chunk(tensor, data):
     [
         b"\x0a\x02\x0a\x00",  # text where the task's round, a number, belongs
         b"\x12\x05\x08\x00\x9a\x3e\x00",  # a field beside tensor and data
-        b"\xfa\x01\x09mueller a",  # a field that nobody knows
+        b"\xfa\x01\x09mueller a",  # an unknown field
         b"\x0a\x80\x80\x80\x80\x08",  # two gigabytes are promised
         b"\xff" * 64,
         b"\x12\x04\x08\x00\x08\x01",  # one number twice

@@ -116,7 +116,7 @@ def test_nothing_is_left_when_the_courier_is_killed(hospital, tmp_path):
         keeper = int(courier.stdout.readline())
         watched = os.pidfd_open(keeper)
         courier.kill()
-        courier.communicate(timeout=60)  # returns when nobody holds a standard stream any more
+        courier.communicate(timeout=60)  # returns when no process holds a standard stream any more
     ended, _, _ = select.select([watched], [], [], 60)
     os.close(watched)
     assert ended

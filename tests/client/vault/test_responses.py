@@ -182,7 +182,7 @@ def test_no_word_of_an_error_leaves_the_vault(courier, echo, error, kind, capfd)
 
 
 def test_a_task_that_takes_too_long_is_given_up_on_both_sides(socket, echo):
-    """The courier says so, and the vault stops working for nobody."""
+    """The courier says so, and the vault stops its work."""
     echo.hold = threading.Event()
     settings = SETTINGS.model_copy(update={"task_s": 0.5})
     with (

@@ -15,7 +15,7 @@ from knowmine.client.vault.sandbox import Isolation
 
 HERE = Path(__file__).parent
 AS_INSTALLED = {key: value for key, value in os.environ.items() if "NUM_THREADS" not in key}
-"""The environment of a hospital, which nobody has told how many threads to start."""
+"""The environment of a hospital, without any setting of thread counts."""
 WAYS_OUT = (
     "connect",
     "datagram",

@@ -134,7 +134,7 @@ def test_a_whole_record_holds_what_was_published(ran):
     """The auditor has the site's file and the server's folder."""
     record, out, _ = ran()
     code, said = verified(record, rounds=out / "rounds")
-    assert code == 0 and "confirmed it 4 times" in said and "the 2 heads" in said
+    assert code == 0 and "confirmed it 4 times" in said and "the 2 checkpoints" in said
 
 
 @pytest.mark.parametrize("lines", [6, 9])
@@ -175,7 +175,7 @@ def test_rounds_of_a_run_without_the_site_prove_nothing(ran, tmp_path):
     record, _, _ = ran()
     (tmp_path / "none").mkdir()
     code, said = verified(record, rounds=tmp_path / "none")
-    assert code != 0 and "holds no head of site 'lyon'" in said
+    assert code != 0 and "holds no checkpoint of site 'lyon'" in said
 
 
 def test_a_server_without_a_key_confirms_nothing_and_publishes(ran):

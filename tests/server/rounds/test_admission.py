@@ -236,7 +236,7 @@ BAD_SCORES = {
         replace(SCORES, calibration=replace(PROBED, fused=(1.0,))),
         "sent calibration.fused as 1 numbers; expected a tuple of 5 numbers",
     ),
-    "13 another judge": (
+    "13 another list of features": (
         replace(SCORES, calibration=replace(PROBED, gram=(1.0,) * 9, target=(1.0,) * 15)),
         "sent calibration.gram as 9 numbers; expected a tuple of 4 numbers",
     ),

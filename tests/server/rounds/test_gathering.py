@@ -77,7 +77,7 @@ def test_without_the_minimum_the_run_pauses():
         gathered(sites, expected=("lyon", "oslo"), minimum=2, patience_s=900)
 
 
-def test_nobody_comes():
+def test_no_site_comes():
     """The run pauses and says so."""
     with pytest.raises(Paused, match="none answered"):
         gathered(Coming(), expected=("lyon",), patience_s=30)
@@ -104,14 +104,14 @@ def test_a_site_with_labels_is_waited_for():
     assert (both, sites.now) == (["lyon", "oslo"], 600)
 
 
-def test_nobody_has_labels():
+def test_no_site_has_labels():
     """All are here, so waiting would not help."""
     sites = Coming(lyon=(0, hello("lyon", labelled=0)))
     with pytest.raises(UsageError, match="none of the 1 sites has a labelled image"):
         gathered(sites, expected=("lyon",))
 
 
-def test_nobody_is_expected_and_nobody_is_here():
+def test_no_site_is_expected_and_none_is_here():
     """A simulation's sites are all there, so this is the end."""
     with pytest.raises(RunFailed, match="no site can take part: oslo: another model"):
         gathered(Coming(oslo=(0, Refused("another model"))))

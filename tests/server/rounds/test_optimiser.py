@@ -58,7 +58,7 @@ def test_momentum_goes_on():
 
 @pytest.mark.parametrize("name", STEPPING)
 def test_a_restored_optimiser_steps_the_same_bit_for_bit(name, tmp_path):
-    """Save to disk and restore between two steps, and nobody can tell."""
+    """Save to disk and restore between two steps: the result is the same."""
     undisturbed = ServerOptimiser(name, learning_rate=0.1)
     expected = steps(undisturbed, model(0), [1, 2, 3, 4])
 
@@ -110,7 +110,7 @@ def test_a_saved_state_does_not_change_with_later_steps(name):
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "adagrad"])
-def test_a_parameter_that_nobody_moved_stays(name):
+def test_a_parameter_that_no_site_moved_stays(name):
     """Without a pseudo-gradient there is no step."""
     assert digest_of(ServerOptimiser(name).step(model(1), model(1))) == digest_of(model(1))
 

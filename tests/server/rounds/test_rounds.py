@@ -1,4 +1,4 @@
-"""Rounds go on with the sites that answer well, and say what became of the others."""
+"""Rounds continue with the sites that answer well, and say why the others were refused."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ class Fake:
 
 
 class Federation:
-    """Fakes as `Sites`, answering in the order given; remembers the tasks that they got."""
+    """Fakes as `Sites`, which answer in the order given; keeps the tasks that they got."""
 
     def __init__(self, *fakes):
         self.fakes = {fake.name: fake for fake in fakes}
@@ -111,7 +111,7 @@ class Watching:
 
 
 def probed(images):
-    """Probe sums that are sane for so many images; nothing of none."""
+    """Calibration sums that are valid for so many images; empty for none."""
     if not images:
         return Calibration()
     sums = (float(images),)
@@ -165,8 +165,8 @@ def test_a_site_that_trained_on_nothing_changes_nothing(folder):
     assert weights["w"].tolist() == [1, 1]
 
 
-def test_a_round_in_which_nobody_trained_keeps_the_model(folder):
-    """Labels that are all in the probe set leave the weights as they were."""
+def test_a_round_in_which_no_site_trained_keeps_the_model(folder):
+    """All labels are in the calibration set, so the weights stay as they were."""
     idle = Fake("a", hello=Hello("a", PROTOCOL, DIGEST, 1, 2, 1, 0), labelled=0)
     weights, _ = run(folder, idle)
     assert weights["w"].tolist() == [0, 0]
@@ -282,16 +282,16 @@ def test_without_any_site_the_run_fails(folder):
         run(folder, strange, silent_one)
 
 
-def test_too_small_a_probe_set_borrows_the_federations(folder):
-    """8 images are enough to judge alone; 3 are not, and get the 11 of all."""
+def test_too_small_a_calibration_set_uses_the_federations(folder):
+    """8 images are enough; 3 are not, and get the 11 of all."""
     sites = Federation(Fake("a", probe=8), Fake("b", probe=3), Fake("c", probe=0))
     run(folder, sites=sites, rounds=2)
     lent = {name: task.calibration for name, task in sites.tasks[1].items()}
     assert (lent["a"], lent["b"], lent["c"]) == (probed(8), probed(11), probed(11))
 
 
-def test_the_first_round_has_no_probe_sums(folder):
-    """Nothing was judged yet."""
+def test_the_first_round_has_no_calibration_sums(folder):
+    """Nothing was measured yet."""
     sites = Federation(Fake("a", probe=8))
     run(folder, sites=sites)
     assert sites.tasks[0]["a"].calibration == Calibration()
@@ -338,7 +338,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(folder, tmp_path, optim
 
 
 def test_a_resumed_run_does_only_what_is_left(folder):
-    """Two of four rounds are asked for, with the probe sums of round 2."""
+    """Two of four rounds are left, with the calibration sums of round 2."""
     with pytest.raises(KeyboardInterrupt):
         run(folder, Fake("a", probe=9), watch=Watching(stop=3), rounds=4)
     sites = Federation(Fake("a", probe=9))
@@ -348,7 +348,7 @@ def test_a_resumed_run_does_only_what_is_left(folder):
 
 
 def test_a_finished_run_has_nothing_left_to_do(folder):
-    """Resuming it asks nobody to train."""
+    """Resuming it sends no task."""
     before, _ = run(folder, Fake("a"))
     sites = Federation(Fake("a"))
     after, _ = run(folder, sites=sites)
@@ -356,7 +356,7 @@ def test_a_finished_run_has_nothing_left_to_do(folder):
 
 
 class Counting(Federation):
-    """Sites that look whether the update before theirs is still held when they are asked."""
+    """Sites that note whether the update before theirs is still in memory."""
 
     held = 0
 
@@ -377,8 +377,8 @@ def test_one_update_at_a_time_is_held(folder):
     assert sites.held == 0
 
 
-def test_a_site_that_judges_no_more_goes_on_by_its_last_sums(folder):
-    """Its probe images are trained on by then."""
+def test_a_site_that_calibrates_no_more_keeps_its_last_sums(folder):
+    """Its calibration images are trained on by then."""
 
     def once(round_, scores):
         kept = scores.calibration if round_ == 1 else Calibration()

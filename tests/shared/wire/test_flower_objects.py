@@ -80,7 +80,7 @@ def test_one_chunk_named_a_hundred_thousand_times_is_refused():
     many = body.replace(b'"arraychunk_ids": [0', b'"arraychunk_ids": [0' + b", 0" * 100_000)
     start, _, _ = head.rpartition(b" ")
     parts[name] = start + b" %d\0" % len(many) + many
-    with pytest.raises(Refused, match="bytes of arrays; at most"):
+    with pytest.raises(Refused, match="bytes of arrays; expected at most"):
         read_message(message.object_id, parts)
 
 
@@ -108,7 +108,7 @@ def test_what_is_no_array_is_small_together(records):
         return message.object_id, parts_of(message)
 
     assert read_message(*parts_with(SMALL_BYTES - 10_000))
-    with pytest.raises(Refused, match="bytes of other records; at most"):
+    with pytest.raises(Refused, match="bytes of other records; expected at most"):
         read_message(*parts_with(SMALL_BYTES))
 
 
