@@ -186,7 +186,7 @@ def work_of(data: Path | None, home: Path, sam: SegmentAnything, count: int) -> 
         data = home / "phantoms"
         make_folder(data, count + 3)
     (home / "site").mkdir()
-    division, hidden = open_site("bench", data, labelled=1, probe_fraction=0, test_fraction=0)
+    division, hidden = open_site("bench", data, labelled=1, calibration_fraction=0, test_fraction=0)
     site = opened(
         replace(division, unlabelled=division.unlabelled[: count + 1]),
         hidden,
@@ -200,7 +200,7 @@ def work_of(data: Path | None, home: Path, sam: SegmentAnything, count: int) -> 
     rng, images = np.random.default_rng(0), site.images.unlabelled
     frames = tuple(Frames(height, width, PX) for height, width in images.sizes)
     # A benchmark may read hidden masks.
-    masks = [resize_mask(read_mask(hidden.paths[case.stem], 1), PX) for case in images.cases]
+    masks = [resize_mask(read_mask(hidden.paths[case.case_id], 1), PX) for case in images.cases]
     predicted = [blurred(mask, rng) for mask in masks]
     prompts = tuple(prompts_for(one, of) for one, of in zip(predicted, frames, strict=True))
     return Work(site.models.sam, images, prompts, frames)

@@ -25,16 +25,16 @@ class DataSettings(Settings):
         "mask and are not test images; the other masks stay unread. Not set: all, or those in "
         "labelled.txt.",
     )
-    probe: float = Field(
+    calibration: float = Field(
         0.2,
         ge=0,
         lt=1,
-        description="Share of the labelled images, 48 at most, that judges pseudo-labels and is not "
-        "trained on in the first `mining.probe_rounds` rounds.",
+        description="Fraction of the labelled images, 48 at most, on which pseudo-labels are measured; "
+        "it is not trained on in the first round.",
     )
     test: Path | None = Field(
         None,
-        description="File with one test stem a line, relative to the data folder. Not set: "
+        description="File with one test case id a line, relative to the data folder. Not set: "
         "test.txt if it is there, else test_fraction.",
     )
     test_fraction: float = Field(
@@ -45,11 +45,11 @@ class DataSettings(Settings):
         description="Column of index.csv whose equal values stay together (frames of one video, "
         "images of one patient).",
     )
-    max_bad_share: float = Field(
+    max_bad_fraction: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Largest share of unreadable images that is left out "
+        description="Largest fraction of unreadable images that is left out "
         "with a warning; more is an error.",
     )
     max_image_px: int = Field(
@@ -59,7 +59,7 @@ class DataSettings(Settings):
     def arguments(self) -> dict[str, Any]:
         """These settings as `client.dataset` takes them."""
         values = self.model_dump()
-        values["probe_fraction"] = values.pop("probe")
+        values["calibration_fraction"] = values.pop("calibration")
         return values
 
 
@@ -144,7 +144,7 @@ class ClientSettings(Settings):
     at_rest: AtRestSettings = Field(
         default_factory=AtRestSettings, description="What the site keeps of its images on disk."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Draws the probe and test images.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Draws the calibration and test images.")
     split: DataSettings = Field(
         default_factory=DataSettings, description="How the folder is divided."
     )

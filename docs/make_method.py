@@ -57,7 +57,7 @@ def main() -> None:
             axis.set_title(title, fontsize=10)
         for row, line in zip(rows.tolist(), axes, strict=True):
             image = images.images[row].permute(1, 2, 0).numpy()
-            truth = site.scorer.truth(images.cases[row].stem, PLAN.model.image_px)
+            truth = site.scorer.truth(images.cases[row].case_id, PLAN.model.image_px)
             masks = (None, seen.unet[row, 0], seen.sam[row, 0], fused[row, 0], truth)
             for mask, axis in zip(masks, line, strict=True):
                 axis.imshow(image)

@@ -91,7 +91,7 @@ class Hello:
     model_digest: str
     labelled: int
     unlabelled: int
-    probe: int
+    calibration: int
     test: int
 
 
@@ -106,7 +106,7 @@ class TrainTask:
     calibration: Calibration = field(default_factory=Calibration)
 
 
-GATES = ("unused", "on", "off", "unjudged", "borrowed")
+GATES = ("unused", "on", "off", "uncalibrated", "pooled")
 """The gate's possible results in a round; one travels as its place in this list."""
 
 
@@ -114,8 +114,8 @@ GATES = ("unused", "on", "off", "unjudged", "borrowed")
 class Mined:
     """What a site mined in a round: counts and means only.
 
-    gate: "on"; "off" (SAM did not help on the calibration set); "unjudged" (too few calibration
-        images in the whole federation, so SAM stays off); "borrowed" (too few here, so the
+    gate: "on"; "off" (SAM did not help on the calibration set); "uncalibrated" (too few calibration
+        images in the whole federation, so SAM stays off); "pooled" (too few here, so the
         federation's calibration was used, and SAM is off if fuse_weight is 1); or "unused" (the
         method or the round mines nothing).
     fuse_weight: weight of the U-Net++ in the fused masks.

@@ -45,7 +45,7 @@ REMOVED = {
     "mining.consolidate_rounds": "all rounds after the warm-up mine",
     "mining.restart": "training goes on from the global model",
     "mining.min_quality": FIXED,
-    "mining.min_probe_images": FIXED,
+    "mining.min_calibration_images": FIXED,
     "mining.probe_rounds": FIXED,
     "mining.varied_views": FIXED,
     "mining.dense_prompts": FIXED,
@@ -54,6 +54,7 @@ REMOVED = {
     "training.decay": "the learning rate falls from the first round to the last",
     "sam_decoder": "SAM never leaves a site",
     "split.probe": "use split.calibration",
+    "split.max_bad_share": "use split.max_bad_fraction",
 }
 """Keys that older settings files may have, and what takes their place."""
 

@@ -33,7 +33,7 @@ def open_lyon(home: Path) -> Site:
     make_folder(home / "data", images=24)
     (home / "lyon").mkdir()
     data, hidden_masks = open_site(
-        "lyon", home / "data", labelled=16, probe_fraction=0.5, test_fraction=0.09
+        "lyon", home / "data", labelled=16, calibration_fraction=0.5, test_fraction=0.09
     )
     return opened(
         data,
@@ -51,7 +51,7 @@ def test_two_rounds_at_a_site(tmp_path):
     """It learns from its labels, measures on its calibration set, then mines unlabelled images."""
     lyon = open_lyon(tmp_path)
     hello = lyon.hello()
-    assert (hello.labelled, hello.probe, hello.unlabelled, hello.test) == (16, 8, 6, 2)
+    assert (hello.labelled, hello.calibration, hello.unlabelled, hello.test) == (16, 8, 6, 2)
 
     # Round 1 warms up: the server's model learns from the eight labels, without SAM.
     weights = weights_of(build_model(PLAN.model, PLAN.seed))

@@ -20,7 +20,7 @@ from knowmine.shared.files import write_atomically
 from knowmine.shared.settings import MiningSettings, Plan, Settings, read_settings
 
 HERE = Path(__file__).parent
-SETS = ("labelled", "probe", "unlabelled", "test")
+SETS = ("labelled", "calibration", "unlabelled", "test")
 METHODS = (
     *("alone", "supervised", "self-training", "paper", "knowmine"),
     *("supervised-all", "oracle"),
@@ -183,7 +183,7 @@ def draw(experiment: Experiment, labels: float, seed: int, folders: Mapping[str,
     for division in experiment.divisions:
         fraction = labels if division.labelled is None else division.labelled
         for data in _drawn(division, fraction, seed, folders[division.data]):
-            ids = {name: sorted(case.stem for case in getattr(data, name)) for name in SETS}
+            ids = {name: sorted(case.case_id for case in getattr(data, name)) for name in SETS}
             sites[f"site-{len(sites) + 1}"] = {"data": division.data, **ids}
     return sites
 
@@ -213,11 +213,11 @@ def _validated(data: SiteData, count: int, seed: int) -> SiteData:
     """The site with `count` of its unlabelled images in place of its test images; 0: as it is."""
     if not count:
         return data
-    chosen = set(ranked([case.stem for case in data.unlabelled], seed, "validation")[:count])
+    chosen = set(ranked([case.case_id for case in data.unlabelled], seed, "validation")[:count])
     return replace(
         data,
-        test=tuple(case for case in data.unlabelled if case.stem in chosen),
-        unlabelled=tuple(case for case in data.unlabelled if case.stem not in chosen),
+        test=tuple(case for case in data.unlabelled if case.case_id in chosen),
+        unlabelled=tuple(case for case in data.unlabelled if case.case_id not in chosen),
     )
 
 
@@ -230,8 +230,8 @@ def site_data(
     Raises `DataError` where the folder lacks images of the split.
     """
     folder = folders[site["data"]]
-    cases = {case.stem: case for case in scan(folder)}
-    missing = sorted(stem for key in SETS for stem in site[key] if stem not in cases)
+    cases = {case.case_id: case for case in scan(folder)}
+    missing = sorted(case_id for key in SETS for case_id in site[key] if case_id not in cases)
     if missing:
         raise DataError(
             f"{folder} lacks {len(missing)} images of the split of {name}, {missing[0]} first: the "
@@ -241,17 +241,17 @@ def site_data(
     if method == "supervised-all":
         ids["labelled"] += ids["unlabelled"]
         ids["unlabelled"] = []
-    seen = {*ids["labelled"], *ids["probe"]}
+    seen = {*ids["labelled"], *ids["calibration"]}
 
     def of(key: str) -> tuple[Case, ...]:
-        found = (cases[stem] for stem in ids[key])
-        return tuple(case if case.stem in seen else replace(case, mask=None) for case in found)
+        found = (cases[case_id] for case_id in ids[key])
+        return tuple(case if case.case_id in seen else replace(case, mask=None) for case in found)
 
     hidden = {
-        stem: mask
+        case_id: mask
         for key in ("unlabelled", "test")
-        for stem in ids[key]
-        if (mask := cases[stem].mask) is not None
+        for case_id in ids[key]
+        if (mask := cases[case_id].mask) is not None
     }
     labelled, calibration, unlabelled, test = map(of, SETS)
     return SiteData(name, labelled, calibration, unlabelled, test), HiddenMasks(hidden)

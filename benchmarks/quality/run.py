@@ -136,7 +136,9 @@ def run_cell(
         "plan": plan.model_dump(mode="json"),
         "site_of": dict(sorted(site_of.items())),
         **{
-            f"test_{measure}": {stem: round(scores[stem][measure], 5) for stem in sorted(scores)}
+            f"test_{measure}": {
+                case_id: round(scores[case_id][measure], 5) for case_id in sorted(scores)
+            }
             for measure in ("dice", "iou", "hd95")
         },
     }
@@ -180,7 +182,7 @@ def oracle(site: Site) -> Miner:
         masks = np.zeros((len(images), classes, px, px), np.float32)
         known, ones = np.zeros(len(images), bool), np.ones(len(images), np.float32)
         for row, case in enumerate(images.cases):
-            truth = site.scorer.truth(case.stem, px)
+            truth = site.scorer.truth(case.case_id, px)
             if truth is not None:
                 known[row] = True
                 masks[row] = [truth == value for value in range(1, classes + 1)]

@@ -106,7 +106,7 @@ def gathered(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 def scores(results: Iterable[Result], measure: str) -> dict[tuple[int, str], float]:
     """Each scored image, by seed and case id."""
-    return {(r["seed"], stem): v for r in results for stem, v in r[f"test_{measure}"].items()}
+    return {(r["seed"], case_id): v for r in results for case_id, v in r[f"test_{measure}"].items()}
 
 
 def mean(of: Scores) -> float:
@@ -121,9 +121,9 @@ def interval(a: Scores, b: Scores) -> tuple[float, float, float]:
     because they are not independent. So the interval covers the choice of test images, not the
     scatter between trainings.
     """
-    stems = sorted({key[1] for key in set(a) & set(b)})
+    case_ids = sorted({key[1] for key in set(a) & set(b)})
     gains = np.array(
-        [np.mean([a[k] - b[k] for k in a if k[1] == stem and k in b]) for stem in stems]
+        [np.mean([a[k] - b[k] for k in a if k[1] == case_id and k in b]) for case_id in case_ids]
     )
     draws = np.random.default_rng(0).integers(0, len(gains), (DRAWS, len(gains)))
     low, high = np.percentile(gains[draws].mean(1), [2.5, 97.5])
@@ -140,8 +140,8 @@ def lowest_site(of: Iterable[Result]) -> str:
     """The lowest mean Dice of a site, over seeds; "-" for one site."""
     by_site: dict[str, list[float]] = {}
     for result in of:
-        for stem, site in result["site_of"].items():
-            by_site.setdefault(site, []).append(result["test_dice"][stem])
+        for case_id, site in result["site_of"].items():
+            by_site.setdefault(site, []).append(result["test_dice"][case_id])
     if len(by_site) < 2:
         return "-"
     return f"{min(float(np.mean(values)) for values in by_site.values()):.3f}"

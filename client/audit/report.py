@@ -118,7 +118,7 @@ def screen(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rounds_of(settings: ClientSettings, stem: str) -> Sequence[Took]:
+def rounds_of(settings: ClientSettings, case_id: str) -> Sequence[Took]:
     """When a case took part, from the record of cases that stays at the site.
 
     Raises `UsageError` if the key to that record is gone.
@@ -129,7 +129,7 @@ def rounds_of(settings: ClientSettings, stem: str) -> Sequence[Took]:
             f"{folder} holds no project key: the project was forgotten, or at_rest.encrypt is off "
             "and no record of cases is kept"
         )
-    return Participation(settings.state / "site", Seal(folder)).rounds_of(stem)
+    return Participation(settings.state / "site", Seal(folder)).rounds_of(case_id)
 
 
 def export(settings: ClientSettings, policy: Limits, out: Path) -> int:

@@ -54,7 +54,7 @@ def canary(settings: ClientSettings) -> Iterator[Finding]:
         data, hidden = open_site(
             settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
         )
-        kinds = ("labelled", "probe", "unlabelled", "test")
+        kinds = ("labelled", "calibration", "unlabelled", "test")
         few = replace(data, **{kind: getattr(data, kind)[:CANARY_IMAGES] for kind in kinds})
         plan = Plan(
             model=settings.model,

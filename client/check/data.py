@@ -57,13 +57,13 @@ def check_data(settings: ClientSettings) -> list[Finding]:
 def counted(data: SiteData) -> list[Finding]:
     """The number of images of each kind, and what was left out."""
     kinds = {
-        "labelled": len(data.labelled) + len(data.probe),
+        "labelled": len(data.labelled) + len(data.calibration),
         "unlabelled": len(data.unlabelled),
-        "probe": len(data.probe),
+        "calibration": len(data.calibration),
         "test": len(data.test),
     }
     what = (
-        f"{kinds['labelled']} labelled ({kinds['probe']} of them for calibration), "
+        f"{kinds['labelled']} labelled ({kinds['calibration']} of them for calibration), "
         f"{kinds['unlabelled']} unlabelled, {kinds['test']} test images"
     )
     found = [Finding("data", "good", what, facts=kinds)]
@@ -99,7 +99,7 @@ def sizes_of(images: Sequence[Inspected]) -> list[Finding]:
         return []
     heights = np.array([image.size[0] for image in images])
     usual = float(np.median(heights))
-    odd = [image.stem for image in images if not usual / 3 < image.size[0] < usual * 3]
+    odd = [image.case_id for image in images if not usual / 3 < image.size[0] < usual * 3]
     (size, count), *_ = Counter(image.size for image in images).most_common(1)
     smallest, largest = min(image.size for image in images), max(image.size for image in images)
     what = f"{count} of {len(images)} images are {size[1]} x {size[0]} pixels"
@@ -128,7 +128,7 @@ def near_duplicates(images: Sequence[Inspected]) -> list[Finding]:
         pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(distance <= NEAR)]
     if not pairs:
         return [Finding("data", "good", "no near-duplicates")]
-    first, second = (images[n].stem for n in pairs[0])
+    first, second = (images[n].case_id for n in pairs[0])
     return [
         Finding(
             "data",
@@ -144,7 +144,7 @@ def near_duplicates(images: Sequence[Inspected]) -> list[Finding]:
 def identifying(images: Sequence[Inspected]) -> list[Finding]:
     """Signs of a patient's identity in pixels or tags. Neither is ever sent."""
     found = []
-    text = [image.stem for image in images if image.text]
+    text = [image.case_id for image in images if image.text]
     if text:
         found.append(
             Finding(

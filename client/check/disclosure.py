@@ -37,7 +37,7 @@ from knowmine.shared.weights import Weights
 from knowmine.shared.wire import codec, packing, tensors
 from knowmine.shared.wire.changes import Form, pack_change
 
-KINDS = ("labelled", "probe", "test")
+KINDS = ("labelled", "calibration", "test")
 IMAGES = 32
 """Most images of each of these kinds that take part: the attacks are bounded in time."""
 TRAINING_STEPS = 20
@@ -151,10 +151,10 @@ def _listed_change(form: str, held: dict[str, Any]) -> Finding:
 
 
 def _membership(site: Site, before: Weights, after: Weights) -> Finding:
-    cases = [(i, site.scorer.truth(c.stem, site.models.settings.image_px))
+    cases = [(i, site.scorer.truth(c.case_id, site.models.settings.image_px))
              for i, c in enumerate(site.images.test.cases)]  # fmt: skip
     usable = [(i, truth) for i, truth in cases if truth is not None]
-    trained = [site.images.labelled, site.images.probe]
+    trained = [site.images.labelled, site.images.calibration]
     images = torch.cat([kind.images for kind in trained])
     truth = torch.cat([kind.truth for kind in trained])
     if not usable or not len(images):

@@ -34,7 +34,7 @@ class Inspected:
     a mask. thumb: (128, 128, 3).
     """
 
-    stem: str
+    case_id: str
     size: tuple[int, int]
     hash: int
     text: bool
@@ -45,7 +45,7 @@ class Inspected:
 
 def inspect_images(data: SiteData, classes: int, max_image_px: int) -> list[Inspected]:
     """Decode and inspect the images; of very many, an even choice."""
-    cases = [*data.labelled, *data.probe, *data.unlabelled, *data.test]
+    cases = [*data.labelled, *data.calibration, *data.unlabelled, *data.test]
     chosen = cases[:: max(1, len(cases) // INSPECTED)]
 
     def inspected(case: Case) -> Inspected | None:
@@ -117,7 +117,7 @@ def _inspect(case: Case, classes: int, max_image_px: int) -> Inspected:
         mask = read_mask(case.mask, classes, max_image_px=max_image_px)
         foreground = float((mask > 0).mean())
     return Inspected(
-        stem=case.stem,
+        case_id=case.case_id,
         size=(image.shape[0], image.shape[1]),
         hash=int.from_bytes(bits.tobytes()),
         text=has_text(grey),

@@ -55,7 +55,7 @@ class SiteData:
 
     name: str
     labelled: tuple[Case, ...]
-    probe: tuple[Case, ...]
+    calibration: tuple[Case, ...]
     unlabelled: tuple[Case, ...]
     test: tuple[Case, ...]
     left_out: tuple[str, ...] = ()
@@ -75,12 +75,12 @@ def open_site(
     folder: Path,
     *,
     labelled: float | None = None,
-    probe_fraction: float = 0.2,
+    calibration_fraction: float = 0.2,
     test: Path | None = None,
     test_fraction: float = 0.2,
     group_by: str | None = None,
     seed: int = 0,
-    max_bad_share: float = 0.1,
+    max_bad_fraction: float = 0.1,
     max_image_px: int = MAX_IMAGE_PX,
 ) -> tuple[SiteData, HiddenMasks]:
     """Split one data folder of one site.
@@ -94,18 +94,18 @@ def open_site(
         folder; without it, `test_fraction` of the images with masks is drawn.
     group_by: column of index.csv. A group is never divided between the test set and the rest.
 
-    Raises `DataError`, also if more than `max_bad_share` of the images cannot be used, and
+    Raises `DataError`, also if more than `max_bad_fraction` of the images cannot be used, and
     `SettingsError` for numbers out of range.
     """
-    _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
+    _check_numbers(labelled, calibration_fraction, test_fraction, max_bad_fraction)
     division = divide(folder, labelled, test, test_fraction, group_by, seed)
     return _site(
         name,
         division,
         labelled,
-        probe_fraction,
+        calibration_fraction,
         seed,
-        max_bad_share,
+        max_bad_fraction,
         max_image_px,
         withdrawn=folder / WITHDRAWN,
     )
@@ -117,12 +117,12 @@ def split_sites(
     *,
     dirichlet_alpha: float | None = None,
     labelled: float | None = None,
-    probe_fraction: float = 0.2,
+    calibration_fraction: float = 0.2,
     test: Path | None = None,
     test_fraction: float = 0.2,
     group_by: str | None = None,
     seed: int = 0,
-    max_bad_share: float = 0.1,
+    max_bad_fraction: float = 0.1,
     max_image_px: int = MAX_IMAGE_PX,
 ) -> dict[str, tuple[SiteData, HiddenMasks]]:
     """Split one data folder between simulated sites `site-1` to `site-N`.
@@ -131,7 +131,7 @@ def split_sites(
     proportions: even, or drawn from Dirichlet(`dirichlet_alpha`); a smaller alpha is less even.
     The other arguments are those of `open_site`; `labelled` applies to each site.
     """
-    _check_numbers(labelled, probe_fraction, test_fraction, max_bad_share)
+    _check_numbers(labelled, calibration_fraction, test_fraction, max_bad_fraction)
     if sites < 1:
         raise SettingsError(f"asked for {sites} sites; expected at least 1")
     if dirichlet_alpha is not None and not 0 < dirichlet_alpha < float("inf"):
@@ -156,9 +156,9 @@ def split_sites(
             f"site-{i}",
             division._replace(test=tuple(held_out[i - 1]), rest=tuple(rest[i - 1])),
             labelled,
-            probe_fraction,
+            calibration_fraction,
             seed,
-            max_bad_share,
+            max_bad_fraction,
             max_image_px,
             withdrawn=folder / WITHDRAWN,
         )
@@ -167,7 +167,10 @@ def split_sites(
 
 
 def _check_numbers(
-    labelled: float | None, probe_fraction: float, test_fraction: float, max_bad_share: float
+    labelled: float | None,
+    calibration_fraction: float,
+    test_fraction: float,
+    max_bad_fraction: float,
 ) -> None:
     if labelled is not None and (
         not labelled >= 0 or (isinstance(labelled, float) and labelled > 1)
@@ -176,9 +179,9 @@ def _check_numbers(
             f"labelled is {labelled}; expected a fraction from 0 to 1 or a whole number of images"
         )
     fractions = {
-        "probe_fraction": probe_fraction,
+        "calibration_fraction": calibration_fraction,
         "test_fraction": test_fraction,
-        "max_bad_share": max_bad_share,
+        "max_bad_fraction": max_bad_fraction,
     }
     for key, value in fractions.items():
         if not 0 <= value <= 1:
@@ -189,43 +192,45 @@ def _site(
     name: str,
     division: Division,
     labelled: float | None,
-    probe_fraction: float,
+    calibration_fraction: float,
     seed: int,
-    max_bad_share: float,
+    max_bad_fraction: float,
     max_image_px: int,
     *,
     withdrawn: Path,
 ) -> tuple[SiteData, HiddenMasks]:
     """Draw labels and calibration set, hide the other masks, leave out images with bad headers."""
     test, rest, labels, notes = division
-    drawn = _draw_labels(name, labels & {case.stem for case in rest}, labelled, seed)
-    hidden = {c.stem: c.mask for c in (*test, *rest) if c.mask and c.stem not in drawn}
-    cases = {c.stem: c if c.stem in drawn else replace(c, mask=None) for c in (*test, *rest)}
+    drawn = _draw_labels(name, labels & {case.case_id for case in rest}, labelled, seed)
+    hidden = {c.case_id: c.mask for c in (*test, *rest) if c.mask and c.case_id not in drawn}
+    cases = {c.case_id: c if c.case_id in drawn else replace(c, mask=None) for c in (*test, *rest)}
 
     problems = {
-        stem: problem
-        for stem, case in cases.items()
+        case_id: problem
+        for case_id, case in cases.items()
         if (problem := header_problem(case, max_image_px))
     }
-    refuse_many_bad(name, list(problems.values()), len(cases), max_bad_share)
+    refuse_many_bad(name, list(problems.values()), len(cases), max_bad_fraction)
     # A test image without a mask cannot be scored, and a test image cannot be mined. It is not a
     # bad image either: a whole group goes to the test set, even if only some of it has masks.
-    idle = {case.stem for case in test if case.mask is None and case.stem not in problems}
+    idle = {case.case_id for case in test if case.mask is None and case.case_id not in problems}
     if idle:
         notes += (f"{len(idle)} test images have no mask and are not used",)
 
-    usable = [case for stem, case in cases.items() if stem not in problems and stem not in idle]
+    usable = [
+        case for case_id, case in cases.items() if case_id not in problems and case_id not in idle
+    ]
     with_label = [case for case in usable if case.mask]
-    probe = _draw_probe(with_label, probe_fraction, seed)
-    if not probe and int(probe_fraction * len(with_label)) and len(with_label) > 1:
+    calibration = _draw_calibration(with_label, calibration_fraction, seed)
+    if not calibration and int(calibration_fraction * len(with_label)) and len(with_label) > 1:
         notes += ("no labelled group is small enough for the calibration set, which stays empty",)
-    in_test = {case.stem for case in test}
+    in_test = {case.case_id for case in test}
     data = SiteData(
         name=name,
-        labelled=tuple(case for case in with_label if case.stem not in probe),
-        probe=tuple(case for case in with_label if case.stem in probe),
-        unlabelled=tuple(c for c in usable if c.mask is None and c.stem not in in_test),
-        test=tuple(case for case in usable if case.stem in in_test),
+        labelled=tuple(case for case in with_label if case.case_id not in calibration),
+        calibration=tuple(case for case in with_label if case.case_id in calibration),
+        unlabelled=tuple(c for c in usable if c.mask is None and c.case_id not in in_test),
+        test=tuple(case for case in usable if case.case_id in in_test),
         left_out=tuple(problems.values()),
         warnings=notes,
         withdrawn=withdrawn,
@@ -235,7 +240,9 @@ def _site(
             f"site '{name}' has no usable image outside its test set:\n  "
             + "\n  ".join(data.left_out[:3])
         )
-    return data, HiddenMasks({stem: path for stem, path in hidden.items() if stem not in problems})
+    return data, HiddenMasks(
+        {case_id: path for case_id, path in hidden.items() if case_id not in problems}
+    )
 
 
 def _draw_labels(
@@ -255,10 +262,10 @@ def _draw_labels(
     return set(ranked(labels, seed, "labelled")[:count])
 
 
-def _draw_probe(cases: Sequence[Case], fraction: float, seed: int) -> set[str]:
+def _draw_calibration(cases: Sequence[Case], fraction: float, seed: int) -> set[str]:
     """Case ids of the calibration set: whole groups, at most MOST_PROBE images, not the last label."""
     groups = grouped(cases, lambda case: case.group)
     sizes = {group: len(of) for group, of in groups.items()}
     count = min(int(fraction * len(cases)), MOST_PROBE, len(cases) - 1)
-    drawn = whole_groups(sizes, count, seed, "probe") if count > 0 else set()
-    return {case.stem for group in drawn for case in groups[group]}
+    drawn = whole_groups(sizes, count, seed, "calibration") if count > 0 else set()
+    return {case.case_id for group in drawn for case in groups[group]}

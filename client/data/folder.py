@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from knowmine.client.data.images import IMAGE_SUFFIXES, is_image_file, stem_of
+from knowmine.client.data.images import IMAGE_SUFFIXES, case_id_of, is_image_file
 from knowmine.shared.errors import DataError
 
 IMAGES, MASKS, INDEX = "images", "masks", "index.csv"
@@ -25,11 +25,11 @@ IMAGES, MASKS, INDEX = "images", "masks", "index.csv"
 class Case:
     """One image and, if the run may learn from it, its mask.
 
-    stem: the case id. mask: None if there is no mask or if it is hidden.
+    case id: the case id. mask: None if there is no mask or if it is hidden.
     group: images of one group stay together (frames of one video); the case id if it has no group.
     """
 
-    stem: str
+    case_id: str
     image: Path
     mask: Path | None
     group: str
@@ -46,8 +46,8 @@ def scan(folder: Path) -> tuple[Case, ...]:
             f"{folder} has no folder {IMAGES}/; expected {IMAGES}/ and, for labelled images, "
             f"{MASKS}/ with the same case ids (file names without suffix)"
         )
-    images = _by_stem(folder / IMAGES)
-    masks = _by_stem(folder / MASKS) if (folder / MASKS).is_dir() else {}
+    images = _by_case_id(folder / IMAGES)
+    masks = _by_case_id(folder / MASKS) if (folder / MASKS).is_dir() else {}
     if not images:
         others = ", ".join(sorted({path.suffix or path.name for path in _files(folder / IMAGES)}))
         raise DataError(
@@ -60,12 +60,14 @@ def scan(folder: Path) -> tuple[Case, ...]:
             f"{folder / MASKS}: {len(alone)} masks have no image with the same case id "
             f"({first_few(alone)}); name a mask exactly like its image, or remove it"
         )
-    return tuple(Case(stem, path, masks.get(stem), stem) for stem, path in images.items())
+    return tuple(
+        Case(case_id, path, masks.get(case_id), case_id) for case_id, path in images.items()
+    )
 
 
 def images_in(folder: Path) -> dict[str, Path]:
     """Case id to image file of a data folder."""
-    return {case.stem: case.image for case in scan(folder)}
+    return {case.case_id: case.image for case in scan(folder)}
 
 
 def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case, ...]:
@@ -80,13 +82,13 @@ def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case,
                 raise DataError(
                     f"{file} has no column '{missing}'; it has: {', '.join(columns) or 'none'}"
                 )
-            known = {case.stem for case in cases}
+            known = {case.case_id for case in cases}
             group_of: dict[str, str] = {}
             for row in rows:
-                stem, group = _as_stem(row["stem"] or "", known), (row[column] or "").strip()
-                if group_of.setdefault(stem, group) != group:
+                case_id, group = _as_case_id(row["stem"] or "", known), (row[column] or "").strip()
+                if group_of.setdefault(case_id, group) != group:
                     raise DataError(
-                        f"{file} gives {stem} two values of {column}: {group_of[stem]} and "
+                        f"{file} gives {case_id} two values of {column}: {group_of[case_id]} and "
                         f"{group}; expected one, so correct the table"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -94,35 +96,35 @@ def with_groups(cases: Sequence[Case], folder: Path, column: str) -> tuple[Case,
             f"cannot read {file}: {error}; to group by '{column}', it must be UTF-8 text with the "
             f"columns stem and {column}"
         ) from None
-    without = [case.stem for case in cases if not group_of.get(case.stem)]
+    without = [case.case_id for case in cases if not group_of.get(case.case_id)]
     if without:
         raise DataError(
             f"{file} gives no {column} for {len(without)} images ({first_few(without)}); fill in "
             "the column, or do not group by it"
         )
-    return tuple(replace(case, group=group_of[case.stem]) for case in cases)
+    return tuple(replace(case, group=group_of[case.case_id]) for case in cases)
 
 
-def read_stems(file: Path, cases: Iterable[Case]) -> set[str]:
+def read_case_ids(file: Path, cases: Iterable[Case]) -> set[str]:
     """The case ids listed in a file, one a line; a line `a.png` means case `a`.
 
     Raises `DataError` if the file cannot be read or names a case without an image.
     """
-    known = {case.stem for case in cases}
+    known = {case.case_id for case in cases}
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read {file}: {error}; expected a text file with one case id a line"
         ) from None
-    stems = {_as_stem(line.strip(), known) for line in lines if line.strip()}
-    unknown = stems - known
+    case_ids = {_as_case_id(line.strip(), known) for line in lines if line.strip()}
+    unknown = case_ids - known
     if unknown:
         raise DataError(
             f"{file} names {len(unknown)} cases that have no image ({first_few(unknown)}); "
             "expected case ids of this folder's images, one a line"
         )
-    return stems
+    return case_ids
 
 
 def other_files(folder: Path) -> int:
@@ -141,12 +143,12 @@ def first_few(names: Collection[str]) -> str:
     return f"{shown}, ..." if len(names) > 3 else shown
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_case_id(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in _files(folder):
         if not is_image_file(path):
             continue
-        other = found.setdefault(stem_of(path), path)
+        other = found.setdefault(case_id_of(path), path)
         if other is not path:
             raise DataError(
                 f"{folder} holds {other.name} and {path.name}, two files with one case id; "
@@ -170,5 +172,5 @@ def _files(folder: Path) -> list[Path]:
         ) from None
 
 
-def _as_stem(line: str, known: Collection[str]) -> str:
-    return line if line in known else stem_of(Path(line))
+def _as_case_id(line: str, known: Collection[str]) -> str:
+    return line if line in known else case_id_of(Path(line))

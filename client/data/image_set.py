@@ -25,9 +25,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def without(self, stems: frozenset[str]) -> "ImageSet":
+    def without(self, case_ids: frozenset[str]) -> "ImageSet":
         """The set without the cases of these ids."""
-        rows = [i for i, case in enumerate(self.cases) if case.stem not in stems]
+        rows = [i for i, case in enumerate(self.cases) if case.case_id not in case_ids]
         return self if len(rows) == len(self) else self.at(rows)
 
     def at(self, rows: Sequence[int]) -> "ImageSet":

@@ -43,7 +43,7 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or dicom.is_dicom(path)
 
 
-def stem_of(path: Path) -> str:
+def case_id_of(path: Path) -> str:
     """The case id, which pairs an image with its mask: the file name without a known suffix.
 
     >>> stem_of(Path("polyp.01.PNG")), stem_of(Path("1.2.840.1"))

@@ -110,12 +110,14 @@ def header_problem(case: Case, max_image_px: int = MAX_IMAGE_PX) -> str | None:
     return None
 
 
-def refuse_many_bad(site: str, left_out: Sequence[str], images: int, max_bad_share: float) -> None:
-    """Raise `DataError` if more than the fraction `max_bad_share` of `images` is left out."""
-    if len(left_out) > max_bad_share * images:
+def refuse_many_bad(
+    site: str, left_out: Sequence[str], images: int, max_bad_fraction: float
+) -> None:
+    """Raise `DataError` if more than the fraction `max_bad_fraction` of `images` is left out."""
+    if len(left_out) > max_bad_fraction * images:
         raise DataError(
             f"site '{site}': {len(left_out)} of {images} images ({len(left_out) / images:.0%}) "
-            f"cannot be used, expected at most {max_bad_share:.0%} (max_bad_share):\n  "
+            f"cannot be used, expected at most {max_bad_fraction:.0%} (max_bad_fraction):\n  "
             + "\n  ".join(left_out[:3])
             + ("\n  ..." if len(left_out) > 3 else "")
         )
@@ -126,14 +128,14 @@ def reason_of(case: Case, error: DataError) -> str:
     text = str(error)
     for path, what in ((case.image, ""), (case.mask, "its mask ")):
         text = text.replace(f"{path}: ", what, 1) if text.startswith(f"{path}: ") else text
-    return f"{case.stem}: {text}"
+    return f"{case.case_id}: {text}"
 
 
 def _mask_of(
     case: Case, classes: int, size: tuple[int, ...], max_image_px: int
 ) -> NDArray[np.uint8]:
     if case.mask is None:
-        raise ValueError(f"case {case.stem} has no mask to load; pass only labelled cases")
+        raise ValueError(f"case {case.case_id} has no mask to load; pass only labelled cases")
     mask = read_mask(case.mask, classes, max_image_px=max_image_px)
     _refuse_other_size(case.mask, mask.shape, size)
     return mask

@@ -38,7 +38,7 @@ class Scorer:
     @property
     def left_out(self) -> tuple[str, ...]:
         """The test images that could not be scored so far, each once, as "case id: reason"."""
-        return tuple(f"{stem}: {reason}" for stem, reason in self._reasons.items())
+        return tuple(f"{case_id}: {reason}" for case_id, reason in self._reasons.items())
 
     def score_test(self, cases: Iterable[Case], predict: Predict) -> dict[str, dict[str, float]]:
         """Dice, IoU and hd95 of each case, in its original frame, by case id.
@@ -50,12 +50,12 @@ class Scorer:
         for case in cases:
             if not self._usable(case):
                 continue
-            truth = self._read(case.stem)
+            truth = self._read(case.case_id)
             if truth is None:
                 continue
             height, width = truth.shape
             predicted = label_map(resize_probabilities(predict(case), height, width))
-            scores[case.stem] = {
+            scores[case.case_id] = {
                 name: mean_over_classes(measure, predicted, truth, self._classes)
                 for name, measure in MEASURES.items()
             }
@@ -67,45 +67,45 @@ class Scorer:
             self._usable(case)
         return self.left_out
 
-    def truth(self, stem: str, px: int) -> NDArray[np.uint8] | None:
+    def truth(self, case_id: str, px: int) -> NDArray[np.uint8] | None:
         """The hidden mask (px, px) uint8, model frame; None if it cannot be read.
 
         For a simulation's report only; never for training.
         """
-        mask = self._read(stem) if stem in self._paths else None
+        mask = self._read(case_id) if case_id in self._paths else None
         return None if mask is None else resize_mask(mask, px)
 
     def _usable(self, case: Case) -> bool:
         """Whether the mask exists and has the image's size; the reason is recorded if not."""
-        stem = case.stem
-        if stem in self._reasons:
+        case_id = case.case_id
+        if case_id in self._reasons:
             return False
-        if stem not in self._paths:
-            self._reasons[stem] = "has no mask to score against"
+        if case_id not in self._paths:
+            self._reasons[case_id] = "has no mask to score against"
             return False
         try:
-            mask = image_size(self._paths[stem], max_image_px=self._max_image_px)
+            mask = image_size(self._paths[case_id], max_image_px=self._max_image_px)
             image = image_size(case.image, max_image_px=self._max_image_px)
         except DataError as error:
-            self._leave_out(stem, error)
+            self._leave_out(case_id, error)
             return False
         if mask != image:
-            self._reasons[stem] = (
+            self._reasons[case_id] = (
                 f"its mask is {mask[1]}x{mask[0]} pixels and its image {image[1]}x{image[0]}; "
                 "expected equal sizes, so export the mask again"
             )
         return mask == image
 
-    def _read(self, stem: str) -> NDArray[np.uint8] | None:
-        path = self._paths[stem]
+    def _read(self, case_id: str) -> NDArray[np.uint8] | None:
+        path = self._paths[case_id]
         try:
             return read_mask(path, self._classes, max_image_px=self._max_image_px)
         except DataError as error:
-            self._leave_out(stem, error)
+            self._leave_out(case_id, error)
             return None
 
-    def _leave_out(self, stem: str, error: DataError) -> None:
-        self._reasons[stem] = str(error).replace(f"{self._paths[stem]}: ", "its mask ")
+    def _leave_out(self, case_id: str, error: DataError) -> None:
+        self._reasons[case_id] = str(error).replace(f"{self._paths[case_id]}: ", "its mask ")
 
 
 def resize_probabilities(

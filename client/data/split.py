@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from knowmine.client.data.folder import Case, first_few, other_files, read_stems, scan, with_groups
+from knowmine.client.data.folder import (
+    Case,
+    first_few,
+    other_files,
+    read_case_ids,
+    scan,
+    with_groups,
+)
 from knowmine.client.data.sampling import deal, grouped, ranked, whole_groups
 from knowmine.shared.errors import DataError
 
@@ -41,9 +48,9 @@ def divide(
     # 1. the test set: listed or drawn
     listed = _find_list(folder, test, "test.txt")
     if listed is not None:
-        stems = read_stems(listed, cases)
-        straddling = {case.group for case in cases if case.stem in stems} & {
-            case.group for case in cases if case.stem not in stems
+        case_ids = read_case_ids(listed, cases)
+        straddling = {case.group for case in cases if case.case_id in case_ids} & {
+            case.group for case in cases if case.case_id not in case_ids
         }
         if straddling:
             raise DataError(
@@ -52,9 +59,9 @@ def divide(
                 "the list or do not group"
             )
     else:
-        stems = _draw_test(cases, test_fraction, seed, folder)
-    chosen = tuple(case for case in cases if case.stem in stems)
-    rest = tuple(case for case in cases if case.stem not in stems)
+        case_ids = _draw_test(cases, test_fraction, seed, folder)
+    chosen = tuple(case for case in cases if case.case_id in case_ids)
+    rest = tuple(case for case in cases if case.case_id not in case_ids)
     if not rest:
         raise DataError(
             f"{folder}: all {len(cases)} images are test images; expected some to train on, so "
@@ -62,10 +69,10 @@ def divide(
         )
 
     # 2. the masks that may be used
-    labels = {case.stem for case in rest if case.mask}
+    labels = {case.case_id for case in rest if case.mask}
     allowed = folder / "labelled.txt"
     if allowed.exists():
-        wanted = read_stems(allowed, cases) - stems
+        wanted = read_case_ids(allowed, cases) - case_ids
         if wanted - labels:
             raise DataError(
                 f"{allowed} names {len(wanted - labels)} images without a mask "
@@ -73,7 +80,7 @@ def divide(
             )
         labels = wanted
     elif isinstance(labelled, float) and labelled == 1 and len(labels) < len(rest):
-        without = {case.stem for case in rest} - labels
+        without = {case.case_id for case in rest} - labels
         raise DataError(
             f"{folder}: {len(without)} images have no mask ({first_few(without)}) although all "
             "should be labelled (labelled 1.0); add the masks, or remove `labelled` to use "
@@ -114,7 +121,7 @@ def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) 
     drawn = whole_groups(sizes, count, seed, "test") or set(
         sorted(ranked(sizes, seed, "test"), key=sizes.__getitem__)[:1]
     )
-    return {case.stem for group in drawn for case in groups[group]}
+    return {case.case_id for group in drawn for case in groups[group]}
 
 
 def deal_cases(
@@ -128,7 +135,7 @@ def deal_cases(
     """
     groups = grouped(cases, lambda case: case.group)
     order = ranked(groups, seed, "site")
-    order.sort(key=lambda group: (-len(groups[group]), groups[group][0].stem not in labels))
+    order.sort(key=lambda group: (-len(groups[group]), groups[group][0].case_id not in labels))
     enough = len(order) >= len(shares)
     dealt = deal({group: len(groups[group]) for group in order}, shares, none_empty=enough)
     return [[case for group in names for case in groups[group]] for names in dealt]

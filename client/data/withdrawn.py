@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from knowmine.client.data.images import stem_of
+from knowmine.client.data.images import case_id_of
 from knowmine.shared.errors import DataError
 
 WITHDRAWN = "withdrawn.txt"
@@ -27,4 +27,4 @@ def withdrawn_in(file: Path | None) -> frozenset[str]:
             "line"
         ) from None
     named = {line.strip() for line in lines if line.strip()}
-    return frozenset(named | {stem_of(Path(name)) for name in named})
+    return frozenset(named | {case_id_of(Path(name)) for name in named})

@@ -85,7 +85,7 @@ def suppress_hello(hello: Hello, fewest: int) -> Hello:
         hello,
         labelled=_many(hello.labelled, fewest),
         unlabelled=_many(hello.unlabelled, fewest),
-        probe=_many(hello.probe, fewest),
+        calibration=_many(hello.calibration, fewest),
         test=_many(hello.test, fewest),
     )
 

@@ -187,7 +187,7 @@ def _hello(hello: Hello) -> Hello:
         ),
         labelled=_DOOR.count("labelled", hello.labelled),
         unlabelled=_DOOR.count("unlabelled", hello.unlabelled),
-        probe=_DOOR.count("probe", hello.probe),
+        calibration=_DOOR.count("calibration", hello.calibration),
         test=_DOOR.count("test", hello.test),
     )
 

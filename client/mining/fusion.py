@@ -61,7 +61,7 @@ def gate(sums: Calibration, own_images: int) -> Gate:
     which has learnt more since the sums were made.
     """
     if sums.images < MIN_CALIBRATION_IMAGES:
-        return Gate("unjudged", 1.0)
+        return Gate("uncalibrated", 1.0)
     shrunk = {
         weight: dice - PRIOR_IMAGES * PRIOR_HARM * (1 - weight) ** 2
         for dice, weight in zip(sums.fused, FUSE_WEIGHTS, strict=True)
@@ -69,7 +69,7 @@ def gate(sums: Calibration, own_images: int) -> Gate:
     }
     best = max(shrunk, key=shrunk.__getitem__)
     helps = shrunk[best] > shrunk[1.0]
-    word = "borrowed" if own_images < MIN_CALIBRATION_IMAGES else "on" if helps else "off"
+    word = "pooled" if own_images < MIN_CALIBRATION_IMAGES else "on" if helps else "off"
     return Gate(word, best if helps else 1.0)
 
 

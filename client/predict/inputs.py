@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from knowmine.client.data.dicom import is_dicom
-from knowmine.client.data.images import is_image_file, read_image, stem_of
+from knowmine.client.data.images import case_id_of, is_image_file, read_image
 from knowmine.client.predict import dicom_input
 from knowmine.client.predict.types import Input, Opened
 from knowmine.shared.errors import DataError
@@ -23,7 +23,7 @@ def find_inputs(places: Sequence[Path], out: Path) -> list[Input]:
     found: list[Input] = []
     taken: set[str] = set()
     for place in places:
-        for path, name in _in_folder(place, out) if place.is_dir() else [(place, _stem(place))]:
+        for path, name in _in_folder(place, out) if place.is_dir() else [(place, _case_id(place))]:
             unique, number = name, 1
             # On Windows and macOS, names that differ only in case are one file.
             while unique.lower() in taken:
@@ -108,12 +108,12 @@ def _in_folder(folder: Path, out: Path) -> list[tuple[Path, str]]:
         if hidden or not path.is_file() or path.is_relative_to(out):
             continue
         if is_image_file(path) or path.name.lower().endswith(NIFTI_SUFFIXES):
-            files.append((path, (inner.parent / _stem(path)).as_posix()))
+            files.append((path, (inner.parent / _case_id(path)).as_posix()))
     return files
 
 
-def _stem(path: Path) -> str:
+def _case_id(path: Path) -> str:
     for suffix in reversed(NIFTI_SUFFIXES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
-    return stem_of(path)
+    return case_id_of(path)

@@ -105,7 +105,7 @@ class Cases:
 
 def original_image(case: ReviewCase) -> NDArray[np.uint8] | None:
     """The image (H, W, 3) in the data folder; None if it is not the file that the round used."""
-    path = case.site.images.get(case.label.stem)
+    path = case.site.images.get(case.label.case_id)
     if path is None or digest_or_none(path) != case.label.digest:
         return None
     try:
@@ -114,9 +114,9 @@ def original_image(case: ReviewCase) -> NDArray[np.uint8] | None:
         return None
 
 
-def page_id(site: SiteFiles, stem: str) -> str:
+def page_id(site: SiteFiles, case_id: str) -> str:
     """The page's name for a case; it does not reveal the case id."""
-    text = f"{site.name}/{stem}".encode(errors="surrogateescape")
+    text = f"{site.name}/{case_id}".encode(errors="surrogateescape")
     return hashlib.sha256(text).hexdigest()[:16]
 
 
@@ -138,9 +138,9 @@ def _case(site: SiteFiles, label: PseudoLabel) -> ReviewCase:
         raise UsageError(
             f"the run has {label.classes} classes; review can correct masks of one class only"
         )
-    if Path(label.stem).name != label.stem:
-        raise DataError(f"{site.folder} names a case {label.stem!r}, which is not a file name")
+    if Path(label.case_id).name != label.case_id:
+        raise DataError(f"{site.folder} names a case {label.case_id!r}, which is not a file name")
     height, width = label.size
     scale = min(1.0, SHOWN_PX / max(height, width))
     shown = max(1, round(height * scale)), max(1, round(width * scale))
-    return ReviewCase(page_id(site, label.stem), site, label, shown)
+    return ReviewCase(page_id(site, label.case_id), site, label, shown)

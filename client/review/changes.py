@@ -69,7 +69,7 @@ def entry_of(
     label = case.label
     return {
         "id": case.id,
-        "stem": label.stem,
+        "stem": label.case_id,
         "site": case.site.name,
         "round": label.round,
         "image": label.digest,

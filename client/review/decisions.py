@@ -43,7 +43,7 @@ class Decision(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    stem: str
+    case_id: str
     verdict: Verdict
     role: str
     when: datetime
@@ -72,7 +72,7 @@ def after_review(unlabelled: ImageSet, folder: Path) -> tuple[ImageSet, ImageSet
     px = unlabelled.images.shape[-1]
     rest, rows, masks = [], [], []
     for row, case in enumerate(unlabelled.cases):
-        decision = decided.get(case.stem)
+        decision = decided.get(case.case_id)
         if decision is None or decision.image_sha256 != unlabelled.digests[row]:
             rest.append(row)
         elif decision.is_label:
@@ -102,7 +102,7 @@ def read_decisions(folder: Path) -> Mapping[str, Decision]:
             decision = Decision.model_validate_json(line)
         except ValidationError:
             continue
-        last[decision.stem] = decision
+        last[decision.case_id] = decision
     return last
 
 
@@ -119,24 +119,26 @@ def append_decision(folder: Path, decision: Decision) -> None:
         os.fsync(file.fileno())
 
 
-def forget_review(folder: Path, stem: str) -> int:
+def forget_review(folder: Path, case_id: str) -> int:
     """Remove the reviewed masks, strokes and decisions of a case; return the number of files."""
-    reviewed = re.compile(re.escape(stem) + r"\.[0-9a-f]{16}\.png")
+    reviewed = re.compile(re.escape(case_id) + r"\.[0-9a-f]{16}\.png")
     files = [path for path in _in(folder / MASKS) if reviewed.fullmatch(path.name)]
-    files += [draft_path(folder, stem, window) for window in draft_windows(folder).get(stem, ())]
+    files += [
+        draft_path(folder, case_id, window) for window in draft_windows(folder).get(case_id, ())
+    ]
     for path in files:
         path.unlink(missing_ok=True)
-    if stem in read_decisions(folder):
+    if case_id in read_decisions(folder):
         lines = (folder / REVIEWS).read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if not _is_of(line, stem)]
+        kept = [line for line in lines if not _is_of(line, case_id)]
         write_atomically(folder / REVIEWS, b"".join(kept))
         files.append(folder / REVIEWS)
     return len(files)
 
 
-def _is_of(line: bytes, stem: str) -> bool:
+def _is_of(line: bytes, case_id: str) -> bool:
     try:
-        return Decision.model_validate_json(line).stem == stem
+        return Decision.model_validate_json(line).case_id == case_id
     except ValidationError:
         return False
 
@@ -147,10 +149,10 @@ def save_mask(path: Path, png: bytes) -> None:
     write_atomically(path, png)
 
 
-def save_label(folder: Path, stem: str, png: bytes) -> str:
+def save_label(folder: Path, case_id: str, png: bytes) -> str:
     """Write an accepted mask under its own file name; return its SHA-256."""
     digest = hashlib.sha256(png).hexdigest()
-    save_mask(mask_path(folder, stem, digest), png)
+    save_mask(mask_path(folder, case_id, digest), png)
     return digest
 
 
@@ -158,18 +160,18 @@ def label_path(folder: Path, decision: Decision) -> Path | None:
     """The accepted mask of a decision; None if the file is missing or was changed."""
     if not decision.is_label or decision.mask_sha256 is None:
         return None
-    path = mask_path(folder, decision.stem, decision.mask_sha256)
+    path = mask_path(folder, decision.case_id, decision.mask_sha256)
     return path if digest_or_none(path) == decision.mask_sha256 else None
 
 
-def mask_path(folder: Path, stem: str, digest: str) -> Path:
+def mask_path(folder: Path, case_id: str, digest: str) -> Path:
     """The file of a reviewed mask with that SHA-256."""
-    return folder / MASKS / f"{stem}.{digest[:16]}.png"
+    return folder / MASKS / f"{case_id}.{digest[:16]}.png"
 
 
-def draft_path(folder: Path, stem: str, window: str) -> Path:
+def draft_path(folder: Path, case_id: str, window: str) -> Path:
     """The file of a window's strokes on a case."""
-    return folder / DRAFTS / window / f"{stem}.png"
+    return folder / DRAFTS / window / f"{case_id}.png"
 
 
 def draft_windows(folder: Path) -> Mapping[str, Sequence[str]]:

@@ -37,7 +37,7 @@ def model_mask_png(cases: Cases, case: ReviewCase, which: str) -> bytes | None:
 def draft_png(case: ReviewCase, window: str) -> bytes | None:
     """A window's strokes without a decision yet, in the frame shown; None if there are none."""
     try:
-        png = draft_path(case.site.folder, case.label.stem, window).read_bytes()
+        png = draft_path(case.site.folder, case.label.case_id, window).read_bytes()
     except FileNotFoundError:
         return None
     return resized_mask(png, case.shown)

@@ -72,14 +72,14 @@ class Review:
 
     def decision(self, case: ReviewCase) -> Decision | None:
         """The last decision on a case."""
-        return self._decided(case.site.folder).get(case.label.stem)
+        return self._decided(case.site.folder).get(case.label.case_id)
 
     def drafts(self) -> dict[str, Sequence[str]]:
         """The windows that have strokes on a case, by the case's id on the page."""
         return {
-            page_id(site, stem): windows
+            page_id(site, case_id): windows
             for site in self._sites
-            for stem, windows in draft_windows(site.folder).items()
+            for case_id, windows in draft_windows(site.folder).items()
         }
 
     def is_lost(self, case: ReviewCase) -> bool:
@@ -88,7 +88,7 @@ class Review:
         if decision is None or not decision.is_label:
             return False
         try:
-            seen = mask_path(folder, decision.stem, decision.mask_sha256 or "").stat()
+            seen = mask_path(folder, decision.case_id, decision.mask_sha256 or "").stat()
         except FileNotFoundError:
             return True
         key = decision.id, seen.st_mtime_ns, seen.st_size
@@ -123,12 +123,12 @@ class Review:
     def save_draft(self, case: ReviewCase, window: str, png: bytes) -> None:
         """Save a window's strokes, without a decision yet."""
         with _explained(case.site.folder):
-            path = draft_path(case.site.folder, case.label.stem, window)
+            path = draft_path(case.site.folder, case.label.case_id, window)
             save_mask(path, checked_mask(png, case.shown))
 
     def discard_draft(self, case: ReviewCase, window: str) -> None:
         """Remove a window's strokes."""
-        draft_path(case.site.folder, case.label.stem, window).unlink(missing_ok=True)
+        draft_path(case.site.folder, case.label.case_id, window).unlink(missing_ok=True)
 
     def decide(
         self,
@@ -147,7 +147,7 @@ class Review:
         id_: of this decision, so that a decision that is sent twice counts once.
         Raises `Overtaken` if another decision was made meanwhile.
         """
-        folder, stem = case.site.folder, case.label.stem
+        folder, case_id = case.site.folder, case.label.case_id
         is_label = verdict in ("accepted", "corrected")
         if is_label and png is None:
             raise UsageError("accepted without a mask: load the page again")
@@ -167,13 +167,13 @@ class Review:
             before = None if last is None else label_path(folder, last)
             if last is not None and before is not None:
                 for whose in {last.window, window} - ({window} if is_label else set()):
-                    if not (draft := draft_path(folder, stem, whose)).exists():
+                    if not (draft := draft_path(folder, case_id, whose)).exists():
                         save_mask(draft, before.read_bytes())
             # 2. Write the mask. 3. Write the decision that names it. 4. Remove what neither needs.
-            digest = save_label(folder, stem, mask) if mask else None
+            digest = save_label(folder, case_id, mask) if mask else None
             decision = Decision(
                 id=id_ or secrets.token_hex(8),
-                stem=stem,
+                case_id=case_id,
                 verdict=verdict,
                 role=self.role,
                 when=datetime.now(UTC),

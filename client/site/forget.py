@@ -35,26 +35,26 @@ from knowmine.shared.files import FolderLock, write_atomically
 from knowmine.shared.trust.keys import load_audit_key, make_private_folder
 
 
-def forget_case(settings: ClientSettings, stem: str) -> int:
+def forget_case(settings: ClientSettings, case_id: str) -> int:
     """Destroy what is kept of one case: embeddings, pseudo-labels, reviews, scores; how many files.
 
     Its lines in the record of who took part stay: they name it to nobody without the key. Write
-    its stem into withdrawn.txt too, or the next round makes its embedding again.
+    its case id into withdrawn.txt too, or the next round makes its embedding again.
     Raises `UsageError` while the site runs.
     """
     with _stopped(settings) as chain:
         seal, site = _seal_of(settings), settings.state / "site"
-        digests = [digest_of_file(path) for name, path in _images(settings) if name == stem]
+        digests = [digest_of_file(path) for name, path in _images(settings) if name == case_id]
         files = forget_plain(embeddings_of(settings.sam), digests)
         if seal:
             aliases = {seal.alias("embedding", digest) for digest in digests}
-            aliases |= Participation(site, seal).embeddings_of(stem)
+            aliases |= Participation(site, seal).embeddings_of(case_id)
             files += forget_embeddings(embeddings_of(settings.sam), seal, sorted(aliases))
-            files += forget_in_gallery(site, stem, seal)
-        files += forget_in_gallery(site, stem, None)
-        files += forget_review(site, stem) + _forget_scores(site, stem)
+            files += forget_in_gallery(site, case_id, seal)
+        files += forget_in_gallery(site, case_id, None)
+        files += forget_review(site, case_id) + _forget_scores(site, case_id)
         files += sum(map(_remove, pictures_of(settings.state)))  # among others, of this case
-        whose = {"case": seal.alias("case", stem)} if seal else {}
+        whose = {"case": seal.alias("case", case_id)} if seal else {}
         chain.append("forgot", "here", about={"what": "case", "files": files, **whose})
         return files
 
@@ -106,19 +106,19 @@ def _seal_of(settings: ClientSettings) -> Seal | None:
 
 
 def _images(settings: ClientSettings) -> list[tuple[str, Path]]:
-    """Stems and files of the images that are still there."""
+    """Case ids and files of the images that are still there."""
     try:
         return list(images_in(settings.data).items())
     except DataError:
         return []
 
 
-def _forget_scores(site: Path, stem: str) -> int:
+def _forget_scores(site: Path, case_id: str) -> int:
     """Take a case out of the scores of all rounds; from how many files."""
     found = 0
     for file in sorted(site.glob("scores-*.json")):
         scores = json.loads(file.read_bytes())
-        if scores.pop(stem, None) is not None:
+        if scores.pop(case_id, None) is not None:
             write_atomically(file, json.dumps(scores, indent=1).encode())
             found += 1
     return found

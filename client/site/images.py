@@ -11,8 +11,8 @@ from knowmine.client.data.withdrawn import withdrawn_in
 from knowmine.client.settings import DataSettings
 from knowmine.shared.settings import ModelSettings
 
-PURPOSES = ("labelled", "probe", "unlabelled", "test")
-WITH_TRUTH = ("labelled", "probe")
+PURPOSES = ("labelled", "calibration", "unlabelled", "test")
+WITH_TRUTH = ("labelled", "calibration")
 """Purposes whose masks the site may see."""
 
 
@@ -32,7 +32,7 @@ class SiteImages:
         self._resting: set[str] = set()
         usable = sum(map(len, self._sets.values()))
         total = usable + len(self.left_out)
-        refuse_many_bad(data.name, self.left_out, total, split.max_bad_share)
+        refuse_many_bad(data.name, self.left_out, total, split.max_bad_fraction)
 
     @property
     def labelled(self) -> ImageSet:
@@ -40,9 +40,9 @@ class SiteImages:
         return self._awake("labelled")
 
     @property
-    def probe(self) -> ImageSet:
+    def calibration(self) -> ImageSet:
         """Labelled images on which pseudo-labels are measured."""
-        return self._awake("probe")
+        return self._awake("calibration")
 
     @property
     def unlabelled(self) -> ImageSet:
@@ -78,9 +78,9 @@ class SiteImages:
 
         Raises `DataError` if the list cannot be read.
         """
-        if stems := withdrawn_in(self._withdrawn):
+        if case_ids := withdrawn_in(self._withdrawn):
             for name in PURPOSES:
-                self._sets[name] = self._awake(name).without(stems)
+                self._sets[name] = self._awake(name).without(case_ids)
 
     def _awake(self, name: str) -> ImageSet:
         """A set with its pixels."""

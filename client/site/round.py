@@ -65,14 +65,14 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
     test = site.images.test
     site.progress.start("scoring", len(test))
     masks = predict(site.models.network, test.images, site.models.compute, site.progress.advance)
-    by_stem = {case.stem: mask for case, mask in zip(test.cases, masks, strict=True)}
-    scores = site.scorer.score_test(test.cases, lambda case: by_stem[case.stem])
+    by_case_id = {case.case_id: mask for case, mask in zip(test.cases, masks, strict=True)}
+    scores = site.scorer.score_test(test.cases, lambda case: by_case_id[case.case_id])
     site.progress.done()
     site.state.keep_scores(task.round, scores)
     site.state.note(task.round, "scored", test)
     calibration = Calibration()
     if calibrates(task.plan, task.round, task.rounds):
-        calibration = measure(site.images.probe, site.models, task.plan, site.progress)
+        calibration = measure(site.images.calibration, site.models, task.plan, site.progress)
 
     def total(key: str) -> float:
         return float(sum(score[key] for score in scores.values()))
@@ -105,7 +105,7 @@ def labelled_sets(site: Site, task: TrainTask, reviewed: ImageSet | None) -> lis
     made, and the calibration set in rounds that do not measure on it.
     """
     apart = calibrates(task.plan, task.round, task.rounds)
-    sets = [site.images.labelled, reviewed, None if apart else site.images.probe]
+    sets = [site.images.labelled, reviewed, None if apart else site.images.calibration]
     return [images for images in sets if images is not None]
 
 
@@ -123,7 +123,7 @@ def mine_images(
     model = site.models.settings
     if not len(images):
         return Examples.none(model.classes, model.image_px), Mined()
-    own_images = site.images.count("probe")
+    own_images = site.images.count("calibration")
     with memory_for("mining", "choose smaller sam.weights or model.image_px"):
         found = miner(images, site.models, task.plan, task.calibration, own_images, site.progress)
     site.state.note(task.round, "mined", images)

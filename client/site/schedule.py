@@ -38,7 +38,7 @@ def images_of_round(images: ImageSet, plan: Plan, round_: int, rounds: int) -> I
     """
     count = min(plan.mining.images or len(images), len(images))
     rows = range(len(images))
-    shuffled = sorted(rows, key=lambda i: draw(plan.seed, "mine", images.cases[i].stem))
+    shuffled = sorted(rows, key=lambda i: draw(plan.seed, "mine", images.cases[i].case_id))
     start = (round_ - plan.mining.warm_up(rounds) - 1) * count
     return images.at(sorted(shuffled[(start + i) % len(images)] for i in range(count)))
 

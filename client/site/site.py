@@ -28,14 +28,14 @@ class Site:
     def hello(self) -> Hello:
         """Who this site is, and how many images it has."""
         self.images.leave_out_withdrawn()
-        labelled, probe = self.images.count("labelled"), self.images.count("probe")
+        labelled, calibration = self.images.count("labelled"), self.images.count("calibration")
         return Hello(
             site=self.name,
             protocol=PROTOCOL,
             model_digest=digest_of_manifest(self.models.manifest),
-            labelled=labelled + probe,
+            labelled=labelled + calibration,
             unlabelled=self.images.count("unlabelled"),
-            probe=probe,
+            calibration=calibration,
             test=self.images.count("test"),
         )
 
@@ -47,4 +47,4 @@ class Site:
     @property
     def embedded(self) -> int:
         """Images of this site with an embedding on disk, from this run or an earlier one."""
-        return self.models.sam.embedded(self.images.digests("probe", "unlabelled"))
+        return self.models.sam.embedded(self.images.digests("calibration", "unlabelled"))

@@ -69,7 +69,7 @@ class SiteWorker:
         return improve(self._site, task)
 
     def evaluate(self, task: EvaluateTask) -> Scores:
-        """Score on the site's test and probe images."""
+        """Score on the site's test and calibration images."""
         from knowmine.client.site.round import evaluate
 
         return evaluate(self._site, task)

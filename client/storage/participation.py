@@ -18,10 +18,10 @@ RECORD = "participation.jsonl"
 
 
 class Named(Protocol):
-    """A case, by its stem."""
+    """A case, by its case id."""
 
     @property
-    def stem(self) -> str:
+    def case_id(self) -> str:
         """The name of image and mask without its ending."""
 
 
@@ -45,7 +45,7 @@ class Participation:
         as_: "trained", "mined" or "scored". digests: of their image files.
         """
         whose = {
-            self._seal.alias("case", case.stem): self._seal.alias("embedding", digest)
+            self._seal.alias("case", case.case_id): self._seal.alias("embedding", digest)
             for case, digest in zip(cases, digests, strict=True)
         }
         if not whose:
@@ -66,14 +66,14 @@ class Participation:
         except OSError as error:
             raise CannotWrite(f"cannot write {self._path} ({error.strerror})") from error
 
-    def rounds_of(self, stem: str) -> list[Took]:
+    def rounds_of(self, case_id: str) -> list[Took]:
         """In which rounds a case took part, in order; the receipts' times tell of which run."""
-        alias = self._seal.alias("case", stem)
+        alias = self._seal.alias("case", case_id)
         return sorted(took for took, cases in self._lines() if alias in cases)
 
-    def embeddings_of(self, stem: str) -> set[str]:
+    def embeddings_of(self, case_id: str) -> set[str]:
         """Aliases of a case's embeddings, also where its image is gone."""
-        alias = self._seal.alias("case", stem)
+        alias = self._seal.alias("case", case_id)
         return {str(cases[alias]) for _, cases in self._lines() if alias in cases}
 
     def _lines(self) -> Iterable[tuple[Took, Mapping[str, str]]]:

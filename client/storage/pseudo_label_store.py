@@ -49,7 +49,7 @@ class PseudoLabel(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    stem: str
+    case_id: str
     round: int
     quality: float
     kept: bool
@@ -94,16 +94,16 @@ def save_mined(
     differ = 1 - dice_of(
         seen.unet.max(1, keepdims=True) > 0.5, seen.sam.max(1, keepdims=True) > 0.5
     )
-    index = {one.stem: one for one in load_mined(folder, seal)}
+    index = {one.case_id: one for one in load_mined(folder, seal)}
     for row, case in enumerate(images.cases):
         of_sam = [seen.sam[row]] if prompted[row] else []
         masks = [seen.unet[row], *of_sam, found.masks[row]]
         content = _packed(images.images[row].numpy(), masks)
         if seal is not None:
-            content = seal.seal("gallery", _sealed_as(case.stem, seal), content)
-        _write_whole(_file(own, case.stem, round_, seal), content)
-        index[case.stem] = PseudoLabel(
-            stem=case.stem,
+            content = seal.seal("gallery", _sealed_as(case.case_id, seal), content)
+        _write_whole(_file(own, case.case_id, round_, seal), content)
+        index[case.case_id] = PseudoLabel(
+            case_id=case.case_id,
             round=round_,
             quality=float(found.quality[row]),
             kept=bool(found.selection.kept[row]),
@@ -137,11 +137,11 @@ def load_pixels(folder: Path, label: PseudoLabel, seal: Seal | None = None) -> P
         f"the pseudo-label of round {label.round} is not here any more: a round replaced it"
     )
     try:
-        content: bytes | None = _file(folder / MINED, label.stem, label.round, seal).read_bytes()
+        content: bytes | None = _file(folder / MINED, label.case_id, label.round, seal).read_bytes()
     except FileNotFoundError:
         raise gone from None
     if seal is not None:
-        content = seal.unseal("gallery", _sealed_as(label.stem, seal), content or b"")
+        content = seal.unseal("gallery", _sealed_as(label.case_id, seal), content or b"")
     if content is None:
         raise gone
     try:
@@ -150,16 +150,16 @@ def load_pixels(folder: Path, label: PseudoLabel, seal: Seal | None = None) -> P
         raise gone from None
 
 
-def forget_mined(folder: Path, stem: str, seal: Seal | None) -> int:
+def forget_mined(folder: Path, case_id: str, seal: Seal | None) -> int:
     """Destroy key and files of one case's pseudo-labels; how many there were."""
     own = folder / MINED
     if not own.is_dir():
         return 0
-    files = list(own.glob(f"{_alias(stem, seal)}-*"))
+    files = list(own.glob(f"{_alias(case_id, seal)}-*"))
     listed = load_mined(folder, seal)
-    kept = [one for one in listed if one.stem != stem]
+    kept = [one for one in listed if one.case_id != case_id]
     if seal is not None:
-        seal.destroy("gallery", _sealed_as(stem, seal))
+        seal.destroy("gallery", _sealed_as(case_id, seal))
         # What cannot be opened any more might name the case: it helps nobody.
         if not listed:
             index_file(folder, seal).unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def index_file(folder: Path, seal: Seal | None = None) -> Path:
 def _within(labels: Iterable[PseudoLabel], quota_bytes: int) -> list[PseudoLabel]:
     """As many as there is room for: the newest rounds, of each the worst judged first."""
     kept, size = [], 0
-    for label in sorted(labels, key=lambda one: (-one.round, one.quality, one.stem)):
+    for label in sorted(labels, key=lambda one: (-one.round, one.quality, one.case_id)):
         size += label.bytes
         if size > quota_bytes:
             break
@@ -193,7 +193,7 @@ def _write_index(folder: Path, labels: Sequence[PseudoLabel], seal: Seal | None)
     if seal is not None:
         content = seal.seal("gallery", "mined index", content)
     write_atomically(index_file(folder, seal), content)
-    named = {_file(folder / MINED, one.stem, one.round, seal).name for one in labels}
+    named = {_file(folder / MINED, one.case_id, one.round, seal).name for one in labels}
     suffix = _suffix(seal)
     for entry in os.scandir(folder / MINED):
         old = entry.name.endswith(suffix) and entry.name not in named
@@ -212,23 +212,23 @@ def _write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _file(own: Path, stem: str, round_: int, seal: Seal | None) -> Path:
-    return own / f"{_alias(stem, seal)}-{round_:04d}{_suffix(seal)}"
+def _file(own: Path, case_id: str, round_: int, seal: Seal | None) -> Path:
+    return own / f"{_alias(case_id, seal)}-{round_:04d}{_suffix(seal)}"
 
 
 def _suffix(seal: Seal | None) -> str:
     return ".zst" if seal is None else ".sealed"
 
 
-def _alias(stem: str, seal: Seal | None) -> str:
+def _alias(case_id: str, seal: Seal | None) -> str:
     """A name that fits every disk, and tells nobody without the key whose it is."""
     if seal is not None:
-        return seal.alias("mined", stem)[:32]
-    return hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:32]
+        return seal.alias("mined", case_id)[:32]
+    return hashlib.sha256(case_id.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _sealed_as(stem: str, seal: Seal) -> str:
-    return f"mined|{_alias(stem, seal)}"
+def _sealed_as(case_id: str, seal: Seal) -> str:
+    return f"mined|{_alias(case_id, seal)}"
 
 
 def _packed(image: NDArray[np.uint8], masks: Sequence[Floats]) -> bytes:

@@ -28,7 +28,7 @@ class Kept:
     """
 
     round: int
-    stem: str
+    case_id: str
     image: NDArray[np.uint8]
     unet: Floats
     sam: Floats | None
@@ -45,7 +45,7 @@ class Sampled:
     """A pseudo-label's mask without its picture. mask: (S, S) bool, all classes joined."""
 
     round: int
-    stem: str
+    case_id: str
     quality: float
     kept: bool
     mask: NDArray[np.bool_]
@@ -74,7 +74,7 @@ def save_gallery(
     content = io.BytesIO()
     np.savez_compressed(
         content,
-        stems=np.array([images.cases[row].stem for row in rows]),
+        case_ids=np.array([images.cases[row].case_id for row in rows]),
         images=images.images[rows].numpy(),
         unet=_bytes(seen.unet[rows]),
         sam=_bytes(seen.sam[rows]),
@@ -85,7 +85,7 @@ def save_gallery(
         digests=np.array([images.digests[row] for row in rows]),
         sizes=np.array([images.sizes[row] for row in rows], np.int64),
         classes=np.array(found.masks.shape[1]),
-        sample_stems=np.array([images.cases[row].stem for row in sample]),
+        sample_case_ids=np.array([images.cases[row].case_id for row in sample]),
         sample_quality=quality[sample],
         sample_kept=kept[sample],
         sample_masks=np.packbits(found.masks[sample].max(1) > 0.5, axis=-1),
@@ -111,7 +111,7 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
         found += [
             Kept(
                 round=int(file.stem.removeprefix("mined-")),
-                stem=str(content["stems"][i]),
+                case_id=str(content["case_ids"][i]),
                 image=content["images"][i].transpose(1, 2, 0),
                 unet=content["unet"][i] / np.float32(255),
                 sam=content["sam"][i] / np.float32(255) if content["prompted"][i] else None,
@@ -122,7 +122,7 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
                 size=(int(sizes[i, 0]), int(sizes[i, 1])),
                 classes=int(content["classes"]),
             )
-            for i in range(len(content["stems"]))
+            for i in range(len(content["case_ids"]))
         ]
     return found
 
@@ -139,7 +139,7 @@ def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[
         found += [
             Sampled(
                 round=int(file.stem.removeprefix("mined-")),
-                stem=str(content["sample_stems"][i]),
+                case_id=str(content["sample_case_ids"][i]),
                 quality=float(content["sample_quality"][i]),
                 kept=bool(content["sample_kept"][i]),
                 mask=mask,
@@ -149,7 +149,7 @@ def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[
     return found
 
 
-_STEMS = ("stems", "sample_stems")
+_STEMS = ("case_ids", "sample_case_ids")
 
 
 def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
@@ -157,15 +157,15 @@ def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
     return sorted(folder.glob("mined-*.npz" if seal is None else "mined-*.sealed"))
 
 
-def forget_in_gallery(folder: Path, stem: str, seal: Seal | None) -> int:
+def forget_in_gallery(folder: Path, case_id: str, seal: Seal | None) -> int:
     """Destroy keys and files of the rounds in whose gallery a case is, and of its own pseudo-label;
     how many there were.
     """
-    found = forget_mined(folder, stem, seal)
+    found = forget_mined(folder, case_id, seal)
     for file in mined_files(folder, seal):
         content = _content_of(file, seal)
         # What cannot be opened any more might be of this case: it helps nobody.
-        if content is None or any(stem in content.get(key, ()) for key in _STEMS):
+        if content is None or any(case_id in content.get(key, ()) for key in _STEMS):
             if seal:
                 seal.destroy("gallery", file.stem)
             file.unlink(missing_ok=True)

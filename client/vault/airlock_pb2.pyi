@@ -40,8 +40,8 @@ class Gate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GATE_UNUSED: _ClassVar[Gate]
     GATE_ON: _ClassVar[Gate]
     GATE_OFF: _ClassVar[Gate]
-    GATE_UNJUDGED: _ClassVar[Gate]
-    GATE_BORROWED: _ClassVar[Gate]
+    GATE_UNCALIBRATED: _ClassVar[Gate]
+    GATE_POOLED: _ClassVar[Gate]
 METHOD_UNSET: Method
 METHOD_SUPERVISED: Method
 METHOD_SELF_TRAINING: Method
@@ -61,8 +61,8 @@ GATE_UNSET: Gate
 GATE_UNUSED: Gate
 GATE_ON: Gate
 GATE_OFF: Gate
-GATE_UNJUDGED: Gate
-GATE_BORROWED: Gate
+GATE_UNCALIBRATED: Gate
+GATE_POOLED: Gate
 
 class Chunk(_message.Message):
     __slots__ = ("tensor", "data")

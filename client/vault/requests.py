@@ -111,7 +111,7 @@ class AirlockWorker:
             model_digest=digest_of_manifest(self.manifest),
             labelled=seen.labelled,
             unlabelled=seen.unlabelled,
-            probe=seen.calibration,
+            calibration=seen.calibration,
             test=seen.test,
         )
 

@@ -66,7 +66,7 @@ class Answers:
                 model_fingerprint=codec.fingerprint(worker.manifest),
                 labelled=hello.labelled,
                 unlabelled=hello.unlabelled,
-                calibration=hello.probe,
+                calibration=hello.calibration,
                 test=hello.test,
                 isolation=pb.Isolation(**self._isolation._asdict()),
             )

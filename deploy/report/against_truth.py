@@ -20,13 +20,13 @@ def gallery_of(sites: Iterable[Site]) -> list[GalleryItem]:
     items = []
     for site in itertools.islice(sites, SITES):
         for kept in load_gallery(site.state.folder, ROUNDS):
-            truth = site.scorer.truth(kept.stem, kept.image.shape[0])
+            truth = site.scorer.truth(kept.case_id, kept.image.shape[0])
             known = None if truth is None else dice(kept.label > 0.5, truth > 0)
             items.append(
                 GalleryItem(
                     site=site.name,
                     round=kept.round,
-                    case=kept.stem,
+                    case=kept.case_id,
                     predicted=kept.quality,
                     kept=kept.kept,
                     true_dice=known,
@@ -46,5 +46,5 @@ def measured_of(sites: Iterable[Site]) -> list[Measured]:
         Measured(site.name, one.round, one.quality, dice(one.mask, truth > 0), one.kept)
         for site in itertools.islice(sites, SITES)
         for one in load_sample(site.state.folder, ROUNDS)
-        if (truth := site.scorer.truth(one.stem, one.mask.shape[0])) is not None
+        if (truth := site.scorer.truth(one.case_id, one.mask.shape[0])) is not None
     ]

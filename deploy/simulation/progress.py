@@ -21,8 +21,8 @@ GATE_STYLES = {
     "on": "green",
     "off": "yellow",
     "mixed": "cyan",
-    "unjudged": "yellow",
-    "borrowed": "cyan",
+    "uncalibrated": "yellow",
+    "pooled": "cyan",
 }
 
 

@@ -119,7 +119,7 @@ def admit_hello(
         raise door.refuse("model_digest", shown(hello.model_digest), model_digest, repair)
     counts = {  # 16
         name: door.count(name, getattr(hello, name), high=max_images)
-        for name in ("labelled", "unlabelled", "probe", "test")
+        for name in ("labelled", "unlabelled", "calibration", "test")
     }
     return Hello(site=site, protocol=protocol, model_digest=model_digest, **counts)
 

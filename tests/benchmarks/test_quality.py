@@ -129,7 +129,7 @@ def test_the_split_has_the_fraction_of_labels_that_was_asked_for(phantoms):
     """Half of the images beside the test images, calibration images included."""
     sites = draw(experiment(), 0.5, 0, {"phantoms": phantoms}).values()
     for site in sites:
-        labels = len(site["labelled"]) + len(site["probe"])
+        labels = len(site["labelled"]) + len(site["calibration"])
         assert abs(labels - len(site["unlabelled"])) <= 1
 
 
@@ -151,15 +151,15 @@ def test_a_division_may_select_images_and_their_masks(phantoms, tmp_path):
     make_folder(data, 4)
     (data / "masks").rename(data / "lesions")
     (data / "masks").mkdir()
-    stems = sorted(file.stem for file in (data / "images").iterdir())
+    case_ids = sorted(file.stem for file in (data / "images").iterdir())
     with (data / "index.csv").open("w", newline="") as table:
-        csv.writer(table).writerows([["stem", "class"], *zip(stems, "abab", strict=True)])
+        csv.writer(table).writerows([["stem", "class"], *zip(case_ids, "abab", strict=True)])
     settings = experiment().model_dump()
     settings["divisions"] = [{"data": "phantoms", "masks": "lesions", "where": {"class": "a"}}]
     chosen = Experiment.model_validate(settings)
     links = prepared(chosen, {"phantoms": data}, tmp_path / "links")["phantoms"]
     for name in ("images", "masks"):
-        assert sorted(file.stem for file in (links / name).iterdir()) == [stems[0], stems[2]]
+        assert sorted(file.stem for file in (links / name).iterdir()) == [case_ids[0], case_ids[2]]
 
 
 def test_other_data_than_the_splits_is_refused(split, tmp_path):
@@ -192,10 +192,13 @@ def test_hidden_masks_leave_no_trace_in_a_model(phantoms, split, tmp_path, monke
     make_folder(spoilt, 16)
     rng = np.random.default_rng(0)
     hidden = {
-        stem for site in split.values() for kind in ("unlabelled", "test") for stem in site[kind]
+        case_id
+        for site in split.values()
+        for kind in ("unlabelled", "test")
+        for case_id in site[kind]
     }
-    for stem in sorted(hidden):
-        file = spoilt / "masks" / f"{stem}.png"
+    for case_id in sorted(hidden):
+        file = spoilt / "masks" / f"{case_id}.png"
         with Image.open(file) as mask:
             shape = mask.size[::-1]
         Image.fromarray(rng.choice(np.array([0, 255], np.uint8), shape)).save(file)
@@ -212,7 +215,7 @@ def test_hidden_masks_leave_no_trace_in_a_model(phantoms, split, tmp_path, monke
 def test_a_result_says_what_was_run(phantoms, split, tmp_path):
     """Each test image has a score and a site."""
     result = run(split, phantoms, tmp_path)
-    tested = {stem for site in split.values() for stem in site["test"]}
+    tested = {case_id for site in split.values() for case_id in site["test"]}
     assert result.keys() >= FIELDS
     assert result["test_dice"].keys() == result["site_of"].keys() == tested
 
@@ -244,8 +247,8 @@ def test_the_oracle_learns_the_hidden_masks(phantoms, split, tmp_path):
     flipped = tmp_path / "flipped"
     make_folder(flipped, 16)
     one = {"site-1": split["site-1"]}
-    for stem in split["site-1"]["unlabelled"]:
-        file = flipped / "masks" / f"{stem}.png"
+    for case_id in split["site-1"]["unlabelled"]:
+        file = flipped / "masks" / f"{case_id}.png"
         Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
     models = []
     for name, folder in (("true", phantoms), ("false", flipped)):

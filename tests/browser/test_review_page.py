@@ -89,15 +89,15 @@ def served(tmp_path):
     running.kill()
 
 
-def the_label(folder: Path, stem: str) -> Path:
+def the_label(folder: Path, case_id: str) -> Path:
     """The accepted mask's file, which is there."""
-    path = label_path(folder, read_decisions(folder)[stem])
+    path = label_path(folder, read_decisions(folder)[case_id])
     assert path is not None
     return path
 
 
-def shown(page, stem):
-    page.get_by_role("heading", name=stem, exact=True).wait_for()
+def shown(page, case_id):
+    page.get_by_role("heading", name=case_id, exact=True).wait_for()
     case = page.locator("#list [aria-current]").get_attribute("data-id")
     page.locator(f'body[data-shown="{case}"]').wait_for()
 
@@ -133,7 +133,7 @@ def test_drawn_accepted_rejected_and_there_after_a_reload(page, served, tmp_path
     folder = tmp_path / "state" / "site"
     decided = read_decisions(folder)
     mask = np.asarray(Image.open(the_label(folder, "case-0")))
-    assert {stem: one.verdict for stem, one in decided.items()} == {
+    assert {case_id: one.verdict for case_id, one in decided.items()} == {
         "case-0": "corrected",
         "case-1": "rejected",
     }

@@ -62,20 +62,20 @@ def small_site(
     name="lyon",
     sam=None,
     model=MODEL,
-    max_bad_share=0.1,
+    max_bad_fraction=0.1,
     seal=None,
     network=None,
     cache=None,
     **split,
 ):
     """The site of a data folder. Its own folder is in `home`; without `sam` it must not need SAM."""
-    data, hidden = open_site(name, folder, max_bad_share=max_bad_share, **split)
+    data, hidden = open_site(name, folder, max_bad_fraction=max_bad_fraction, **split)
     (home / "site").mkdir(parents=True, exist_ok=True)
     return opened(
         data,
         hidden,
         model,
-        DataSettings(max_image_px=10**6, max_bad_share=max_bad_share),
+        DataSettings(max_image_px=10**6, max_bad_fraction=max_bad_fraction),
         SamSettings(cache=cache or home),
         folder=home / "site",
         open_sam=never if sam is None else lambda: sam,

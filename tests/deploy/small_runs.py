@@ -46,9 +46,9 @@ def draw_data(folder: Path, images: int, masks: int | None = None) -> Path:
         row, column = rng.integers(12, 28, 2)
         disc = (rows - row) ** 2 + (columns - column) ** 2 < 80
         picture = rng.integers(0, 120, (40, 48, 3)) + 110 * disc[..., None]
-        stem = f"case-{index:02d}"
-        Image.fromarray(picture.astype(np.uint8)).save(folder / "images" / f"{stem}.png")
+        case_id = f"case-{index:02d}"
+        Image.fromarray(picture.astype(np.uint8)).save(folder / "images" / f"{case_id}.png")
         if masks is None or index < masks:
             mask = Image.fromarray(disc.astype(np.uint8) * np.uint8(255))
-            mask.save(folder / "masks" / f"{stem}.png")
+            mask.save(folder / "masks" / f"{case_id}.png")
     return folder

@@ -216,8 +216,8 @@ SPOILED = {
     no_images: "holds no image (found: nothing)",
     one_case_twice: "case-00.jpg and case-00.png, two files with one case id",
     masks_of_another_size: "its mask is 8x8 pixels and its image 48x40",
-    masks_of_grey: "cannot be used, expected at most 10% (max_bad_share)",
-    all_unreadable: "cannot be used, expected at most 10% (max_bad_share)",
+    masks_of_grey: "cannot be used, expected at most 10% (max_bad_fraction)",
+    all_unreadable: "cannot be used, expected at most 10% (max_bad_fraction)",
     no_labels: "none of the 2 sites has a labelled image",
     a_mask_alone: "1 masks have no image with the same case id (case-03)",
 }
@@ -248,7 +248,7 @@ def with_bad_images(tmp_path_factory):
     (images / "case-01.png").write_bytes(whole[: len(whole) // 2])
     Image.new("1", (12_000, 10_000)).save(images / "case-02.png")
     (images / "case-03.png").write_bytes(b"")
-    values = merged(SMALL, {"split": {"max_bad_share": 0.6}, "run": {"rounds": 1}})
+    values = merged(SMALL, {"split": {"max_bad_fraction": 0.6}, "run": {"rounds": 1}})
     (folder / "small.yaml").write_text(yaml.safe_dump(values))
     words = [folder / "small.yaml", "--data", folder / "data", "--out", folder / "run"]
     seen = typed(*words)
@@ -262,12 +262,12 @@ def with_bad_images(tmp_path_factory):
     [("case-01", "truncated"), ("case-02", "120000000 pixels"), ("case-03", "")],
     ids=["truncated", "decompression bomb", "empty file"],
 )
-def test_a_single_bad_image_is_named_and_left_out(with_bad_images, stem, reason):
+def test_a_single_bad_image_is_named_and_left_out(with_bad_images, case_id, reason):
     """Below the share that is allowed the run goes on without it."""
     summary, _ = with_bad_images
     lines = [line for site in summary["left_out"].values() for line in site]
     assert len(lines) == 3
-    [line] = [line for line in lines if line.startswith(f"{stem}: ")]
+    [line] = [line for line in lines if line.startswith(f"{case_id}: ")]
     assert reason in line
 
 
@@ -293,9 +293,7 @@ def test_empty_masks_are_pointed_out(run, settings, own_data, tmp_path):
         Image.new("L", (48, 40)).save(mask)
     words = ("--data", own_data, "--rounds", "1", "--out", tmp_path / "run")
     seen = run(settings(), *words)
-    assert seen.code == 0 and "masks are empty: only background" in " ".join(
-        seen.out.split()
-    )
+    assert seen.code == 0 and "masks are empty: only background" in " ".join(seen.out.split())
 
 
 # ── SAM's weights ──────────────────────────────────────────────────────────────────────────────

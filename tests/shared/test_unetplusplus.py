@@ -178,7 +178,7 @@ def test_mean_and_deviation_never_travel(model):
 def test_batch_norm_layers_are_found_by_name(model):
     """Each has a weight, a bias, two statistics and a counter; a convolution is none."""
     names = batch_norm_names(model)
-    assert COUNTER in names and "encoder.model.conv_stem.weight" not in names
+    assert COUNTER in names and "encoder.model.conv_case_id.weight" not in names
     assert len(names) == 5 * sum(name.endswith("num_batches_tracked") for name in names)
 
 

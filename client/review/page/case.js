@@ -84,7 +84,7 @@ export async function open(id) {
 export function described() {
   const one = page.cases.get(page.current);
   const verdict = verdictOf(one);
-  $("stem").textContent = one.stem;
+  $("case-id").textContent = one.case_id;
   $("where").textContent = `${one.site}, round ${one.round}`;
   $("quality").textContent = one.quality.toFixed(2);
   $("disagreement").textContent = one.disagreement === null ? "SAM not used" : one.disagreement.toFixed(2);

@@ -105,7 +105,7 @@ function showConflict() {
   const dialog = $("conflict");
   if (dialog.open || !conflicts.length) return;
   const { id, decision, text } = conflicts[0];
-  $("conflict-text").textContent = `${page.cases.get(id)?.stem ?? "A case"}: ${text}. Your decision: ${decision.verdict}.`;
+  $("conflict-text").textContent = `${page.cases.get(id)?.case_id ?? "A case"}: ${text}. Your decision: ${decision.verdict}.`;
   dialog.returnValue = "";
   dialog.showModal();
 }

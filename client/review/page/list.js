@@ -95,13 +95,13 @@ function newLine(id) {
 function drawLine(item, one) {
   const verdict = verdictOf(one), button = item.firstChild;
   const number = (sorting === "quality" ? one.quality : one.worth).toFixed(2);
-  const line = [verdict, one.stem, number, one.site, one.round].join("|");
+  const line = [verdict, one.case_id, number, one.site, one.round].join("|");
   if (item.line !== line) {
     item.line = line;
-    const [mark, stem, figure, about] = button.children;
+    const [mark, name, figure, about] = button.children;
     mark.className = `mark ${verdict}`;
     mark.textContent = MARKS[verdict] || "";
-    stem.textContent = one.stem;
+    name.textContent = one.case_id;
     figure.textContent = number;
     about.textContent = `${one.site} · round ${one.round}${verdict ? ` · ${verdict}` : ""}`;
   }

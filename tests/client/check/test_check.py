@@ -37,9 +37,9 @@ MODEL_MEGABITS = 128.4
 """Of the default network in float32."""
 
 
-def look(stem, size=(300, 400), hash_=0, text=False, identifying=False, foreground=None):
+def look(case_id, size=(300, 400), hash_=0, text=False, identifying=False, foreground=None):
     return Inspected(
-        stem, size, hash_, text, identifying, foreground, np.zeros((128, 128, 3), np.uint8)
+        case_id, size, hash_, text, identifying, foreground, np.zeros((128, 128, 3), np.uint8)
     )
 
 

@@ -46,19 +46,21 @@ def make_folder(folder: Path, masked: int = 10, unmasked: int = 0) -> Path:
 
 def write_groups(folder: Path, size: int, column: str = "sequence") -> None:
     """Runs of `size` images are a group: s0, s1, ..."""
-    stems = sorted(path.stem for path in (folder / "images").iterdir())
-    lines = [f"{stem},s{i // size}" for i, stem in enumerate(stems)]
-    (folder / "index.csv").write_text("\n".join([f"stem,{column}", *lines]))
+    case_ids = sorted(path.stem for path in (folder / "images").iterdir())
+    lines = [f"{case_id},s{i // size}" for i, case_id in enumerate(case_ids)]
+    (folder / "index.csv").write_text("\n".join([f"case id,{column}", *lines]))
 
 
-def stems(cases) -> set[str]:
-    return {case.stem for case in cases}
+def case_ids(cases) -> set[str]:
+    return {case.case_id for case in cases}
 
 
 def everything(data: SiteData) -> list[str]:
-    """Stems of all four sets, one after the other."""
+    """Case ids of all four sets, one after the other."""
     return [
-        c.stem for part in (data.labelled, data.probe, data.unlabelled, data.test) for c in part
+        c.case_id
+        for part in (data.labelled, data.calibration, data.unlabelled, data.test)
+        for c in part
     ]
 
 
@@ -74,7 +76,7 @@ def test_every_image_is_in_one_set(tmp_path):
 def test_a_fraction_of_the_labels_is_shown(tmp_path):
     """20 masks, 4 in the test set, half of 16 shown, a fifth of those (rounded down) probe."""
     data, _ = open_site("a", make_folder(tmp_path, 20), labelled=0.5)
-    sizes = [len(part) for part in (data.test, data.labelled, data.probe, data.unlabelled)]
+    sizes = [len(part) for part in (data.test, data.labelled, data.calibration, data.unlabelled)]
     assert sizes == [4, 7, 1, 8]
 
 
@@ -85,9 +87,9 @@ def test_hidden_masks_are_withheld_from_the_cases(tmp_path):
 
 
 def test_hidden_masks_are_those_not_shown(tmp_path):
-    """All masks but the labelled and probe images' own."""
+    """All masks but the labelled and calibration images' own."""
     data, hidden = open_site("a", make_folder(tmp_path, 20, 5), labelled=0.5)
-    shown = stems(data.labelled + data.probe)
+    shown = case_ids(data.labelled + data.calibration)
     assert hidden.paths.keys() == {f"a{i:02}" for i in range(20)} - shown
 
 
@@ -103,7 +105,7 @@ def test_few_labels_are_part_of_many(tmp_path, few, many):
     make_folder(tmp_path, 30)
     less, _ = open_site("a", tmp_path, labelled=few)
     more, _ = open_site("a", tmp_path, labelled=many)
-    assert stems(less.labelled + less.probe) < stems(more.labelled + more.probe)
+    assert case_ids(less.labelled + less.calibration) < case_ids(more.labelled + more.calibration)
 
 
 def test_the_test_set_does_not_depend_on_the_labels(tmp_path):
@@ -139,7 +141,7 @@ def test_the_draw_of_today_is_the_draw_of_tomorrow():
 def test_a_site_may_have_no_labels(tmp_path, labelled):
     """It mines only; its masks still score its test set."""
     data, _ = open_site("a", make_folder(tmp_path), labelled=labelled)
-    assert (len(data.labelled), len(data.probe), len(data.unlabelled)) == (0, 0, 8)
+    assert (len(data.labelled), len(data.calibration), len(data.unlabelled)) == (0, 0, 8)
 
 
 def test_a_site_may_have_no_masks_at_all(tmp_path):
@@ -153,21 +155,23 @@ def test_a_site_may_have_no_masks_at_all(tmp_path):
 def test_a_site_may_have_nothing_unlabelled(tmp_path):
     """It trains only."""
     data, _ = open_site("a", make_folder(tmp_path))
-    assert (len(data.labelled) + len(data.probe), len(data.unlabelled)) == (8, 0)
+    assert (len(data.labelled) + len(data.calibration), len(data.unlabelled)) == (8, 0)
 
 
-def test_a_probe_set_is_no_larger_than_it_need_be(tmp_path):
+def test_a_calibration_set_is_no_larger_than_it_need_be(tmp_path):
     """Half of 120 labels would judge; 48 do, and the others are learnt from."""
     folder = make_folder(tmp_path, 120)
-    data, _ = open_site("a", folder, test_fraction=0, probe_fraction=0.5)
-    assert (len(data.labelled), len(data.probe)) == (72, 48)
+    data, _ = open_site("a", folder, test_fraction=0, calibration_fraction=0.5)
+    assert (len(data.labelled), len(data.calibration)) == (72, 48)
 
 
-@pytest.mark.parametrize("probe_fraction", [0.2, 1.0])
-def test_the_probe_set_never_takes_the_last_label(tmp_path, probe_fraction):
+@pytest.mark.parametrize("calibration_fraction", [0.2, 1.0])
+def test_the_calibration_set_never_takes_the_last_label(tmp_path, calibration_fraction):
     """One labelled image is for training."""
-    data, _ = open_site("a", make_folder(tmp_path), labelled=1, probe_fraction=probe_fraction)
-    assert (len(data.labelled), len(data.probe)) == (1, 0)
+    data, _ = open_site(
+        "a", make_folder(tmp_path), labelled=1, calibration_fraction=calibration_fraction
+    )
+    assert (len(data.labelled), len(data.calibration)) == (1, 0)
 
 
 def test_a_tiny_fraction_is_one_label(tmp_path):
@@ -194,9 +198,9 @@ def test_too_many_labels_asked_for(tmp_path):
         {"labelled": 1.5},
         {"labelled": -1},
         {"labelled": float("nan")},
-        {"probe_fraction": -0.1},
+        {"calibration_fraction": -0.1},
         {"test_fraction": 2.0},
-        {"max_bad_share": float("nan")},
+        {"max_bad_fraction": float("nan")},
     ],
 )
 def test_impossible_numbers_are_refused(tmp_path, wrong):
@@ -209,10 +213,10 @@ def test_impossible_numbers_are_refused(tmp_path, wrong):
 
 
 def test_test_txt_is_the_test_set(tmp_path):
-    """One stem a line; extensions, blank lines, Windows line ends and a BOM are tolerated."""
+    """One case id a line; extensions, blank lines, Windows line ends and a BOM are tolerated."""
     (make_folder(tmp_path) / "test.txt").write_bytes(b"\xef\xbb\xbfa03\r\n\r\na05.png\r\n a07 \r\n")
     data, _ = open_site("a", tmp_path)
-    assert stems(data.test) == {"a03", "a05", "a07"}
+    assert case_ids(data.test) == {"a03", "a05", "a07"}
 
 
 def test_a_named_list_is_looked_for_in_the_folder(tmp_path):
@@ -220,7 +224,7 @@ def test_a_named_list_is_looked_for_in_the_folder(tmp_path):
     (make_folder(tmp_path) / "splits").mkdir()
     (tmp_path / "splits" / "val.txt").write_text("a01\n")
     data, _ = open_site("a", tmp_path, test=Path("splits/val.txt"))
-    assert stems(data.test) == {"a01"}
+    assert case_ids(data.test) == {"a01"}
 
 
 def test_a_missing_list_is_an_error(tmp_path):
@@ -230,7 +234,7 @@ def test_a_missing_list_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test.txt", "labelled.txt"])
-def test_unknown_stems_in_a_list_are_named(tmp_path, name):
+def test_unknown_case_ids_in_a_list_are_named(tmp_path, name):
     """Three of them, with the file."""
     (make_folder(tmp_path) / name).write_text("b1\nb2\nb3\nb4\na01\n")
     with pytest.raises(DataError, match=rf"{name} names 4 cases .*\(b1, b2, b3, \.\.\.\)"):
@@ -241,8 +245,8 @@ def test_labelled_txt_limits_the_labels(tmp_path):
     """Other masks are hidden; a listed test image stays a test image."""
     (make_folder(tmp_path) / "labelled.txt").write_text("a01\na02\na03\n")
     (tmp_path / "test.txt").write_text("a03\na04\n")
-    data, hidden = open_site("a", tmp_path, probe_fraction=0)
-    assert stems(data.labelled) == {"a01", "a02"} and len(hidden.paths) == 8
+    data, hidden = open_site("a", tmp_path, calibration_fraction=0)
+    assert case_ids(data.labelled) == {"a01", "a02"} and len(hidden.paths) == 8
 
 
 def test_labelled_txt_needs_the_masks(tmp_path):
@@ -256,7 +260,7 @@ def test_a_test_image_without_mask_is_left_out(tmp_path):
     """It can neither be scored nor trained on, and is no reason to stop."""
     (make_folder(tmp_path, 2, 2) / "test.txt").write_text("a01\na03\n")
     data, _ = open_site("a", tmp_path)
-    assert stems(data.test) == {"a01"}
+    assert case_ids(data.test) == {"a01"}
     assert not data.left_out and data.warnings == ("1 test images have no mask and are not used",)
 
 
@@ -272,22 +276,24 @@ def test_groups_do_not_straddle_the_test_set(tmp_path, seed):
     """Frames of one video are on one side."""
     write_groups(make_folder(tmp_path, 24), 4)
     data, _ = open_site("a", tmp_path, group_by="sequence", seed=seed, test_fraction=0.4)
-    rest = data.labelled + data.probe + data.unlabelled
+    rest = data.labelled + data.calibration + data.unlabelled
     assert data.test and not {c.group for c in data.test} & {c.group for c in rest}
 
 
-def test_groups_do_not_straddle_the_probe_set(tmp_path):
+def test_groups_do_not_straddle_the_calibration_set(tmp_path):
     """A judge that trained on the next frame would be too kind."""
     write_groups(make_folder(tmp_path, 24), 2)
-    data, _ = open_site("a", tmp_path, group_by="sequence", probe_fraction=0.3)
-    assert data.probe and not {c.group for c in data.probe} & {c.group for c in data.labelled}
+    data, _ = open_site("a", tmp_path, group_by="sequence", calibration_fraction=0.3)
+    assert data.calibration and not {c.group for c in data.calibration} & {
+        c.group for c in data.labelled
+    }
 
 
-def test_an_empty_probe_set_of_large_groups_is_said(tmp_path):
+def test_an_empty_calibration_set_of_large_groups_is_said(tmp_path):
     """One group holds all labels, so none is left to judge."""
     write_groups(make_folder(tmp_path), 10)
     data, _ = open_site("a", tmp_path, group_by="sequence")
-    assert not data.probe and "calibration set, which stays empty" in data.warnings[-1]
+    assert not data.calibration and "calibration set, which stays empty" in data.warnings[-1]
 
 
 def test_a_list_that_cuts_a_group_is_refused(tmp_path):
@@ -301,7 +307,7 @@ def test_a_list_that_cuts_a_group_is_refused(tmp_path):
 def test_a_missing_column_names_those_there_are(tmp_path):
     """So that the right one can be picked."""
     write_groups(make_folder(tmp_path), 4)
-    with pytest.raises(DataError, match="no column 'patient'; it has: stem, sequence"):
+    with pytest.raises(DataError, match="no column 'patient'; it has: case id, sequence"):
         open_site("a", tmp_path, group_by="patient")
 
 
@@ -331,14 +337,14 @@ def test_an_image_without_group_is_named(tmp_path):
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 9), max_size=12), st.integers(0, 40))
 def test_whole_groups_never_exceed_the_count(sizes, count):
     """A calibration set is never larger than its fraction."""
-    assert sum(sizes[name] for name in whole_groups(sizes, count, 0, "probe")) <= count
+    assert sum(sizes[name] for name in whole_groups(sizes, count, 0, "calibration")) <= count
 
 
 # --------------------------------------------------------------------------- many sites
 
 
 def union(split: dict[str, Site]) -> list[str]:
-    return sorted(stem for data, _ in split.values() for stem in everything(data))
+    return sorted(case_id for data, _ in split.values() for case_id in everything(data))
 
 
 @pytest.mark.parametrize("alpha", [None, 0.2, 5.0])
@@ -351,7 +357,7 @@ def test_a_split_gives_every_image_to_one_site(tmp_path, alpha):
 def test_an_even_split_differs_by_one(tmp_path):
     """In all images, in labelled ones and in test images."""
     split = split_sites(make_folder(tmp_path, 20, 5), 3)
-    parts = [(d.labelled + d.probe, everything(d), d.test) for d, _ in split.values()]
+    parts = [(d.labelled + d.calibration, everything(d), d.test) for d, _ in split.values()]
     sizes = np.array([[len(cases) for cases in part] for part in parts])
     assert np.ptp(sizes, axis=0).tolist() == [1, 1, 1]
 
@@ -386,15 +392,15 @@ def test_groups_do_not_straddle_sites(tmp_path, alpha):
     """Two hospitals do not share a patient's video."""
     write_groups(make_folder(tmp_path, 36), 3)
     split = split_sites(tmp_path, 3, group_by="sequence", dirichlet_alpha=alpha)
-    of_site = [{c.group for c in d.labelled + d.probe + d.test} for d, _ in split.values()]
+    of_site = [{c.group for c in d.labelled + d.calibration + d.test} for d, _ in split.values()]
     assert sum(map(len, of_site)) == len(set.union(*of_site)) == 12
 
 
 def test_the_test_set_is_that_of_the_whole_folder(tmp_path):
     """Sites divide it, so that any number of sites is scored on the same images."""
     make_folder(tmp_path, 30)
-    whole = stems(open_site("a", tmp_path)[0].test)
-    assert set.union(*(stems(d.test) for d, _ in split_sites(tmp_path, 3).values())) == whole
+    whole = case_ids(open_site("a", tmp_path)[0].test)
+    assert set.union(*(case_ids(d.test) for d, _ in split_sites(tmp_path, 3).values())) == whole
 
 
 @pytest.mark.parametrize("wrong", [{"sites": 0}, {"sites": 2, "dirichlet_alpha": 0.0}])
@@ -440,7 +446,7 @@ def test_no_image_in_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])
-def test_two_files_with_one_stem(tmp_path, part):
+def test_two_files_with_one_case_id(tmp_path, part):
     """Which of them would it be?"""
     write_image(make_folder(tmp_path, 2) / part / "a01.bmp")
     with pytest.raises(DataError, match=r"a01\.bmp and a01\.png, two files with one case id"):
@@ -459,7 +465,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
     make_folder(tmp_path, 2)
     (tmp_path / "images" / ".a02.png").touch()
     (tmp_path / "images" / "old.png").mkdir()
-    assert stems(scan(tmp_path)) == {"a00", "a01"}
+    assert case_ids(scan(tmp_path)) == {"a00", "a01"}
 
 
 def test_files_that_are_no_images_are_counted(tmp_path):
@@ -473,7 +479,7 @@ def test_a_link_to_an_image_elsewhere_is_an_image(tmp_path):
     make_folder(tmp_path / "data", 2)
     write_image(tmp_path / "far.png")
     (tmp_path / "data" / "images" / "b.png").symlink_to(tmp_path / "far.png")
-    assert "b" in stems(scan(tmp_path / "data"))
+    assert "b" in case_ids(scan(tmp_path / "data"))
 
 
 # ----------------------------------------------------------------------- bad images
@@ -531,7 +537,7 @@ def test_the_share_of_bad_images_can_be_set(tmp_path):
     """Two of ten, where a fifth is allowed."""
     spoil_unreadable(make_folder(tmp_path))
     (tmp_path / "images" / "a05.png").write_bytes(b"")
-    assert len(open_site("a", tmp_path, max_bad_share=0.2)[0].left_out) == 2
+    assert len(open_site("a", tmp_path, max_bad_fraction=0.2)[0].left_out) == 2
 
 
 def test_a_site_of_bad_images_only_is_refused(tmp_path):
@@ -539,7 +545,7 @@ def test_a_site_of_bad_images_only_is_refused(tmp_path):
     spoil_unreadable(make_folder(tmp_path, 0, 1))
     (tmp_path / "images" / "a00.png").unlink()
     with pytest.raises(DataError, match=r"no usable image.*\n.*a04: "):
-        open_site("a", tmp_path, max_bad_share=1)
+        open_site("a", tmp_path, max_bad_fraction=1)
 
 
 def test_a_bad_image_does_not_move_the_others(tmp_path):
@@ -548,7 +554,7 @@ def test_a_bad_image_does_not_move_the_others(tmp_path):
     before, _ = open_site("a", tmp_path, labelled=0.5)
     spoil_unreadable(tmp_path)
     after, _ = open_site("a", tmp_path, labelled=0.5)
-    assert stems(after.test) == stems(before.test) - {"a04"}
+    assert case_ids(after.test) == case_ids(before.test) - {"a04"}
 
 
 def test_the_share_counts_what_is_said_later_too():
@@ -574,7 +580,7 @@ def test_what_the_header_hid_is_left_out_when_loading(tmp_path):
     content = cases[1].image.read_bytes()
     cases[1].image.write_bytes(content[:-30])
     loaded = load_images(cases, 8)
-    assert stems(loaded.cases) == {"a00", "a02"} and loaded.images[:, 0, 0, 0].tolist() == [0, 2]
+    assert case_ids(loaded.cases) == {"a00", "a02"} and loaded.images[:, 0, 0, 0].tolist() == [0, 2]
     assert loaded.left_out[0].startswith("a01: cannot be read")
 
 
@@ -593,7 +599,7 @@ def test_empty_masks_are_worth_a_warning(tmp_path):
     """One empty mask is an image without lesion; all of them are a mistake."""
     cases = scan(make_folder(tmp_path, 3))
     for case in cases:
-        write_mask(tmp_path / "masks" / f"{case.stem}.png", value=0)
+        write_mask(tmp_path / "masks" / f"{case.case_id}.png", value=0)
     assert "all 3 masks are empty" in load_images(cases, 8, classes=1).warnings[0]
 
 

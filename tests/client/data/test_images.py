@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 
 from knowmine.client.data.images import (
+    case_id_of,
     digest_of_file,
     image_size,
     is_image_file,
@@ -28,7 +29,6 @@ from knowmine.client.data.images import (
     read_mask,
     resize_image,
     resize_mask,
-    stem_of,
 )
 from knowmine.shared.errors import DataError
 
@@ -204,14 +204,14 @@ def test_a_dicom_mask_keeps_its_numbers(tmp_path):
 def test_dicom_is_known_without_a_suffix(tmp_path):
     """Archives name files by UID; the mark at byte 128 tells."""
     path = saved_dicom(tmp_path, GRADIENT, "1.2.840.77")
-    assert is_image_file(path) and stem_of(path) == "1.2.840.77"
+    assert is_image_file(path) and case_id_of(path) == "1.2.840.77"
 
 
 @pytest.mark.parametrize(("name", "stem"), [("scan.IMA", "scan"), ("MR.head.x", "MR.head.x")])
-def test_dicom_is_known_by_a_makers_name(tmp_path, name, stem):
+def test_dicom_is_known_by_a_makers_name(tmp_path, name, case_id):
     """`.IMA` is a suffix, so a mask scan.png pairs with it; others are known by the mark inside."""
     path = saved_dicom(tmp_path, GRADIENT, name)
-    assert is_image_file(path) and stem_of(path) == stem
+    assert is_image_file(path) and case_id_of(path) == case_id
     assert read_image(path).shape[:2] == GRADIENT.shape[:2]
 
 

@@ -20,7 +20,7 @@ from tests.client.small_site import (
 )
 
 IMAGES = 12
-SPLIT = {"labelled": 8, "probe_fraction": 0.5, "test_fraction": 0.2}
+SPLIT = {"labelled": 8, "calibration_fraction": 0.5, "test_fraction": 0.2}
 TWO_CLASSES = MODEL.model_copy(update={"classes": 2})
 
 
@@ -63,7 +63,9 @@ def test_a_round_takes_such_masks(with_masks, region):
     site = with_masks(region)
     weights = seeing_weights(site.images.unlabelled.images)
     sums, update = a_round(site, weights, plan())
-    assert sums.images == len(site.images.probe) and all(0 <= d <= sums.images for d in sums.fused)
+    assert sums.images == len(site.images.calibration) and all(
+        0 <= d <= sums.images for d in sums.fused
+    )
     assert (update.labelled, update.pseudo_labelled) == (8, 2) and update.mined.gate in (
         "on",
         "off",
@@ -90,7 +92,10 @@ def test_a_class_that_a_site_has_never_seen(with_masks):
     weights = weights_of(build_model(TWO_CLASSES, seed=0))
     its = plan(training={"steps": 8}).model_copy(update={"model": TWO_CLASSES})
     sums, update = a_round(site, weights, its)
-    assert sums.images == len(site.images.probe) and update.pseudo_labelled == update.mined.kept > 0
+    assert (
+        sums.images == len(site.images.calibration)
+        and update.pseudo_labelled == update.mined.kept > 0
+    )
     assert all(np.isfinite(value).all() for value in update.weights.values())
     bias = "segmentation_head.0.bias"
     moved = update.weights[bias] - weights[bias]

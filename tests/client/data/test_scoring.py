@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[3]
 HEIGHT, WIDTH, PX = 20, 30, 10
 
 
-def write_case(folder: Path, stem: str, mask: np.ndarray) -> Case:
+def write_case(folder: Path, case_id: str, mask: np.ndarray) -> Case:
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    image = folder / "images" / f"{stem}.png"
+    image = folder / "images" / f"{case_id}.png"
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(image)
-    Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
-    return Case(stem, image, None, stem)
+    Image.fromarray(mask).save(folder / "masks" / f"{case_id}.png")
+    return Case(case_id, image, None, case_id)
 
 
 def hidden_of(folder: Path) -> HiddenMasks:
@@ -124,7 +124,7 @@ def test_a_bad_hidden_mask_costs_one_image(tmp_path, mask, reason):
 
 def test_what_cannot_be_scored_is_known_before_the_run(tmp_path):
     """Headers are enough to find an unreadable mask and a missing one."""
-    cases = [write_case(tmp_path, stem, left_half()) for stem in "abc"]
+    cases = [write_case(tmp_path, case_id, left_half()) for case_id in "abc"]
     (tmp_path / "masks" / "a.png").write_bytes(b"garbage")
     (tmp_path / "masks" / "b.png").unlink()
     problems = Scorer(hidden_of(tmp_path), 1).check(cases)
@@ -171,7 +171,7 @@ def test_hidden_masks_may_be_garbage_until_they_are_scored(tmp_path):
         path.write_bytes(b"garbage")
 
     again, _ = open_site("a", tmp_path, labelled=0.5)
-    loaded = load_images(again.labelled + again.probe, PX, classes=1)
+    loaded = load_images(again.labelled + again.calibration, PX, classes=1)
     assert again == data and len(loaded.cases) == 5 and not loaded.left_out
 
 
@@ -180,9 +180,9 @@ def test_no_hidden_mask_is_opened_while_a_site_is_opened_and_loaded(tmp_path):
     folder_of(tmp_path, 12)
     with opened_files() as opened:
         data, hidden = open_site("a", tmp_path, labelled=0.5)
-        load_images(data.labelled + data.probe, PX, classes=1)
+        load_images(data.labelled + data.calibration, PX, classes=1)
         load_images(data.unlabelled + data.test, PX)
-    shown = {str(case.mask) for case in data.labelled + data.probe}
+    shown = {str(case.mask) for case in data.labelled + data.calibration}
     assert shown < opened and not opened & {str(path) for path in hidden.paths.values()}
 
 

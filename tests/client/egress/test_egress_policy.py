@@ -32,7 +32,7 @@ SENT = {
 MOVED = {**SENT, "a.weight": SENT["a.weight"] + np.float32(0.5)}  # norm 1
 UPDATE = Update(3, MOVED, labelled=8, pseudo_labelled=4, loss=0.5, seconds=2.0, mined=Mined(4, 2))
 SCORES = Scores(3, test_images=4, dice=3.0, iou=2.0, hd95=9.0)
-HELLO = Hello("lyon", 1, "ab" * 32, labelled=8, unlabelled=100, probe=2, test=4)
+HELLO = Hello("lyon", 1, "ab" * 32, labelled=8, unlabelled=100, calibration=2, test=4)
 ASKED = Asked("update", "7", 3, 5, SENT)
 SCORED = Asked("scores", "7", 3, 5)
 
@@ -230,7 +230,7 @@ def test_calibration_sums_over_few_cases_are_left_out():
 def test_an_introduction_tells_no_small_counts():
     """Neither the two calibration images nor the four test images are counted then."""
     seen = out(HELLO, Asked("hello", "7"), min_cases=5)
-    assert (seen.labelled, seen.unlabelled, seen.probe, seen.test) == (8, 100, 0, 0)
+    assert (seen.labelled, seen.unlabelled, seen.calibration, seen.test) == (8, 100, 0, 0)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 30))

@@ -36,7 +36,7 @@ PROBED = Calibration(
     empty=1,
 )
 SCORES = Scores(round=1, test_images=3, dice=2.3456789, iou=2.0, hd95=41.5, calibration=PROBED)
-HELLO = Hello("lyon", 1, "ab" * 32, labelled=8, unlabelled=100, probe=2, test=10)
+HELLO = Hello("lyon", 1, "ab" * 32, labelled=8, unlabelled=100, calibration=2, test=10)
 REPLIES: dict[str, Any] = {"update": UPDATE, "scores": SCORES, "hello": HELLO}
 
 R = TypeVar("R", Update, Scores, Hello, Mined, Calibration)
@@ -107,7 +107,7 @@ def test_what_is_hung_on_a_reply_stays_here():
     assert not hasattr(released(reply), "names")
 
 
-def test_a_site_without_probe_images_says_nothing_of_them():
+def test_a_site_without_calibration_images_says_nothing_of_them():
     """Sums over nothing leave as nothing."""
     odd = replace(SCORES, calibration=Calibration(images=0, target=(7.0,)))
     assert released(odd).calibration == Calibration()
@@ -153,7 +153,7 @@ MAY_NOT_LEAVE: dict[str, tuple[Any, str]] = {
     ),
     "10 a free text": (
         replace(UPDATE, mined=replace(UPDATE.mined, gate="patient-7")),
-        "mined.gate as 'patient-7'; expected one of unused, on, off, unjudged, borrowed",
+        "mined.gate as 'patient-7'; expected one of unused, on, off, uncalibrated, pooled",
     ),
     "10 a name in a name": (replace(HELLO, site="Jane Doe"), "its name as 'Jane Doe'"),
     "10 a text for a digest": (replace(HELLO, model_digest="Jane"), "model_digest as 'Jane'"),

@@ -100,7 +100,7 @@ def test_of_equal_weights_the_wordtakes_less_of_sam():
 def test_too_few_calibration_images_decide_nothing(sums):
     """However good SAM was on them."""
     found = gate(sums, 8)
-    assert (found.word, found.fuse_weight) == ("unjudged", 1.0)
+    assert (found.word, found.fuse_weight) == ("uncalibrated", 1.0)
 
 
 @pytest.mark.parametrize(("gain", "weight"), [(2.0, 0.5), (-2.0, 1.0)])
@@ -108,4 +108,4 @@ def test_a_site_with_few_images_of_its_own_borrows_the_sums(gain, weight):
     """The word says so; the weight is the one of the federation's sums."""
     sums = Calibration(80, (0.0, 0.0, 60.0 + gain, 0.0, 60.0))
     found = gate(sums, 7)
-    assert (found.word, found.fuse_weight) == ("borrowed", weight)
+    assert (found.word, found.fuse_weight) == ("pooled", weight)

@@ -27,7 +27,7 @@ from tests.client.small_site import (
 )
 
 # Of ten images two are test images, two calibration images, two labelled and four unlabelled.
-SPLIT: dict[str, Any] = {"labelled": 4, "probe_fraction": 0.5, "test_fraction": 0.2}
+SPLIT: dict[str, Any] = {"labelled": 4, "calibration_fraction": 0.5, "test_fraction": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_a_plan_may_do_without_sam(open_lyon):
     assert np.array_equal(found.masks, predicted_by(site, views=VARIED["upright"]))
 
 
-@pytest.mark.parametrize(("sums", "gate"), [(SAM_HARMS, "off"), (Calibration(), "unjudged")])
+@pytest.mark.parametrize(("sums", "gate"), [(SAM_HARMS, "off"), (Calibration(), "uncalibrated")])
 def test_without_proof_sam_stays_out_of_the_masks(lyon, sums, gate):
     """They are the U-Net++'s own."""
     found = mined_by(lyon, plan(), sums)
@@ -162,10 +162,10 @@ def test_without_proof_sam_stays_out_of_the_masks(lyon, sums, gate):
 
 @pytest.mark.parametrize(
     ("sums", "gate", "weight"),
-    [(SAM_HELPS, "borrowed", 0.5), (SAM_HARMS, "borrowed", 1.0), (Calibration(1), "unjudged", 1.0)],
+    [(SAM_HELPS, "pooled", 0.5), (SAM_HARMS, "pooled", 1.0), (Calibration(1), "uncalibrated", 1.0)],
 )
 def test_a_site_with_few_calibration_images_uses_the_federations_sums(lyon, sums, gate, weight):
-    """It has one, and two are needed; the report says that the sums are borrowed."""
+    """It has one, and two are needed; the report says that the sums are pooled."""
     report = mined_by(lyon, plan(), sums, own_images=1).report()
     assert (report.gate, report.fuse_weight) == (gate, weight)
 
@@ -223,7 +223,7 @@ def test_an_image_without_foreground_is_never_prompted(open_lyon, lyon):
 
 def test_pseudo_labels_are_measured_on_the_calibration_set(lyon):
     """Its two images, fused in five ways."""
-    sums = measure(lyon.images.probe, lyon.models, plan(), Silent())
+    sums = measure(lyon.images.calibration, lyon.models, plan(), Silent())
     assert sums.images == 2 and len(sums.fused) == 5
     assert all(0 <= dice <= 2 for dice in sums.fused)
 
@@ -231,12 +231,12 @@ def test_pseudo_labels_are_measured_on_the_calibration_set(lyon):
 def test_without_sam_all_weights_measure_the_same(open_lyon):
     """The U-Net++'s masks stand in for SAM's."""
     site = open_lyon()
-    sums = measure(site.images.probe, site.models, plan(sam="never"), Silent())
+    sums = measure(site.images.calibration, site.models, plan(sam="never"), Silent())
     assert sums.images == 2 and len(set(sums.fused)) == 1
 
 
 def test_no_calibration_images_give_no_sums(open_lyon):
     """And SAM is not loaded."""
     site = open_lyon()
-    nothing = site.images.probe.at([])
+    nothing = site.images.calibration.at([])
     assert measure(nothing, site.models, plan(), Silent()) == Calibration()

@@ -79,8 +79,8 @@ def test_pytorch_and_onnx_runtime_give_one_mask(onnx_export, finished_run, pictu
     export(finished_run, "safetensors", tmp_path / "model")
     for model, out in ((tmp_path / "model", "a"), (onnx_export, "b")):
         predict_files(model, [pictures / "images"], tmp_path / out, unsigned=True)
-    stems = [file.stem for file in (pictures / "images").iterdir()]
-    ours, theirs = ([mask_of(tmp_path / out, stem) for stem in stems] for out in "ab")
+    case_ids = [file.stem for file in (pictures / "images").iterdir()]
+    ours, theirs = ([mask_of(tmp_path / out, case_id) for case_id in case_ids] for out in "ab")
     assert dice(np.stack(ours), np.stack(theirs)) > 0.999
 
 
@@ -497,7 +497,7 @@ def test_a_modality_the_model_is_not_meant_for_is_refused(finished_run, tmp_path
 
 
 def test_equal_names_keep_results_apart(onnx_export, pictures, tmp_path):
-    """Two files of one stem get two masks."""
+    """Two files of one case id get two masks."""
     file = pictures / "images" / "case-00.png"
     Image.open(file).save(tmp_path / "CASE-00.bmp")
     predict_files(onnx_export, [file, tmp_path / "CASE-00.bmp"], tmp_path / "out")

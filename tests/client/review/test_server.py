@@ -90,7 +90,7 @@ class Page:
         return json.loads(self.ask("GET", f"/api/review?since={since}")[1])
 
     def cases(self):
-        """Ids by stem."""
+        """Ids by case id."""
         return {case["stem"]: case["id"] for case in self.told()["cases"]}
 
     def decide(self, id_, mask, verdict="corrected", seen=None, **more):

@@ -91,7 +91,7 @@ def test_a_round_is_remembered_by_case(site, settings):
     """Trained on, mined, or scored, looked up by case id."""
     as_ = {
         purpose: [
-            took.as_ for took in rounds_of(settings, getattr(site.images, purpose).cases[0].stem)
+            took.as_ for took in rounds_of(settings, getattr(site.images, purpose).cases[0].case_id)
         ]
         for purpose in ("labelled", "unlabelled", "test")
     }
@@ -100,11 +100,13 @@ def test_a_round_is_remembered_by_case(site, settings):
 
 def test_a_withdrawn_case_takes_no_part_from_the_next_round(site, settings, home):
     """It was in round 2 and is not in round 3."""
-    stem = site.images.unlabelled.cases[0].stem
-    (home / "data" / "withdrawn.txt").write_text(stem)
+    case_id = site.images.unlabelled.cases[0].case_id
+    (home / "data" / "withdrawn.txt").write_text(case_id)
     improve(site, task(seeing_weights(site.images.unlabelled.images), PLAN, round_=3))
-    assert [took.round for took in rounds_of(settings, stem)] == [2]
-    assert [took.round for took in rounds_of(settings, site.images.unlabelled.cases[0].stem)] == [
+    assert [took.round for took in rounds_of(settings, case_id)] == [2]
+    assert [
+        took.round for took in rounds_of(settings, site.images.unlabelled.cases[0].case_id)
+    ] == [
         2,
         3,
     ]
@@ -112,42 +114,42 @@ def test_a_withdrawn_case_takes_no_part_from_the_next_round(site, settings, home
 
 def test_a_forgotten_case_is_gone_and_the_others_stay(site, settings, home, seal):
     """Its embedding and the pseudo-labels that show it; the receipt names it only by its alias."""
-    digests, stem = site.images.unlabelled.digests, site.images.unlabelled.cases[0].stem
-    listed = [one.stem for one in load_mined(site.state.folder, seal)]
-    forget_case(settings, stem)
+    digests, case_id = site.images.unlabelled.digests, site.images.unlabelled.cases[0].case_id
+    listed = [one.case_id for one in load_mined(site.state.folder, seal)]
+    forget_case(settings, case_id)
     assert embedded(home, Seal(seal._folder), digests) == [False] + [True] * (len(digests) - 1)
     assert load_gallery(site.state.folder, 9, seal=seal) == []
-    left = [one.stem for one in load_mined(site.state.folder, Seal(seal._folder))]
-    assert stem in listed and left == [one for one in listed if one != stem] != []
+    left = [one.case_id for one in load_mined(site.state.folder, Seal(seal._folder))]
+    assert case_id in listed and left == [one for one in listed if one != case_id] != []
     about = last_receipt(settings).about
-    assert (about["what"], about["case"]) == ("case", seal.alias("case", stem))
-    assert f'"{stem}"' not in audit_log_of(settings.state).read_text()
+    assert (about["what"], about["case"]) == ("case", seal.alias("case", case_id))
+    assert f'"{case_id}"' not in audit_log_of(settings.state).read_text()
 
 
 def test_a_case_whose_image_is_gone_is_forgotten_too(site, settings, home, seal):
     """The record of who took part has the alias of its embedding."""
     digest, case = site.images.unlabelled.digests[0], site.images.unlabelled.cases[0]
     case.image.unlink()
-    assert forget_case(settings, case.stem) >= 1
+    assert forget_case(settings, case.case_id) >= 1
     assert embedded(home, Seal(seal._folder), [digest]) == [False]
 
 
 def test_a_forgotten_test_image_leaves_its_scores(site, settings):
     """Its line in them goes."""
-    stem = site.images.test.cases[0].stem
+    case_id = site.images.test.cases[0].case_id
     (file,) = site.state.folder.glob("scores-*.json")
-    assert stem in file.read_text()
-    forget_case(settings, stem)
-    assert f'"{stem}"' not in file.read_text()
+    assert case_id in file.read_text()
+    forget_case(settings, case_id)
+    assert f'"{case_id}"' not in file.read_text()
 
 
 def test_a_forgotten_case_leaves_its_review(site, settings):
     """Mask, strokes and decisions; another case's decision stays."""
-    gone, stays = (case.stem for case in site.images.unlabelled.cases[:2])
-    for stem in (gone, stays):
-        digest = save_label(site.state.folder, stem, b"png")
+    gone, stays = (case.case_id for case in site.images.unlabelled.cases[:2])
+    for case_id in (gone, stays):
+        digest = save_label(site.state.folder, case_id, b"png")
         decision = Decision(
-            id=stem, stem=stem, verdict="accepted", role="reader", when=datetime.now(UTC), round=2,
+            id=case_id, case_id=case_id, verdict="accepted", role="reader", when=datetime.now(UTC), round=2,
             image_sha256="", mask_sha256=digest, sam_sha256=None, window="0" * 16,
         )  # fmt: skip
         append_decision(site.state.folder, decision)

@@ -13,7 +13,7 @@ from tests.client.small_site import small_site
 HEIGHT, WIDTH = 20, 40
 TWO_CLASSES = ModelSettings(pretrained=False, decoder_channels=(8, 8, 8), image_px=64, classes=2)
 # Of ten images two are test images, two calibration images, two labelled and four unlabelled.
-SPLIT = {"labelled": 4, "probe_fraction": 0.5, "test_fraction": 0.2}
+SPLIT = {"labelled": 4, "calibration_fraction": 0.5, "test_fraction": 0.2}
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def sets_of(images):
     return [getattr(images, purpose) for purpose in PURPOSES]
 
 
-def stems_of(image_set):
-    return [case.stem for case in image_set.cases]
+def case_ids_of(image_set):
+    return [case.case_id for case in image_set.cases]
 
 
 def test_images_are_in_the_model_frame(images):
     """They are resized to a square, channels first, and each has its own level."""
     assert images.unlabelled.images.shape == (4, 3, 64, 64)
-    levels = [10 * int(stem[1:]) for stem in stems_of(images.unlabelled)]
+    levels = [10 * int(case_id[1:]) for case_id in case_ids_of(images.unlabelled)]
     assert images.unlabelled.images[:, 0, 0, 0].tolist() == levels
 
 
@@ -63,8 +63,8 @@ def test_original_sizes_are_kept(images):
 
 def test_truth_has_a_plane_for_each_class(images):
     """Odd images have class 2, even ones class 1, at the left."""
-    for stem, truth in zip(stems_of(images.labelled), images.labelled.truth, strict=True):
-        present = int(stem[1:]) % 2
+    for case_id, truth in zip(case_ids_of(images.labelled), images.labelled.truth, strict=True):
+        present = int(case_id[1:]) % 2
         assert truth[present, :, :32].all() and not truth[present, :, 32:].any()
         assert not truth[1 - present].any()
 
@@ -77,15 +77,18 @@ def test_only_labels_and_calibration_set_have_truth(images):
 def test_counts_and_digests_by_purpose(images):
     """Each count is the set's; digests of several purposes are joined."""
     assert [images.count(purpose) for purpose in PURPOSES] == [2, 2, 4, 2]
-    assert images.digests("probe", "test") == {*images.probe.digests, *images.test.digests}
+    assert images.digests("calibration", "test") == {
+        *images.calibration.digests,
+        *images.test.digests,
+    }
 
 
 # ------------------------------------------------------------------------- bad images
 
 
-def cut(folder, stem):
+def cut(folder, case_id):
     """Write an image with a sound header and only some of its pixels."""
-    file = folder / "images" / f"{stem}.png"
+    file = folder / "images" / f"{case_id}.png"
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     Image.fromarray(noise).save(file)
     file.write_bytes(file.read_bytes()[:1000])
@@ -112,27 +115,27 @@ def test_many_bad_images_are_an_error(folder, open_images):
 
 def test_withdrawn_cases_leave_every_set(images, folder):
     """With image, truth, digest and size; the others keep theirs."""
-    gone = [stems_of(one)[0] for one in sets_of(images)]
-    stays = dict(zip(stems_of(images.labelled), images.labelled.truth, strict=True))
+    gone = [case_ids_of(one)[0] for one in sets_of(images)]
+    stays = dict(zip(case_ids_of(images.labelled), images.labelled.truth, strict=True))
     (folder / "withdrawn.txt").write_text("\n".join(gone))
     images.leave_out_withdrawn()
     left = sets_of(images)
     assert [len(one) for one in left] == [1, 1, 3, 1]
-    assert not {stem for one in left for stem in stems_of(one)} & set(gone)
+    assert not {case_id for one in left for case_id in case_ids_of(one)} & set(gone)
     for one in left:
         assert len(one.images) == len(one.digests) == len(one.sizes) == len(one)
-    (stem,) = stems_of(images.labelled)
-    assert torch.equal(images.labelled.truth[0], stays[stem])
+    (case_id,) = case_ids_of(images.labelled)
+    assert torch.equal(images.labelled.truth[0], stays[case_id])
 
 
 def test_withdrawing_leaves_the_split_alone(folder, open_images):
     """Calibration and test images are the same as before, so nothing leaks between them."""
     before = open_images()
-    (folder / "withdrawn.txt").write_text(stems_of(before.unlabelled)[0])
+    (folder / "withdrawn.txt").write_text(case_ids_of(before.unlabelled)[0])
     after = open_images()
     after.leave_out_withdrawn()
-    assert stems_of(after.test) == stems_of(before.test)
-    assert stems_of(after.probe) == stems_of(before.probe)
+    assert case_ids_of(after.test) == case_ids_of(before.test)
+    assert case_ids_of(after.calibration) == case_ids_of(before.calibration)
 
 
 # ------------------------------------------------------------------------------- rest
@@ -151,7 +154,7 @@ def test_images_that_rested_are_read_again(images):
 
 def test_withdrawn_cases_stay_out_after_a_rest(images, folder):
     """A set is read again without them."""
-    (folder / "withdrawn.txt").write_text(stems_of(images.test)[0])
+    (folder / "withdrawn.txt").write_text(case_ids_of(images.test)[0])
     images.leave_out_withdrawn()
     images.rest()
     assert len(images.test.images) == len(images.test) == 1

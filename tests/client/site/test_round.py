@@ -27,7 +27,7 @@ from tests.client.small_site import (
 )
 
 # Of ten images two are test images, two calibration images, two labelled and four unlabelled.
-SPLIT: dict[str, Any] = {"labelled": 4, "probe_fraction": 0.5, "test_fraction": 0.2}
+SPLIT: dict[str, Any] = {"labelled": 4, "calibration_fraction": 0.5, "test_fraction": 0.2}
 LOCAL = {"batch_norm": "local"}
 
 
@@ -111,7 +111,7 @@ def test_a_site_without_labels_mines(open_lyon, weights):
 
 def test_a_site_without_unlabelled_images_trains(open_lyon, weights):
     """SAM is never loaded."""
-    update = improve(open_lyon(labelled=None, probe_fraction=0.25), task(weights, plan()))
+    update = improve(open_lyon(labelled=None, calibration_fraction=0.25), task(weights, plan()))
     assert (update.labelled, update.pseudo_labelled, update.mined) == (8, 0, Mined())
 
 
@@ -315,5 +315,5 @@ def test_evaluation_opens_test_masks_and_no_others(open_lyon, phantoms, weights)
     _, hidden = open_site("lyon", phantoms, **SPLIT)
     with opened_files() as opened:
         evaluate(site, EvaluateTask(1, 9, plan(), weights))
-    tested = {str(hidden.paths[case.stem]) for case in site.images.test.cases}
+    tested = {str(hidden.paths[case.case_id]) for case in site.images.test.cases}
     assert opened & {str(path) for path in hidden.paths.values()} == tested

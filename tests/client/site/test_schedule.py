@@ -51,23 +51,23 @@ def test_the_parts_of_a_run_join():
     ]
 
 
-def stems(images):
-    return {case.stem for case in images.cases}
+def case_ids(images):
+    return {case.case_id for case in images.cases}
 
 
 def test_each_image_is_mined_once_before_any_is_twice(unlabelled):
     """Two of four in the first round that mines, the others in the second, and so on."""
     few = plan(images=2, warmup_rounds=3)
     first, second, third = (
-        stems(images_of_round(unlabelled, few, round_, 9)) for round_ in (4, 5, 6)
+        case_ids(images_of_round(unlabelled, few, round_, 9)) for round_ in (4, 5, 6)
     )
-    assert len(first) == 2 and first | second == stems(unlabelled) and third == first
+    assert len(first) == 2 and first | second == case_ids(unlabelled) and third == first
 
 
 @pytest.mark.parametrize("images", [0, 4, 100])
 def test_all_are_mined_if_that_many_are_wanted(unlabelled, images):
     """0 takes all."""
-    assert stems(images_of_round(unlabelled, plan(images=images), 2, 9)) == stems(unlabelled)
+    assert case_ids(images_of_round(unlabelled, plan(images=images), 2, 9)) == case_ids(unlabelled)
 
 
 def test_no_images_give_an_empty_draw(unlabelled):
@@ -78,7 +78,7 @@ def test_no_images_give_an_empty_draw(unlabelled):
 def test_a_draw_does_not_depend_on_the_order_of_images(unlabelled):
     """Only on seed, round and case id."""
     few, backwards = plan(images=2), unlabelled.at([3, 2, 1, 0])
-    assert stems(images_of_round(backwards, few, 2, 9)) == stems(
+    assert case_ids(images_of_round(backwards, few, 2, 9)) == case_ids(
         images_of_round(unlabelled, few, 2, 9)
     )
 

@@ -9,8 +9,8 @@ from knowmine.client.storage.encryption import Seal
 from knowmine.client.storage.participation import Participation
 
 
-def cases(*stems):
-    return [Case(stem, Path(f"{stem}.png"), None, stem) for stem in stems]
+def cases(*case_ids):
+    return [Case(case_id, Path(f"{case_id}.png"), None, case_id) for case_id in case_ids]
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def record(tmp_path):
     return Participation(tmp_path, Seal(tmp_path / "keys"))
 
 
-def rounds(record, stem):
-    return [(took.round, took.as_) for took in record.rounds_of(stem)]
+def rounds(record, case_id):
+    return [(took.round, took.as_) for took in record.rounds_of(case_id)]
 
 
 def test_a_cases_rounds_are_found_by_its_name(record):

@@ -29,7 +29,7 @@ def mine(folder, seal, *, round_=2, n=N, quality=None, seen=None, **limits):
     estimate = np.arange(n) / n if quality is None else np.array(quality)
     found = pseudo_labels(n, quality=estimate, kept=estimate > 0, seen=seen)
     save_mined(folder, round_, found, seal=seal, **limits)
-    return {one.stem: one for one in load_mined(folder, seal)}
+    return {one.case_id: one for one in load_mined(folder, seal)}
 
 
 def files(folder):
@@ -53,7 +53,7 @@ def test_all_images_of_a_round_are_kept(tmp_path, seal):
 def test_picture_and_masks_come_back(tmp_path, seal):
     """Masks to the nearest 255th; SAM's only where it was prompted."""
     listed = mine(tmp_path, seal, n=2, seen=predictions(2, prompted=[True, False]))
-    first, second = (load_pixels(tmp_path, listed[stem], seal) for stem in ("a0", "a1"))
+    first, second = (load_pixels(tmp_path, listed[case_id], seal) for case_id in ("a0", "a1"))
     assert second.image.shape == (PX, PX, 3) and (second.image == 1).all() and second.sam is None
     assert first.sam is not None
     values = [mask.mean() for mask in (first.unet, first.sam, first.label)]
@@ -85,7 +85,7 @@ def test_what_a_crash_left_is_swept_up_by_the_next_round(tmp_path, seal):
     whole = files(tmp_path)[0]
     (whole.parent / (whole.name + ".tmp")).write_bytes(b"half")
     whole.with_name(whole.name.replace("-0002", "-0003")).write_bytes(whole.read_bytes())
-    assert {one.stem: one for one in load_mined(tmp_path, seal)} == before
+    assert {one.case_id: one for one in load_mined(tmp_path, seal)} == before
     mine(tmp_path, seal, round_=4, n=1)
     assert len(files(tmp_path)) == N
 
@@ -116,7 +116,7 @@ def test_a_forgotten_case_is_gone_and_the_others_stay(tmp_path, seal):
     listed = mine(tmp_path, seal)
     copies = {path: path.read_bytes() for path in files(tmp_path)}
     assert forget_mined(tmp_path, "a5", seal) == 1
-    assert [one.stem for one in load_mined(tmp_path, seal)] == [
+    assert [one.case_id for one in load_mined(tmp_path, seal)] == [
         f"a{i}" for i in (0, 1, 2, 3, 4, 6, 7, 8)
     ]
     assert load_pixels(tmp_path, listed["a4"], seal)

@@ -97,7 +97,7 @@ def test_a_site_that_mined_nothing_has_no_gallery(tmp_path):
 
 
 def test_a_sealed_gallery_comes_back_by_its_key_alone(tmp_path):
-    """The file shows no stem; another project's key shows nothing."""
+    """The file shows no case id; another project's key shows nothing."""
     (item,) = saved(tmp_path, [0.625], seal=Seal(tmp_path / "keys"))
     (file,) = tmp_path.glob("mined-*")
     assert (item.stem, item.quality, file.name) == ("a0", 0.625, "mined-0002.sealed")
@@ -122,7 +122,7 @@ def test_the_sample_goes_evenly_from_worst_to_best(tmp_path):
     masks[np.arange(n) % 3 == 0, 0, 1, 2] = 1
     saved(tmp_path, np.arange(n) / n, masks=masks, kept=np.arange(n) > 9)
     sample = load_sample(tmp_path, 9)
-    assert [one.stem for one in sample] == [f"a{i}" for i in range(0, n, 2)]
+    assert [one.case_id for one in sample] == [f"a{i}" for i in range(0, n, 2)]
     assert [bool(one.mask[1, 2]) for one in sample] == [i % 3 == 0 for i in range(0, n, 2)]
     assert not any(one.mask[0].any() for one in sample)
     assert [one.kept for one in sample] == [i > 9 for i in range(0, n, 2)]

@@ -86,7 +86,7 @@ def test_no_text_and_one_kind_of_bytes_can_cross():
         (pb.Scores, {field.name for field in fields(Scores)}),
         (
             pb.Introduction,
-            {field.name for field in fields(Hello)} - {"site", "model_digest", "probe"}
+            {field.name for field in fields(Hello)} - {"site", "model_digest", "calibration"}
             | {"model_fingerprint", "isolation", "calibration"},
         ),
     ],

@@ -42,7 +42,7 @@ def settings_of(folder, **changes):
         "state": folder / "state",
         "keys": folder / "keys",
         "model": MODEL,
-        "split": {"labelled": 4, "probe": 0.5},
+        "split": {"labelled": 4, "calibration": 0.5},
         "machine": {"device": "cpu", "threads": 1},
         "stop_s": 5,
     }

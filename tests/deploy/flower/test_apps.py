@@ -40,9 +40,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as calibration:
+        calibration.bind(("127.0.0.1", 0))
+        return int(calibration.getsockname()[1])
 
 
 @contextmanager

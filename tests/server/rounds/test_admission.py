@@ -42,7 +42,7 @@ PROBED = Calibration(
     empty_right=1,
 )
 SCORES = Scores(round=2, test_images=10, dice=8.5, iou=7.5, hd95=120.0, calibration=PROBED)
-HELLO = Hello("lyon", 1, "ab" * 32, labelled=8, unlabelled=100, probe=2, test=10)
+HELLO = Hello("lyon", 1, "ab" * 32, labelled=8, unlabelled=100, calibration=2, test=10)
 
 R = TypeVar("R", Update, Scores, Hello, Mined, Calibration)
 
@@ -161,7 +161,7 @@ BAD_UPDATES: dict[str, tuple[Any, str]] = {
     ),
     "10 an unknown gate": (
         replace(GOOD, mined=replace(GOOD.mined, gate="ajar")),
-        "sent mined.gate as 'ajar'; expected one of unused, on, off, unjudged, borrowed",
+        "sent mined.gate as 'ajar'; expected one of unused, on, off, uncalibrated, pooled",
     ),
     "10 nothing mined at all": (replace(GOOD, mined=None), "sent mined as None"),
     "no update": (None, "sent update as None; expected an answer of type Update"),
@@ -310,7 +310,7 @@ def test_no_honest_sums_of_features_are_refused(rows):
     assert admit_scores(scores, site="lyon", round=2, features=6).calibration.gram == gram
 
 
-def test_sums_over_no_probe_image_are_empty():
+def test_sums_over_no_calibration_image_are_empty():
     """Whatever came with them is left out."""
     seen = scored(replace(SCORES, calibration=Calibration(images=0, gram=(9.0,))))
     assert seen.calibration == Calibration()
@@ -331,7 +331,7 @@ def test_junk_in_scores_is_admitted_sane_or_refused(field, value):
 @pytest.mark.parametrize("field", list(vars(PROBED)))
 @given(value=junk)
 @settings(max_examples=20)
-def test_junk_in_probe_sums_is_admitted_poolable_or_refused(field, value):
+def test_junk_in_calibration_sums_is_admitted_poolable_or_refused(field, value):
     """What is admitted adds up with another site's sums."""
     try:
         seen = scored(replace(SCORES, calibration=replace(PROBED, **{field: value})))

@@ -13,7 +13,7 @@ DIGEST = "ab" * 32
 
 def hello(site, labelled=8, **other):
     values = {"protocol": PROTOCOL, "model_digest": DIGEST, **other}
-    return Hello(site=site, labelled=labelled, unlabelled=8, probe=2, test=4, **values)
+    return Hello(site=site, labelled=labelled, unlabelled=8, calibration=2, test=4, **values)
 
 
 class Coming:

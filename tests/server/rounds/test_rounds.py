@@ -35,13 +35,15 @@ class Fake:
     step: float = 1.0
     labelled: int = 10
     pseudo: int = 0
-    probe: int = 0
+    calibration: int = 0
     spoil: Callable[[int, Update], Update | Refused] | None = None
     spoil_scores: Callable[[int, Scores], Scores] | None = None
     hello: Hello | Refused | None = None
 
     def greet(self):
-        return self.hello or Hello(self.name, PROTOCOL, DIGEST, self.labelled, 9, self.probe, 4)
+        return self.hello or Hello(
+            self.name, PROTOCOL, DIGEST, self.labelled, 9, self.calibration, 4
+        )
 
     def improve(self, task):
         weights = {
@@ -53,7 +55,7 @@ class Fake:
         return self.spoil(task.round, update) if self.spoil else update
 
     def score(self, task):
-        scores = Scores(task.round, 4, 2.0, 1.0, 40.0, probed(self.probe))
+        scores = Scores(task.round, 4, 2.0, 1.0, 40.0, probed(self.calibration))
         return self.spoil_scores(task.round, scores) if self.spoil_scores else scores
 
 
@@ -284,7 +286,7 @@ def test_without_any_site_the_run_fails(folder):
 
 def test_too_small_a_calibration_set_uses_the_federations(folder):
     """8 images are enough; 3 are not, and get the 11 of all."""
-    sites = Federation(Fake("a", probe=8), Fake("b", probe=3), Fake("c", probe=0))
+    sites = Federation(Fake("a", calibration=8), Fake("b", calibration=3), Fake("c", calibration=0))
     run(folder, sites=sites, rounds=2)
     lent = {name: task.calibration for name, task in sites.tasks[1].items()}
     assert (lent["a"], lent["b"], lent["c"]) == (probed(8), probed(11), probed(11))
@@ -292,7 +294,7 @@ def test_too_small_a_calibration_set_uses_the_federations(folder):
 
 def test_the_first_round_has_no_calibration_sums(folder):
     """Nothing was measured yet."""
-    sites = Federation(Fake("a", probe=8))
+    sites = Federation(Fake("a", calibration=8))
     run(folder, sites=sites)
     assert sites.tasks[0]["a"].calibration == Calibration()
 
@@ -312,7 +314,7 @@ def test_a_record_has_what_people_and_scripts_read(folder):
 
 def test_the_record_on_disk_is_the_one_shown(folder):
     """Beside what only a resumed run needs."""
-    _, [shown] = run(folder, Fake("a", probe=8))
+    _, [shown] = run(folder, Fake("a", calibration=8))
     written = json.loads((folder / "rounds" / "0001.json").read_text())
     assert {key: written[key] for key in shown if key != "calibration"} == {
         key: value for key, value in shown.items() if key != "calibration"
@@ -329,7 +331,7 @@ def test_the_finished_model_is_written(folder):
 def test_an_interrupted_run_ends_like_an_undisturbed_one(folder, tmp_path, optimiser):
     """Rounds 3 and 4 follow from what is on disk, the server optimiser's memory included."""
     settings = {"rounds": 4, "optimiser": {"name": optimiser, "learning_rate": 0.3}}
-    fakes = Fake("a", 1, probe=8), Fake("b", 3, probe=2)
+    fakes = Fake("a", 1, calibration=8), Fake("b", 3, calibration=2)
     undisturbed, _ = run(tmp_path / "whole", *fakes, **settings)
     with pytest.raises(KeyboardInterrupt):
         run(folder, *fakes, watch=Watching(stop=3), **settings)
@@ -340,8 +342,8 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(folder, tmp_path, optim
 def test_a_resumed_run_does_only_what_is_left(folder):
     """Two of four rounds are left, with the calibration sums of round 2."""
     with pytest.raises(KeyboardInterrupt):
-        run(folder, Fake("a", probe=9), watch=Watching(stop=3), rounds=4)
-    sites = Federation(Fake("a", probe=9))
+        run(folder, Fake("a", calibration=9), watch=Watching(stop=3), rounds=4)
+    sites = Federation(Fake("a", calibration=9))
     _, records = run(folder, sites=sites, rounds=4)
     assert [record["round"] for record in records] == [3, 4]
     assert sites.tasks[0]["a"].calibration == probed(9)
@@ -384,6 +386,6 @@ def test_a_site_that_calibrates_no_more_keeps_its_last_sums(folder):
         kept = scores.calibration if round_ == 1 else Calibration()
         return dataclasses.replace(scores, calibration=kept)
 
-    sites = Federation(Fake("a", probe=9, spoil_scores=once))
+    sites = Federation(Fake("a", calibration=9, spoil_scores=once))
     run(folder, sites=sites, rounds=3)
     assert sites.tasks[2]["a"].calibration == probed(9)
