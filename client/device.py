@@ -113,8 +113,8 @@ def memory_for(what: str, mend: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    told = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return told or any(words in str(error) for words in _NO_MEMORY)
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error) for words in _NO_MEMORY)
 
 
 def settle(threads: int = 0) -> None:

@@ -167,16 +167,20 @@ def page() -> str:
     """The page around the picture."""
     lines = [HEAD]
     for side in (*SIDES, "shared"):
-        lines += [f"\n## {side}/", "| package | promise |", "|---|---|"]
+        lines += [f"\n## {side}/", "| package or file | promise |", "|---|---|"]
         lines += [f"| `{side}/{name}/` | {promise(side, name)} |" for name in packages(side)]
+        for path in sorted((ROOT / side).glob("*.py")):
+            words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            if path.name != "__init__.py":
+                lines.append(f"| `{side}/{path.name}` | {words.splitlines()[0]} |")
     return "\n".join(lines) + "\n"
 
 
 HEAD = """# Architecture
 
 Four folders, each an import package under `knowmine.`. `client/` and `server/` never import each
-other; both import `shared/`; `deploy/` may import all. Within a folder a package imports only those
-below it in this picture, and `tests/test_tree.py` holds that order.
+other; both import `shared/`; `deploy/` may import all. Within a folder an arrow points from a
+package to one that it imports, always downwards; `tests/test_tree.py` holds that order.
 
 ![The packages of knowmine; an arrow points from a package to one that it imports](images/architecture.svg)
 
@@ -184,10 +188,10 @@ An arrow is left out if a chain of other arrows says the same. Green packages ar
 reading: `client/site/round.py`, `server/rounds/rounds.py`, `deploy/simulation/simulate.py`.
 This page is written by `docs/make_architecture.py` from the source.
 
-A round travels `server/rounds` → `shared/wire` → `client/federation` → `client/vault` →
+In a hospital a round travels `server/rounds` → `shared/wire` → `client/federation` → `client/vault` →
 `client/site` (`data`, `sam`, `mining`, `training`) → `client/egress` → `shared/wire` →
 `server/rounds`. A site runs two processes: the vault sees images and has no network, the courier
-has the network and never sees images. `client/vault/airlock.proto` lists all that may cross between
+(`client/federation`, `client/egress`) has the network and never sees images. `client/vault/airlock.proto` lists all that may cross between
 them.
 """
 

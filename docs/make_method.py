@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from knowmine.client.data.dataset import open_site
 from knowmine.client.device import pick_compute, settle
 from knowmine.client.mining.fusion import dice_of, fuse
-from knowmine.client.mining.miner import consult, measure
+from knowmine.client.mining.miner import measure, predict_both
 from knowmine.client.mining.prompts import prompts_for
 from knowmine.client.mining.quality import estimate_quality
 from knowmine.client.paths import default_cache
@@ -45,7 +45,7 @@ def main() -> None:
         weights = weights_of(build_model(PLAN.model, PLAN.seed))
         improve(site, TrainTask(1, 1, PLAN.model_copy(update={"method": "supervised"}), weights))
         images, models = site.images.unlabelled, site.models
-        seen = consult(images, models, PLAN, site.progress)
+        seen = predict_both(images, models, PLAN, site.progress)
         sums = measure(site.images.calibration, models, PLAN, site.progress)
         fused = fuse(seen, WEIGHT)
         quality = estimate_quality(seen, sums, WEIGHT)

@@ -119,7 +119,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A `Progress` that nobody watches."""
+    """A `Progress` that shows nothing."""
 
     def start(self, step: str, total: int) -> None:
         """Show nothing."""

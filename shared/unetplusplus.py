@@ -48,7 +48,7 @@ class UnetPlusPlus(smp.UnetPlusPlus):  # type: ignore[misc]  # smp ships no type
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes, S, S) of images (N, 3, S, S) float32 in [0, 1], model frame.
 
-        Classes are judged one by one (sigmoid); a pixel belongs to the likeliest class that is
+        Classes are predicted one by one (sigmoid); a pixel belongs to the likeliest class that is
         above one half, else to the background.
         """
         logits: Tensor = super().forward((images - self.mean) / self.std)
@@ -92,7 +92,7 @@ def normalisation_of(encoder: str) -> tuple[list[float], list[float]]:
 def build_model(settings: ModelSettings, seed: int) -> UnetPlusPlus:
     """A U-Net++ whose fresh weights follow from `seed`, its encoder's from ImageNet if asked.
 
-    Raises `SettingsError` for an encoder nobody knows, `WeightsError` for pretrained weights
+    Raises `SettingsError` for an unknown encoder, `WeightsError` for pretrained weights
     that are not on this machine.
     """
     with torch.random.fork_rng(devices=[]):

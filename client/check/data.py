@@ -173,15 +173,17 @@ def identifying(images: Sequence[Inspected]) -> list[Finding]:
 
 def balance(images: Sequence[Inspected]) -> list[Finding]:
     """The fraction of foreground in the labelled images."""
-    shares = [image.foreground for image in images if image.foreground is not None]
-    if not shares:
+    fractions = [image.foreground for image in images if image.foreground is not None]
+    if not fractions:
         return []
-    empty = sum(share == 0 for share in shares)
-    what = f"foreground covers {np.median(shares):.1%} of a labelled image (median); {empty} empty"
-    if empty > len(shares) / 2:
+    empty = sum(fraction == 0 for fraction in fractions)
+    what = (
+        f"foreground covers {np.median(fractions):.1%} of a labelled image (median); {empty} empty"
+    )
+    if empty > len(fractions) / 2:
         why = "most masks are empty, and the network may learn to predict nothing"
         return [Finding("data", "warning", what, why, "label more images with foreground")]
-    if max(shares) > 0.98:
+    if max(fractions) > 0.98:
         why = "a mask that covers the whole image is often inverted"
         return [
             Finding(

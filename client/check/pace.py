@@ -15,7 +15,7 @@ from knowmine.client.sam.frames import Frames
 from knowmine.client.sam.weights import KNOWN, find_weights
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site.open import sam_opener
-from knowmine.client.training.bn_fusion import folded
+from knowmine.client.training.bn_fusion import fused
 from knowmine.client.training.inference import VARIED, predict
 from knowmine.client.training.loop import Examples, train
 from knowmine.shared.errors import KnowmineError
@@ -109,7 +109,7 @@ def _predict_seconds(settings: ClientSettings, model: torch.nn.Module, compute: 
     px = settings.model.image_px
     images = torch.zeros((PROMPTED, 3, px, px), dtype=torch.uint8)
     views = VARIED[TrainingSettings().orientation]
-    lean = folded(model.to(compute.device), px)  # once in a round of many images
+    lean = fused(model.to(compute.device), px)  # once in a round of many images
 
     def run() -> object:
         return predict(lean, images, compute, views=views)

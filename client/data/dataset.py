@@ -21,7 +21,7 @@ from knowmine.client.data.loading import (
     load_images,
     refuse_many_bad,
 )
-from knowmine.client.data.sampling import grouped, ranked, site_shares, whole_groups
+from knowmine.client.data.sampling import grouped, ranked, site_fractions, whole_groups
 from knowmine.client.data.split import Division, deal_cases, divide, rounded
 from knowmine.client.data.withdrawn import WITHDRAWN
 from knowmine.shared.errors import DataError, SettingsError
@@ -47,7 +47,7 @@ each of them, and they are worth more as labels."""
 class SiteData:
     """One site's cases by use. Cases in `unlabelled` and `test` have no mask: hidden or absent.
 
-    probe: the calibration set: labelled images that are not trained on.
+    calibration: the calibration set: labelled images that are not trained on.
     left_out: "case id: reason" of each image whose headers show that it cannot be used.
     warnings: sentences about the folder for a person to read.
     withdrawn: file that lists withdrawn cases. Each round reads it; it may not exist.
@@ -88,7 +88,7 @@ def open_site(
     labelled: which masks to use. None: all, or those in labelled.txt if it exists. A float in
         (0, 1]: this fraction of them, at least one. An int: this many. 0: none. Without
         labelled.txt, 1.0 also requires a mask for every image.
-    probe_fraction: part of the labelled images, rounded down, that becomes the calibration set; at
+    calibration_fraction: part of the labelled images, rounded down, that becomes the calibration set; at
         most MOST_PROBE images.
     test: file that lists the test cases, looked up in the folder first. None: test.txt in the
         folder; without it, `test_fraction` of the images with masks is drawn.
@@ -140,10 +140,10 @@ def split_sites(
             "even split"
         )
     division = divide(folder, labelled, test, test_fraction, group_by, seed)
-    shares = site_shares(sites, dirichlet_alpha, seed)
+    fractions = site_fractions(sites, dirichlet_alpha, seed)
     # Labelled images are dealt before the others, so that each site gets its part of both.
-    rest = deal_cases(division.rest, division.labels, shares, seed)
-    held_out = deal_cases(division.test, division.labels, shares, seed)
+    rest = deal_cases(division.rest, division.labels, fractions, seed)
+    held_out = deal_cases(division.test, division.labels, fractions, seed)
     if not all(rest):
         unit = f"groups of {group_by}" if group_by else "images"
         have = len({case.group for case in division.rest})

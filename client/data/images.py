@@ -46,7 +46,7 @@ def is_image_file(path: Path) -> bool:
 def case_id_of(path: Path) -> str:
     """The case id, which pairs an image with its mask: the file name without a known suffix.
 
-    >>> stem_of(Path("polyp.01.PNG")), stem_of(Path("1.2.840.1"))
+    >>> case_id_of(Path("polyp.01.PNG")), case_id_of(Path("1.2.840.1"))
     ('polyp.01', '1.2.840.1')
     """
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name

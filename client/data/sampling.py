@@ -48,32 +48,34 @@ def whole_groups(sizes: Mapping[str, int], count: int, seed: int, purpose: str) 
     return taken
 
 
-def site_shares(sites: int, dirichlet_alpha: float | None, seed: int) -> list[float]:
+def site_fractions(sites: int, dirichlet_alpha: float | None, seed: int) -> list[float]:
     """The fraction of the images for each site: even, or drawn from Dirichlet(alpha, ..., alpha)."""
     if dirichlet_alpha is None:
         return [1 / sites] * sites
     return list(np.random.default_rng(seed).dirichlet([dirichlet_alpha] * sites))
 
 
-def deal(sizes: Mapping[str, int], shares: Sequence[float], *, none_empty: bool) -> list[list[str]]:
-    """Deal groups to sites in proportion to `shares`; one list of names for each site.
+def deal(
+    sizes: Mapping[str, int], fractions: Sequence[float], *, none_empty: bool
+) -> list[list[str]]:
+    """Deal groups to sites in proportion to `fractions`; one list of names for each site.
 
     sizes: group name to number of images. Each group, in the given order, goes to the site that is
     furthest below its fraction of the images dealt so far. So each part of the order is dealt in
-    proportion, and groups in falling size end balanced. With even shares and groups of one image,
+    proportion, and groups in falling size end balanced. With even fractions and groups of one image,
     sites differ by at most one image.
     With `none_empty`, each site gets at least one group; there must be enough groups.
     """
-    dealt: list[list[str]] = [[] for _ in shares]
-    held = [0] * len(shares)
+    dealt: list[list[str]] = [[] for _ in fractions]
+    held = [0] * len(fractions)
     total = 0
     for done, (name, size) in enumerate(sizes.items()):
         total += size
-        open_to = list(range(len(shares)))
+        open_to = list(range(len(fractions)))
         empty = [site for site in open_to if not dealt[site]]
         if none_empty and len(sizes) - done <= len(empty):
             open_to = empty
-        site = max(open_to, key=lambda s: (round(shares[s] * total - held[s], 6), -s))
+        site = max(open_to, key=lambda s: (round(fractions[s] * total - held[s], 6), -s))
         dealt[site].append(name)
         held[site] += size
     return dealt

@@ -125,9 +125,9 @@ def _draw_test(cases: Sequence[Case], fraction: float, seed: int, folder: Path) 
 
 
 def deal_cases(
-    cases: Sequence[Case], labels: frozenset[str], shares: Sequence[float], seed: int
+    cases: Sequence[Case], labels: frozenset[str], fractions: Sequence[float], seed: int
 ) -> list[list[Case]]:
-    """Deal cases to sites in proportion to `shares`, in whole groups; one list for each site.
+    """Deal cases to sites in proportion to `fractions`, in whole groups; one list for each site.
 
     Large groups are dealt first, so that small ones balance the result. Among groups of one size,
     those with labels come first, so that each site gets its part of labelled and unlabelled images.
@@ -136,8 +136,8 @@ def deal_cases(
     groups = grouped(cases, lambda case: case.group)
     order = ranked(groups, seed, "site")
     order.sort(key=lambda group: (-len(groups[group]), groups[group][0].case_id not in labels))
-    enough = len(order) >= len(shares)
-    dealt = deal({group: len(groups[group]) for group in order}, shares, none_empty=enough)
+    enough = len(order) >= len(fractions)
+    dealt = deal({group: len(groups[group]) for group in order}, fractions, none_empty=enough)
     return [[case for group in names for case in groups[group]] for names in dealt]
 
 

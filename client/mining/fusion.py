@@ -50,10 +50,10 @@ def fuse(predictions: Predictions, weight: float) -> Floats:
     return fused
 
 
-def gate(sums: Calibration, own_images: int) -> Gate:
+def gate(sums: Calibration, calibration_images: int) -> Gate:
     """Whether this round uses SAM, by the calibration images behind `sums`.
 
-    own_images: this site's calibration images; with too few of them, `sums` are the federation's.
+    calibration_images: this site's calibration images; with too few of them, `sums` are the federation's.
     SAM stays out with fewer images than MIN_CALIBRATION_IMAGES behind the sums. Few images show
     little, and the best of several weights looks better than it is, so SAM has to outweigh
     PRIOR_IMAGES imagined images on which it harms by the square of its weight: an even mean of two
@@ -69,7 +69,7 @@ def gate(sums: Calibration, own_images: int) -> Gate:
     }
     best = max(shrunk, key=shrunk.__getitem__)
     helps = shrunk[best] > shrunk[1.0]
-    word = "pooled" if own_images < MIN_CALIBRATION_IMAGES else "on" if helps else "off"
+    word = "pooled" if calibration_images < MIN_CALIBRATION_IMAGES else "on" if helps else "off"
     return Gate(word, best if helps else 1.0)
 
 

@@ -82,7 +82,7 @@ class PseudoLabels:
 
 
 Miner: TypeAlias = Callable[[ImageSet, Models, Plan, Calibration, int, Progress], PseudoLabels]
-"""What makes pseudo-labels; experiments put others in the place of `mine`."""
+"""The type of `mine`; an experiment may pass another function."""
 
 
 def mine(
@@ -90,36 +90,36 @@ def mine(
     models: Models,
     plan: Plan,
     sums: Calibration,
-    own_images: int,
+    calibration_images: int,
     progress: Progress,
 ) -> PseudoLabels:
     """Pseudo-labels for `images`, one or more.
 
-    sums: the calibration sums to gate SAM and to estimate quality by. own_images: calibration
+    sums: the calibration sums to gate SAM and to estimate quality by. calibration_images: calibration
     images of this site; with too few of them, `sums` are the federation's.
     """
-    seen = consult(images, models, plan, progress)  # 1 to 3
-    every = Selection(np.ones(len(images), bool), np.ones(len(images), np.float32))
-    certain = np.ones(len(images))
+    seen = predict_both(images, models, plan, progress)  # 1 to 3
+    all_kept = Selection(np.ones(len(images), bool), np.ones(len(images), np.float32))
+    full_quality = np.ones(len(images))
     if plan.method == "self-training":
-        return PseudoLabels(images, seen, Gate("unused", 1.0), seen.unet, certain, every)
+        return PseudoLabels(images, seen, Gate("unused", 1.0), seen.unet, full_quality, all_kept)
     if plan.method == "paper":
         hard = (seen.sam > 0.5).astype(np.float32)
-        return PseudoLabels(images, seen, Gate("unused", 0.0), hard, certain, every)
-    use = _gate(plan, sums, own_images)  # 4
-    masks = fuse(seen, use.fuse_weight)  # 5
-    quality = estimate_quality(seen, sums, use.fuse_weight)  # 6
-    return PseudoLabels(images, seen, use, masks, quality, select(quality))  # 7
+        return PseudoLabels(images, seen, Gate("unused", 0.0), hard, full_quality, all_kept)
+    decision = _gate(plan, sums, calibration_images)  # 4
+    masks = fuse(seen, decision.fuse_weight)  # 5
+    quality = estimate_quality(seen, sums, decision.fuse_weight)  # 6
+    return PseudoLabels(images, seen, decision, masks, quality, select(quality))  # 7
 
 
 def measure(images: ImageSet, models: Models, plan: Plan, progress: Progress) -> Calibration:
     """How good pseudo-labels made with these models are on `images`, whose truth is known."""
     if not len(images):
         return Calibration()
-    return calibrate(consult(images, models, plan, progress), images.truth.numpy())
+    return calibrate(predict_both(images, models, plan, progress), images.truth.numpy())
 
 
-def consult(images: ImageSet, models: Models, plan: Plan, progress: Progress) -> Predictions:
+def predict_both(images: ImageSet, models: Models, plan: Plan, progress: Progress) -> Predictions:
     """Steps 1 to 3: both models' masks; the U-Net++'s alone if the plan uses no SAM."""
     progress.start("predicting", len(images))
     unet = predict(
@@ -145,10 +145,10 @@ def prompt_sam(
     The paper's recipe prompts with boxes and points and takes SAM's masks as they are. knowmine
     adds the probabilities as mask prompts, and keeps the U-Net++'s masks where SAM was not prompted.
     """
-    ours = plan.method == "knowmine"
+    is_knowmine = plan.method == "knowmine"
     px = unet.shape[-1]
     frames = [Frames(height, width, px) for height, width in images.sizes]
-    prompts = [prompts_for(p, f, dense=ours) for p, f in zip(unet, frames, strict=True)]
+    prompts = [prompts_for(p, f, dense=is_knowmine) for p, f in zip(unet, frames, strict=True)]
     prompted = np.array([one.prompts is not None for one in prompts], bool)
     masks = np.zeros_like(unet)
     iou, stability = np.zeros((2, len(images)), np.float32)
@@ -162,21 +162,21 @@ def prompt_sam(
             [prompts[row] for row in batch],
             [frames[row] for row in batch],
             classes=plan.model.classes,
-            by_agreement=ours,
+            by_agreement=is_knowmine,
         )
         for row, one in zip(batch, found, strict=True):
             masks[row], iou[row], stability[row] = one.masks, one.iou, one.stability
-            if ours:
-                open_ = prompts[row].uncovered(unet[row], one.valid.numpy())
-                masks[row][open_] = unet[row][open_]
+            if is_knowmine:
+                uncovered = prompts[row].uncovered(unet[row], one.valid.numpy())
+                masks[row][uncovered] = unet[row][uncovered]
         progress.advance(len(batch))
     progress.done()
     return Predictions(unet, masks, prompted, iou, stability)
 
 
-def _gate(plan: Plan, sums: Calibration, own_images: int) -> Gate:
+def _gate(plan: Plan, sums: Calibration, calibration_images: int) -> Gate:
     if plan.mining.sam == "always":
         return Gate("unused", 0.5)
     if plan.mining.sam == "never":
         return Gate("unused", 1.0)
-    return gate(sums, own_images)
+    return gate(sums, calibration_images)

@@ -36,8 +36,8 @@ class ChangeFeed:
             return {
                 "now": f"{self._start}-{self._number}",
                 "whole": whole,
-                "cases": [entry for entry in new if "stem" in entry],
-                "gone": [entry["id"] for entry in new if "stem" not in entry],
+                "cases": [entry for entry in new if "case_id" in entry],
+                "gone": [entry["id"] for entry in new if "case_id" not in entry],
             }
 
     def _update(self) -> None:
@@ -69,7 +69,7 @@ def entry_of(
     label = case.label
     return {
         "id": case.id,
-        "stem": label.case_id,
+        "case_id": label.case_id,
         "site": case.site.name,
         "round": label.round,
         "image": label.digest,

@@ -1,7 +1,7 @@
 """SAM's image embeddings: computed once, kept on disk, never trusted blindly.
 
 An embedding costs a second or more and never changes, so a second round reads it back. The
-key is the image's content, SAM's, and how SAM looks: copies of an image share one file, and other
+key is the image's content, SAM's, and SAM's precision: copies of an image share one file, and other
 weights, another precision or another way to prepare images find nothing that is theirs.
 """
 
@@ -43,7 +43,7 @@ class Seal(Protocol):
 class EmbeddingStore:
     """Embeddings by image digest, below `folder`, about 2 MB each.
 
-    seal: encrypts them, and names them so that nobody without its key knows whose they are.
+    seal: encrypts them, and names them so that only the key relates a name to an image.
     quota_bytes: largest size of them all; the least recently used go first. 0 is no limit.
     `encoded` counts the encoder's runs in this process: it stands still in a second round.
     Threads may share it.

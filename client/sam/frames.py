@@ -89,8 +89,8 @@ class Frames:
     def _low_res_size(self) -> tuple[int, int]:
         """Rows and columns of the low-res frame that hold any of the image."""
         height, width = self.sam_size()
-        share = LOW_RES_PX / SAM_PX
-        return math.ceil(height * share), math.ceil(width * share)
+        fraction = LOW_RES_PX / SAM_PX
+        return math.ceil(height * fraction), math.ceil(width * fraction)
 
 
 def _sample(planes: Tensor, y: Tensor, x: Tensor) -> Tensor:

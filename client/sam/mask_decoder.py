@@ -78,8 +78,8 @@ def _look_at_places(attention: Any, tokens: Tensor, x_placed: Tensor, x: Tensor)
     query = _by_head(attention, attention.q_proj(tokens))
     asked = query @ _head_weights(attention, attention.k_proj)  # (K, heads, T, 256)
     scores = asked.reshape(count, -1, dim) @ x_placed.transpose(1, 2)
-    share = (scores * _scale(attention)).softmax(dim=-1)
-    seen = (share @ x).view(count, attention.num_heads, length, dim)
+    weights = (scores * _scale(attention)).softmax(dim=-1)
+    seen = (weights @ x).view(count, attention.num_heads, length, dim)
     values = seen @ _head_weights(attention, attention.v_proj).transpose(1, 2)
     joined = values.transpose(1, 2).reshape(count, length, -1) + attention.v_proj.bias
     answer: Tensor = attention.out_proj(joined)
@@ -98,12 +98,12 @@ def _look_at_tokens(
     scores = torch.baddbmm(
         offset.reshape(count, -1, 1), asked.reshape(count, -1, dim), x_placed.transpose(1, 2)
     )
-    share = scores.view(count, heads, length, -1).softmax(dim=2).view(count, heads * length, -1)
+    weights = scores.view(count, heads, length, -1).softmax(dim=2).view(count, heads * length, -1)
     value = _by_head(attention, attention.v_proj(values))
     out = attention.out_proj
-    # A head's shares add up to one, so each of its tokens may say a part of the bias.
+    # A head's weights add up to one, so each of its tokens may say a part of the bias.
     spoken = value @ out.weight.view(dim, heads, -1).permute(1, 2, 0) + out.bias / heads
-    return torch.baddbmm(x, share.transpose(1, 2), spoken.reshape(count, -1, dim))
+    return torch.baddbmm(x, weights.transpose(1, 2), spoken.reshape(count, -1, dim))
 
 
 def _upscaled(layers: Any, x: Tensor) -> Tensor:

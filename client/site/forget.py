@@ -38,7 +38,7 @@ from knowmine.shared.trust.keys import load_audit_key, make_private_folder
 def forget_case(settings: ClientSettings, case_id: str) -> int:
     """Destroy what is kept of one case: embeddings, pseudo-labels, reviews, scores; how many files.
 
-    Its lines in the record of who took part stay: they name it to nobody without the key. Write
+    Its lines in the record of who took part stay: only the key relates them to the case. Write
     its case id into withdrawn.txt too, or the next round makes its embedding again.
     Raises `UsageError` while the site runs.
     """
@@ -86,7 +86,7 @@ def forget_project(settings: ClientSettings) -> int:
 
 @contextmanager
 def _stopped(settings: ClientSettings) -> Iterator[Chain]:
-    """The record, while no other process works for this site and nobody reviews it."""
+    """The audit log, while no other process or review works for this site."""
     make_private_folder(settings.state)
     with ExitStack() as locks:
         locks.callback(FolderLock(settings.state).release)

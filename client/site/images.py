@@ -36,7 +36,7 @@ class SiteImages:
 
     @property
     def labelled(self) -> ImageSet:
-        """Images to learn from."""
+        """Labelled images outside the calibration set."""
         return self._awake("labelled")
 
     @property

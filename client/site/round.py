@@ -2,13 +2,17 @@
 
 ```
 the global U-Net++ arrives
- 1 load      its weights into this site's U-Net++                 models.py
- 2 choose    the labelled images, and those to mine this round    schedule.py
+ 1 load      its weights into this site's U-Net++                 site/models.py
+ 2 choose    the labelled images, and those to mine this round    site/schedule.py, review/decisions.py
  3 mine      pseudo-labels from the U-Net++ and SAM together      mining/miner.py
- 4 keep      pseudo-labels for the report and for a review        state.py
+ 4 keep      pseudo-labels for the report and for a review        site/state.py
  5 train     on labels and pseudo-labels                          training/loop.py
- 6 return    weights, counts and means                            egress/release.py checks them
+ 6 return    weights, counts and means; egress/release.py checks them before they leave
+the new global U-Net++ arrives
+ 7 score     it on the test images                                data/scoring.py
+ 8 measure   pseudo-labels on the calibration set, in round 1     mining/miner.py
 ```
+Paths are below `client/`.
 """
 
 import time
@@ -19,7 +23,13 @@ from knowmine.client.data.image_set import ImageSet
 from knowmine.client.device import memory_for, seeded
 from knowmine.client.mining.miner import Miner, measure, mine
 from knowmine.client.review.decisions import after_review
-from knowmine.client.site.schedule import calibrates, draw, images_of_round, mines, part_of_run
+from knowmine.client.site.schedule import (
+    images_of_round,
+    is_mining_round,
+    measures,
+    part_of_run,
+    seed_for,
+)
 from knowmine.client.site.site import Site
 from knowmine.client.training.inference import predict
 from knowmine.client.training.loop import Examples, train
@@ -30,20 +40,20 @@ def improve(site: Site, task: TrainTask, miner: Miner = mine) -> Update:
     """Train the global model on this site's labels and on what it mines here.
 
     miner: makes the pseudo-labels; an experiment may give its own.
-    A site with nothing to train on returns the weights that it was sent, and counts for nothing.
+    A site with nothing to train on returns the weights that it was sent, with weight 0 in the mean.
     """
     started = time.monotonic()
     load(site, task)  # 1
     to_mine, reviewed = after_review(site.images.unlabelled, site.state.folder)  # 2
-    teaching = labelled_sets(site, task, reviewed)
+    sets = labelled_sets(site, task, reviewed)
+    labelled = as_examples(sets)
     to_mine = images_to_mine(to_mine, task)
     pseudo_labelled, mined = mine_images(site, task, to_mine, miner)  # 3, 4
-    labelled = as_examples(teaching)
     loss = 0.0
     weights = task.weights
     if len(labelled) or len(pseudo_labelled):
         loss = train_network(site, task, labelled, pseudo_labelled)  # 5
-        for images in teaching:
+        for images in sets:
             site.state.note(task.round, "trained", images)
         weights = site.models.weights()
         if task.plan.training.batch_norm == "local":
@@ -61,17 +71,17 @@ def improve(site: Site, task: TrainTask, miner: Miner = mine) -> Update:
 
 def evaluate(site: Site, task: EvaluateTask) -> Scores:
     """Score the global model on this site's test images, and pseudo-labels on its calibration set."""
-    load(site, task, after=True)
+    load(site, task, own_layers_before=task.round + 1)
     test = site.images.test
-    site.progress.start("scoring", len(test))
+    site.progress.start("scoring", len(test))  # 7
     masks = predict(site.models.network, test.images, site.models.compute, site.progress.advance)
     by_case_id = {case.case_id: mask for case, mask in zip(test.cases, masks, strict=True)}
     scores = site.scorer.score_test(test.cases, lambda case: by_case_id[case.case_id])
     site.progress.done()
     site.state.keep_scores(task.round, scores)
     site.state.note(task.round, "scored", test)
-    calibration = Calibration()
-    if calibrates(task.plan, task.round, task.rounds):
+    calibration = Calibration()  # 8
+    if measures(task.plan, task.round, task.rounds):
         calibration = measure(site.images.calibration, site.models, task.plan, site.progress)
 
     def total(key: str) -> float:
@@ -87,16 +97,20 @@ def evaluate(site: Site, task: EvaluateTask) -> Scores:
     )
 
 
-def load(site: Site, task: TrainTask | EvaluateTask, *, after: bool = False) -> None:
+def load(
+    site: Site, task: TrainTask | EvaluateTask, *, own_layers_before: int | None = None
+) -> None:
     """Step 1: drop withdrawn cases and load the global weights.
 
-    after: the weights are those after the task's round, so its own layers count as well.
+    own_layers_before: with local batch norm, the site's own layers of the newest round before this
+    one replace the global ones; by default those before the task's round.
     Raises `Refused` for another model than the installed one.
     """
     site.images.leave_out_withdrawn()
     site.models.check(task.plan.model)
     local = task.plan.training.batch_norm == "local"
-    own_layers = site.state.own_layers(task.round + after) if local else {}
+    before = task.round if own_layers_before is None else own_layers_before
+    own_layers = site.state.own_layers(before) if local else {}
     site.models.load(task.weights, own_layers)
 
 
@@ -104,14 +118,15 @@ def labelled_sets(site: Site, task: TrainTask, reviewed: ImageSet | None) -> lis
     """Step 2: the labelled images to train on: the site's own, those that a review at the site
     made, and the calibration set in rounds that do not measure on it.
     """
-    apart = calibrates(task.plan, task.round, task.rounds)
-    sets = [site.images.labelled, reviewed, None if apart else site.images.calibration]
+    measures_on_it = measures(task.plan, task.round, task.rounds)
+    calibration = None if measures_on_it else site.images.calibration
+    sets = [site.images.labelled, reviewed, calibration]
     return [images for images in sets if images is not None]
 
 
 def images_to_mine(unlabelled: ImageSet, task: TrainTask) -> ImageSet:
     """Step 2: this round's images to mine; none in rounds that do not mine."""
-    if not len(unlabelled) or not mines(task.plan, task.round, task.rounds):
+    if not len(unlabelled) or not is_mining_round(task.plan, task.round, task.rounds):
         return unlabelled.at([])
     return images_of_round(unlabelled, task.plan, task.round, task.rounds)
 
@@ -123,9 +138,11 @@ def mine_images(
     model = site.models.settings
     if not len(images):
         return Examples.none(model.classes, model.image_px), Mined()
-    own_images = site.images.count("calibration")
+    calibration_images = site.images.count("calibration")
     with memory_for("mining", "choose smaller sam.weights or model.image_px"):
-        found = miner(images, site.models, task.plan, task.calibration, own_images, site.progress)
+        found = miner(
+            images, site.models, task.plan, task.calibration, calibration_images, site.progress
+        )
     site.state.note(task.round, "mined", images)
     site.state.keep_pseudo_labels(task.round, found)
     return found.examples(), found.report()
@@ -143,7 +160,7 @@ def train_network(
 ) -> float:
     """Step 5: train the loaded U-Net++ and return its mean loss."""
     plan = task.plan
-    seed = draw(plan.seed, "train", site.name, task.round)
+    seed = seed_for(plan.seed, "train", site.name, task.round)
     batch = f"batches of {plan.training.batch} images of {plan.model.image_px} px"
     with (
         # Some encoders drop layers at random by torch's own generator: seeded, and put back.

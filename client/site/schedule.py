@@ -10,12 +10,12 @@ CALIBRATION_ROUNDS = 1
 pseudo-labels, it is worth more as labels (docs/findings.md)."""
 
 
-def mines(plan: Plan, round_: int, rounds: int) -> bool:
+def is_mining_round(plan: Plan, round_: int, rounds: int) -> bool:
     """Whether round `round_` of `rounds` makes pseudo-labels."""
     return plan.method != "supervised" and round_ > plan.mining.warm_up(rounds)
 
 
-def calibrates(plan: Plan, round_: int, rounds: int) -> bool:
+def measures(plan: Plan, round_: int, rounds: int) -> bool:
     """Whether round `round_` of `rounds` measures on the calibration set, and so leaves it out of
     training. The last round never does.
     """
@@ -38,12 +38,12 @@ def images_of_round(images: ImageSet, plan: Plan, round_: int, rounds: int) -> I
     """
     count = min(plan.mining.images or len(images), len(images))
     rows = range(len(images))
-    shuffled = sorted(rows, key=lambda i: draw(plan.seed, "mine", images.cases[i].case_id))
+    shuffled = sorted(rows, key=lambda i: seed_for(plan.seed, "mine", images.cases[i].case_id))
     start = (round_ - plan.mining.warm_up(rounds) - 1) * count
     return images.at(sorted(shuffled[(start + i) % len(images)] for i in range(count)))
 
 
-def draw(seed: int, purpose: str, name: str, round_: int = 0) -> int:
+def seed_for(seed: int, purpose: str, name: str, round_: int = 0) -> int:
     """A random number that depends on its arguments alone, on any machine and in any order."""
     text = f"{seed}|{purpose}|{name}|{round_}".encode(errors="surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:7])

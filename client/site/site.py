@@ -1,4 +1,4 @@
-"""A site while a run lasts: its images, its models, and what it keeps on disk."""
+"""One site during a run: its images, its models, and what it keeps on disk."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from knowmine.shared.weights import digest_of_manifest
 class Site:
     """One hospital; `client.site.round` says what it does in a round.
 
-    scorer: holds the masks of the test images, which nothing else may read.
+    scorer: holds all hidden masks, those of test images among them; nothing else may read them.
     """
 
     name: str

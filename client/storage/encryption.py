@@ -49,7 +49,7 @@ class Seal:
             if (folder / FILES).exists():
                 raise UsageError(
                     f"{path} is missing and what it sealed cannot be opened any more: restore it, "
-                    f"or remove {folder} to begin anew"
+                    f"or remove {folder} to start again"
                 )
             write_secret(path, secrets.token_bytes(KEY_BYTES))
         self._project = read_secret(path)
@@ -65,7 +65,7 @@ class Seal:
             self._catch_up(file)
 
     def alias(self, kind: str, name: str) -> str:
-        """A name that tells nobody without the key whose it is: 64 hex digits."""
+        """A name that only the key relates to the case: 64 hex digits."""
         return hmac.digest(self._project, f"name|{kind}|{name}".encode(errors="surrogateescape"), hashlib.sha256).hex()  # fmt: skip
 
     def seal(self, kind: Kind, name: str, content: bytes) -> bytes:

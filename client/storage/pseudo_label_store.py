@@ -128,7 +128,7 @@ def load_mined(folder: Path, seal: Seal | None = None) -> list[PseudoLabel]:
     try:
         return [] if content is None else _INDEX.validate_json(content)
     except ValidationError:
-        return []  # damaged: the next round writes it anew
+        return []  # damaged: the next round writes it again
 
 
 def load_pixels(folder: Path, label: PseudoLabel, seal: Seal | None = None) -> Pixels:
@@ -160,7 +160,7 @@ def forget_mined(folder: Path, case_id: str, seal: Seal | None) -> int:
     kept = [one for one in listed if one.case_id != case_id]
     if seal is not None:
         seal.destroy("gallery", _sealed_as(case_id, seal))
-        # What cannot be opened any more might name the case: it helps nobody.
+        # What cannot be opened may name the case, and is of no use.
         if not listed:
             index_file(folder, seal).unlink(missing_ok=True)
     for file in files:
@@ -178,7 +178,7 @@ def index_file(folder: Path, seal: Seal | None = None) -> Path:
 
 
 def _within(labels: Iterable[PseudoLabel], quota_bytes: int) -> list[PseudoLabel]:
-    """As many as there is room for: the newest rounds, of each the worst judged first."""
+    """As many as there is room for: the newest rounds, of each the lowest predicted Dice first."""
     kept, size = [], 0
     for label in sorted(labels, key=lambda one: (-one.round, one.quality, one.case_id)):
         size += label.bytes
@@ -221,7 +221,7 @@ def _suffix(seal: Seal | None) -> str:
 
 
 def _alias(case_id: str, seal: Seal | None) -> str:
-    """A name that fits every disk, and tells nobody without the key whose it is."""
+    """A name that fits every disk and that only the key relates to the case."""
     if seal is not None:
         return seal.alias("mined", case_id)[:32]
     return hashlib.sha256(case_id.encode(errors="surrogateescape")).hexdigest()[:32]

@@ -15,7 +15,7 @@ from knowmine.client.storage.pseudo_label_store import forget_mined
 from knowmine.shared.files import write_atomically
 
 WORST, BEST = 4, 2
-"""How many of the worst and the best judged are kept."""
+"""How many of the pseudo-labels with the lowest and the highest predicted Dice are kept."""
 SAMPLE = 60
 """Of how many, evenly from worst to best, the mask alone is kept: to see what judging is worth."""
 
@@ -58,7 +58,7 @@ def save_gallery(
     *,
     seal: Seal | None = None,
 ) -> None:
-    """Keep the worst and the best judged pseudo-labels of a round as `mined-0002.npz`.
+    """Keep the pseudo-labels of a round with the lowest and highest predicted Dice, as `mined-0002.npz`.
 
     seal: encrypts the file, which is then `mined-0002.sealed`.
     """
@@ -128,7 +128,7 @@ def load_gallery(folder: Path, rounds: int, *, seal: Seal | None = None) -> list
 
 
 def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[Sampled]:
-    """Masks of a site's last `rounds` mining rounds, evenly from the worst judged to the best."""
+    """Masks of a site's last `rounds` mining rounds, evenly from the lowest predicted Dice to the highest."""
     found = []
     for file in mined_files(folder, seal)[-rounds:]:
         content = _content_of(file, seal)
@@ -164,7 +164,7 @@ def forget_in_gallery(folder: Path, case_id: str, seal: Seal | None) -> int:
     found = forget_mined(folder, case_id, seal)
     for file in mined_files(folder, seal):
         content = _content_of(file, seal)
-        # What cannot be opened any more might be of this case: it helps nobody.
+        # What cannot be opened may belong to this case, and is of no use.
         if content is None or any(case_id in content.get(key, ()) for key in _STEMS):
             if seal:
                 seal.destroy("gallery", file.stem)

@@ -43,7 +43,7 @@ def cut_mix(
     """With `chance`, a view of `which` gets a box of another image of the batch, target and all.
 
     CutMix (Yun et al. 2019) as used for segmentation by French et al. 2020: what surrounds a
-    lesion no longer tells where its outline is. The box has a tenth to half of the image's area.
+    lesion no longer gives its outline away. The box has a tenth to half of the image's area.
     which: (N,) bool, the images that may get one.
     """
     n, size = len(images), images.shape[-1]

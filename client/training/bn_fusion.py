@@ -1,7 +1,7 @@
-"""Fold batch norms into the convolutions before them, for a network that only predicts.
+"""Conv-BN fusion: merge batch norms into the convolutions before them, for prediction only.
 
-While a network predicts, a batch norm is a scale and an offset for each channel, which a convolution can
-do by itself: the same answers, up to rounding, in nine tenths of the time.
+While a network predicts, a batch norm is a scale and an offset for each channel, which a convolution
+can apply itself: the same outputs up to rounding, in nine tenths of the time.
 """
 
 import copy
@@ -14,19 +14,17 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CLOSE = 1e-3
-"""Most that the answers of a folded network may differ, as a share of the largest; rounding makes 2e-5."""
+"""Largest difference of a fused network's outputs, as a fraction of the largest output; rounding makes 2e-5."""
 
 
 @torch.no_grad()
-def folded(model: nn.Module, px: int) -> nn.Module:
-    """A copy of `model` in eval mode whose batch norms are in its convolutions, or `model` itself.
+def fused(model: nn.Module, px: int) -> nn.Module:
+    """A copy of `model` in eval mode whose batch norms are merged into its convolutions.
 
-    px: side of the images that it will see; some encoders take no other.
-
-    Layers say nothing of who calls whom, so a norm counts as a convolution's where it follows in the list
-    of layers. A network whose forward takes another way is found out: the copy must say what the
-    original says of one image, on the CPU, for GPUs round more. If it does not, or there is nothing
-    to fold, the model stays as it is.
+    px: side of the images that it will predict; some encoders take no other.
+    A norm counts as a convolution's if it follows it in the list of layers. The forward pass of some
+    networks takes another way, so the copy is compared with the original on one image, on the CPU. If
+    the outputs differ, or there is nothing to fuse, the result is `model` itself.
     """
     if not any(True for module in model.modules() for _ in _pairs(module)):
         return model
@@ -37,8 +35,8 @@ def folded(model: nn.Module, px: int) -> nn.Module:
             setattr(module, name, fuse_conv_bn_eval(convolution, norm))
             setattr(module, after, _Activation(norm) if hasattr(norm, "act") else nn.Identity())
     image = torch.linspace(0, 1, 3 * px**2).view(1, 3, px, px)
-    said, meant = lean(image), plain(image)
-    if not ((said - meant).abs() <= CLOSE * meant.abs().max()).all():  # so where they are NaN
+    found, expected = lean(image), plain(image)
+    if not ((found - expected).abs() <= CLOSE * expected.abs().max()).all():  # NaN fails
         return model
     return lean.to(next(model.parameters()).device).to(memory_format=torch.channels_last)
 

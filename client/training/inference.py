@@ -1,4 +1,4 @@
-"""The U-Net++'s probabilities, averaged over several views of each image."""
+"""Predict with the U-Net++, averaged over several views of each image (test-time augmentation)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knowmine.client.device import Compute, in_batches
-from knowmine.client.training.bn_fusion import folded
+from knowmine.client.training.bn_fusion import fused
 
 BATCH = 16
 STRIDE = 32
-"""Sides that the U-Net++ can look at are multiples of this."""
+"""The U-Net++ takes images whose sides are multiples of this."""
 
 
 class View(NamedTuple):
@@ -25,11 +25,11 @@ class View(NamedTuple):
     scale: float = 1.0
 
     def side(self, px: int) -> int:
-        """The side at which it shows an image of side `px`: of those a U-Net++ takes, the nearest."""
+        """The side of an image of side `px` in this view: the nearest that a U-Net++ takes."""
         return px if self.scale == 1 else max(1, round(self.scale * px / STRIDE)) * STRIDE
 
     def of(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) as this view shows them, (N, 3, s, s)."""
+        """Images (N, 3, S, S) in this view, (N, 3, s, s)."""
         side = self.side(images.shape[-1])
         if side != images.shape[-1]:
             images = F.interpolate(images, size=(side, side), mode="bilinear")
@@ -37,7 +37,7 @@ class View(NamedTuple):
         return images.flip(3) if self.mirrored else images
 
     def back(self, seen: Tensor, px: int) -> Tensor:
-        """What was seen (N, C, s, s) of this view, in the model frame of side `px`."""
+        """A prediction (N, C, s, s) in this view, back in the model frame of side `px`."""
         seen = seen.flip(3) if self.mirrored else seen
         seen = seen.rot90(-self.turns, (2, 3))
         if seen.shape[-1] == px:
@@ -52,9 +52,9 @@ VARIED = {
     "upright": (*MIRRORED, View(scale=1.2), View(mirrored=True, scale=1.2)),
     "any": (View(), View(turns=2), View(turns=1, scale=1.2), View(turns=3, scale=1.2)),
 }
-"""The views that pseudo-labels are made from, by `training.orientation`: two as they are and two
-larger, at the multiple of 32 nearest to a fifth more (64 px stay 64, 96 become 128, 224 become 256).
-Views that differ more err less alike (docs/results.md)."""
+"""Test-time augmentation for pseudo-labels, by `training.orientation`: two views at the image's size
+and two larger, at the multiple of 32 nearest to a fifth more (64 px stay 64, 96 become 128, 224 become
+256). Views that differ more make mistakes less alike (docs/findings.md)."""
 
 
 def predict(
@@ -67,12 +67,12 @@ def predict(
 ) -> NDArray[np.float32]:
     """Probabilities (N, C, S, S) float32 in [0, 1] of images (N, 3, S, S) uint8, model frame.
 
-    The mean over `views`, those that show the same counted once. `advance` hears of each finished batch. No images give (0, 0, S, S).
+    The mean over `views`, equal ones counted once. `advance` is called after each batch. No images give (0, 0, S, S).
     """
     if not len(images):
         return np.zeros((0, 0, *images.shape[2:]), np.float32)
     px = images.shape[-1]
-    lean = folded(model.to(compute.device).eval(), px)
+    lean = fused(model.to(compute.device).eval(), px)
     differ = {(view.turns, view.mirrored, view.side(px)): view for view in views}.values()
 
     @torch.inference_mode()  # not where the model moves: it may go on to learn

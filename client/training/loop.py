@@ -1,4 +1,4 @@
-"""One optimiser loop: labels, and pseudo-labels beside them."""
+"""Train for one round on labelled and pseudo-labelled images."""
 
 import math
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import Progress
 from knowmine.shared.settings import MiningSettings, TrainingSettings
 
-WARMUP_STEPS = 10
+RATE_RISE_STEPS = 10
 """Steps in which the learning rate rises in each round: AdamW starts without moments."""
-LAST_RATE = 0.02
+LAST_RATE_FRACTION = 0.02
 """Fraction of the peak learning rate at the end of a run."""
 WEIGHT_DECAY = 1e-2
 """AdamW's default (Loshchilov and Hutter 2019)."""
@@ -122,12 +122,12 @@ def train(
 def _rate(step: int, steps: int, part: tuple[float, float]) -> float:
     """Fraction of the peak learning rate: a cosine over the run, a short rise in each round."""
     place = part[0] + (part[1] - part[0]) * step / steps
-    cosine = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * place)) / 2
-    return cosine * min(1.0, (step + 1) / WARMUP_STEPS)
+    cosine = LAST_RATE_FRACTION + (1 - LAST_RATE_FRACTION) * (1 + math.cos(math.pi * place)) / 2
+    return cosine * min(1.0, (step + 1) / RATE_RISE_STEPS)
 
 
 class _Batches:
-    """Endless batches, each image once before any comes twice."""
+    """Endless batches; each image of a kind comes once before any comes twice."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Batches:
         fraction: float,
         generator: Generator,
     ) -> None:
-        # A handful of pseudo-labels is not repeated to fill its part of every batch.
+        # Few pseudo-labels would otherwise be repeated often to fill their part of each batch.
         of_all = len(pseudo) / max(1, len(labelled) + len(pseudo))
         self.batch, self.drawn = batch, 0
         # Each batch has a labelled image, if there are any.

@@ -5,7 +5,7 @@ journal.last() ── weights ──> sites train them ──> admission ──>
       ^                                                                              │
       └───── journal.commit_round <── sites evaluate them <── new global weights <───┘
 ```
-Nothing here knows how messages travel: `Sites` is the seam, and `app.py` implements it with Flower.
+Nothing here knows how messages travel: `Sites` is the interface, and `app.py` implements it with Flower.
 """
 
 import math

@@ -30,7 +30,7 @@ def test_everybody_can_read_it(page, report):
 
 
 def test_paper_is_white_and_tells_more_than_the_screen(page, report):
-    """From a dark screen too; folded tables are open, and only the twelve worst pictures print."""
+    """From a dark screen too; fused tables are open, and only the twelve worst pictures print."""
     page.emulate_media(color_scheme="dark", media="print")
     page.goto(report)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

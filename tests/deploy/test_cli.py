@@ -258,7 +258,7 @@ def with_bad_images(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("stem", "reason"),
+    ("case_id", "reason"),
     [("case-01", "truncated"), ("case-02", "120000000 pixels"), ("case-03", "")],
     ids=["truncated", "decompression bomb", "empty file"],
 )

@@ -48,7 +48,7 @@ def write_groups(folder: Path, size: int, column: str = "sequence") -> None:
     """Runs of `size` images are a group: s0, s1, ..."""
     case_ids = sorted(path.stem for path in (folder / "images").iterdir())
     lines = [f"{case_id},s{i // size}" for i, case_id in enumerate(case_ids)]
-    (folder / "index.csv").write_text("\n".join([f"case id,{column}", *lines]))
+    (folder / "index.csv").write_text("\n".join([f"stem,{column}", *lines]))
 
 
 def case_ids(cases) -> set[str]:
@@ -307,7 +307,7 @@ def test_a_list_that_cuts_a_group_is_refused(tmp_path):
 def test_a_missing_column_names_those_there_are(tmp_path):
     """So that the right one can be picked."""
     write_groups(make_folder(tmp_path), 4)
-    with pytest.raises(DataError, match="no column 'patient'; it has: case id, sequence"):
+    with pytest.raises(DataError, match="no column 'patient'; it has: stem, sequence"):
         open_site("a", tmp_path, group_by="patient")
 
 

@@ -29,7 +29,7 @@ def labelled():
 def rows_of(images):
     """The row that each part of the set says it is."""
     return {
-        "stem": [int(case.case_id[1:]) for case in images.cases],
+        "case_id": [int(case.case_id[1:]) for case in images.cases],
         "level": images.images[:, 0, 0, 0].tolist(),
         "truth": images.truth[:, 0].any(2).int().argmax(1).tolist(),
         "digest": ["abcd".index(digest) for digest in images.digests],

@@ -207,7 +207,7 @@ def test_dicom_is_known_without_a_suffix(tmp_path):
     assert is_image_file(path) and case_id_of(path) == "1.2.840.77"
 
 
-@pytest.mark.parametrize(("name", "stem"), [("scan.IMA", "scan"), ("MR.head.x", "MR.head.x")])
+@pytest.mark.parametrize(("name", "case_id"), [("scan.IMA", "scan"), ("MR.head.x", "MR.head.x")])
 def test_dicom_is_known_by_a_makers_name(tmp_path, name, case_id):
     """`.IMA` is a suffix, so a mask scan.png pairs with it; others are known by the mark inside."""
     path = saved_dicom(tmp_path, GRADIENT, name)

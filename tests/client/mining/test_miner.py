@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from knowmine.client.mining import quality
-from knowmine.client.mining.miner import consult, measure, mine
+from knowmine.client.mining.miner import measure, mine, predict_both
 from knowmine.client.mining.prompts import prompts_for
 from knowmine.client.sam.frames import Frames
 from knowmine.client.sam.interface import Decoded
@@ -74,7 +74,7 @@ def mined_by(site, plan, sums=SAM_HELPS, own_images=2):
 
 def seen_by(site, plan):
     """Both models' masks of the unlabelled images."""
-    return consult(site.images.unlabelled, site.models, plan, Silent())
+    return predict_both(site.images.unlabelled, site.models, plan, Silent())
 
 
 def predicted_by(site, **views):

@@ -139,6 +139,6 @@ def test_a_line_cut_short_costs_only_itself(tmp_path):
     """What was written before and after stays."""
     decide(tmp_path, "a0", "rejected")
     with (tmp_path / "reviews.jsonl").open("a") as file:
-        file.write('{"id": "2", "case id": "a1", "ver')
+        file.write('{"id": "2", "case_id": "a1", "ver')
     decide(tmp_path, "a2", "rejected")
     assert set(read_decisions(tmp_path)) == {"a0", "a2"}

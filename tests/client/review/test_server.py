@@ -91,7 +91,7 @@ class Page:
 
     def cases(self):
         """Ids by case id."""
-        return {case["stem"]: case["id"] for case in self.told()["cases"]}
+        return {case["case_id"]: case["id"] for case in self.told()["cases"]}
 
     def decide(self, id_, mask, verdict="corrected", seen=None, **more):
         """Decide with a mask, as the page does."""
@@ -282,7 +282,7 @@ def test_all_that_was_mined_is_reviewed_worst_first(page, folder):
     """Not only the few that a report shows."""
     mine(folder, 40, round_=3)
     told = page.told()["cases"]
-    assert [case["stem"] for case in told] == [f"a{i}" for i in range(40)]
+    assert [case["case_id"] for case in told] == [f"a{i}" for i in range(40)]
 
 
 def test_only_what_changed_is_told_again(page, folder):
@@ -291,7 +291,7 @@ def test_only_what_changed_is_told_again(page, folder):
     assert told["whole"] and page.told(told["now"])["cases"] == []
     page.decide(told["cases"][1]["id"], png(9, 9))
     after = page.told(told["now"])
-    assert [case["stem"] for case in after["cases"]] == ["a1"] and not after["whole"]
+    assert [case["case_id"] for case in after["cases"]] == ["a1"] and not after["whole"]
     assert page.told("00000000-1")["whole"]
 
 

@@ -7,7 +7,13 @@ import torch
 
 from knowmine.client.data.dataset import Case
 from knowmine.client.data.image_set import ImageSet
-from knowmine.client.site.schedule import calibrates, draw, images_of_round, mines, part_of_run
+from knowmine.client.site.schedule import (
+    images_of_round,
+    is_mining_round,
+    measures,
+    part_of_run,
+    seed_for,
+)
 from tests.client.small_site import plan
 
 
@@ -32,13 +38,13 @@ def unlabelled():
 def test_which_rounds_mine_and_which_measure_on_the_calibration_set(method, mining, calibrating):
     """Of three, the first warms up."""
     its = plan(method, warmup_rounds=1)
-    assert [round_ for round_ in (1, 2, 3) if mines(its, round_, 3)] == mining
-    assert [round_ for round_ in (1, 2, 3) if calibrates(its, round_, 3)] == calibrating
+    assert [round_ for round_ in (1, 2, 3) if is_mining_round(its, round_, 3)] == mining
+    assert [round_ for round_ in (1, 2, 3) if measures(its, round_, 3)] == calibrating
 
 
 def test_a_run_of_one_round_never_measures():
     """No later round could use the sums, so the calibration set is trained on."""
-    assert not calibrates(plan(), 1, 1)
+    assert not measures(plan(), 1, 1)
 
 
 def test_the_parts_of_a_run_join():
@@ -56,7 +62,7 @@ def case_ids(images):
 
 
 def test_each_image_is_mined_once_before_any_is_twice(unlabelled):
-    """Two of four in the first round that mines, the others in the second, and so on."""
+    """Two of four in the first round that is_mining_round, the others in the second, and so on."""
     few = plan(images=2, warmup_rounds=3)
     first, second, third = (
         case_ids(images_of_round(unlabelled, few, round_, 9)) for round_ in (4, 5, 6)
@@ -86,10 +92,10 @@ def test_a_draw_does_not_depend_on_the_order_of_images(unlabelled):
 def test_every_argument_changes_the_number_drawn():
     """Equal arguments give equal numbers."""
     drawn = [
-        draw(0, "mine", "a", 1),
-        draw(1, "mine", "a", 1),
-        draw(0, "train", "a", 1),
-        draw(0, "mine", "b", 1),
-        draw(0, "mine", "a", 2),
+        seed_for(0, "mine", "a", 1),
+        seed_for(1, "mine", "a", 1),
+        seed_for(0, "train", "a", 1),
+        seed_for(0, "mine", "b", 1),
+        seed_for(0, "mine", "a", 2),
     ]
-    assert len(set(drawn)) == 5 and draw(0, "mine", "a", 1) == drawn[0]
+    assert len(set(drawn)) == 5 and seed_for(0, "mine", "a", 1) == drawn[0]

@@ -107,7 +107,7 @@ def test_sealed_files_name_no_case_and_open_by_their_key_alone(tmp_path):
     """Nor does the index."""
     mine(tmp_path, Seal(tmp_path / "keys"))
     content = b"".join(path.read_bytes() for path in (tmp_path / MINED).iterdir())
-    assert b'"stem"' not in content and b"NUMPY" not in content
+    assert b'"case_id"' not in content and b"NUMPY" not in content
     assert load_mined(tmp_path, Seal(tmp_path / "other")) == []
 
 

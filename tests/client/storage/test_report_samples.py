@@ -25,7 +25,7 @@ def saved(folder, quality, *, round_=2, seen=None, masks=None, kept=None, seal=N
 def test_what_was_kept_comes_back(tmp_path):
     """Masks to the nearest 255th, all else as it was."""
     (item,) = saved(tmp_path, [0.625], kept=[False])
-    assert (item.round, item.stem, item.quality, item.kept) == (2, "a0", 0.625, False)
+    assert (item.round, item.case_id, item.quality, item.kept) == (2, "a0", 0.625, False)
     assert item.image.shape == (PX, PX, 3) and not item.image.any()
     assert item.sam is not None
     values = [mask.mean() for mask in (item.unet, item.sam, item.label)]
@@ -35,18 +35,25 @@ def test_what_was_kept_comes_back(tmp_path):
 def test_the_worst_and_the_best_are_kept(tmp_path):
     """Four and two of nine, in the order of the images."""
     quality = [0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.3, 0.55, 0.4]
-    assert [item.stem for item in saved(tmp_path, quality)] == ["a0", "a1", "a3", "a4", "a6", "a8"]
+    assert [item.case_id for item in saved(tmp_path, quality)] == [
+        "a0",
+        "a1",
+        "a3",
+        "a4",
+        "a6",
+        "a8",
+    ]
 
 
 def test_few_are_kept_once(tmp_path):
     """The best of three are among the worst."""
-    assert [item.stem for item in saved(tmp_path, [0.3, 0.2, 0.1])] == ["a0", "a1", "a2"]
+    assert [item.case_id for item in saved(tmp_path, [0.3, 0.2, 0.1])] == ["a0", "a1", "a2"]
 
 
 def test_each_keeps_its_own_picture(tmp_path):
     """Image number i has level i."""
     items = saved(tmp_path, [0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.3])
-    assert [int(item.image[0, 0, 0]) for item in items] == [int(item.stem[1:]) for item in items]
+    assert [int(item.image[0, 0, 0]) for item in items] == [int(item.case_id[1:]) for item in items]
 
 
 def test_sam_has_no_mask_where_it_was_not_prompted(tmp_path):
@@ -100,8 +107,8 @@ def test_a_sealed_gallery_comes_back_by_its_key_alone(tmp_path):
     """The file shows no case id; another project's key shows nothing."""
     (item,) = saved(tmp_path, [0.625], seal=Seal(tmp_path / "keys"))
     (file,) = tmp_path.glob("mined-*")
-    assert (item.stem, item.quality, file.name) == ("a0", 0.625, "mined-0002.sealed")
-    assert b"stems" not in file.read_bytes()
+    assert (item.case_id, item.quality, file.name) == ("a0", 0.625, "mined-0002.sealed")
+    assert b"case_ids" not in file.read_bytes()
     assert load_gallery(tmp_path, 9, seal=Seal(tmp_path / "other")) == []
 
 
@@ -131,6 +138,6 @@ def test_the_sample_goes_evenly_from_worst_to_best(tmp_path):
 def test_a_case_of_the_sample_alone_is_forgotten_too(tmp_path):
     """The middle of nine is in no picture, and its mask goes all the same."""
     items = saved(tmp_path, np.arange(9) / 9)
-    assert "a5" not in [item.stem for item in items]
+    assert "a5" not in [item.case_id for item in items]
     assert forget_in_gallery(tmp_path, "a5", None) == 1
     assert load_sample(tmp_path, 9) == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from knowmine.client.training.bn_fusion import folded
+from knowmine.client.training.bn_fusion import fused
 from knowmine.shared.settings import ModelSettings
 from knowmine.shared.unetplusplus import build_model
 
@@ -29,7 +29,7 @@ def model(request):
 def test_a_folded_network_says_the_same(model):
     """To rounding, of an image it was not held against, and most of its norms are gone."""
     before = norms(model)
-    lean = folded(model, 64)
+    lean = fused(model, 64)
     some = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(lean(some), model.eval()(some), rtol=1e-3, atol=1e-3)
     assert norms(lean) < before / 2
@@ -40,7 +40,7 @@ def test_the_default_network_has_no_norm_left():
     """All seventy of them."""
     model = build_model(ModelSettings(pretrained=False), 0)
     assert norms(model) == 70
-    assert norms(folded(model, 64)) == 0
+    assert norms(fused(model, 64)) == 0
 
 
 def test_an_encoder_of_one_size_is_asked_at_that_size():
@@ -48,7 +48,7 @@ def test_an_encoder_of_one_size_is_asked_at_that_size():
     settings = {"encoder": "tu-swin_tiny_patch4_window7_224", "pretrained": False}
     settings |= {"decoder_channels": [32, 16, 8, 8], "image_px": 224}
     model = build_model(ModelSettings.model_validate(settings), 0)
-    assert norms(model) and not norms(folded(model, 224))
+    assert norms(model) and not norms(fused(model, 224))
 
 
 class Roundabout(nn.Module):
@@ -68,7 +68,7 @@ class Roundabout(nn.Module):
 )
 def test_what_cannot_be_folded_stays_itself(model):
     """A norm that does not follow its convolution in truth, and networks without one."""
-    assert folded(model, 64) is model
+    assert fused(model, 64) is model
 
 
 def test_weights_that_are_no_numbers_are_not_judged():
@@ -76,4 +76,4 @@ def test_weights_that_are_no_numbers_are_not_judged():
     convolution = nn.Conv2d(3, 2, 1)
     nn.init.constant_(convolution.weight, float("nan"))
     model = nn.Sequential(convolution, nn.BatchNorm2d(2))
-    assert folded(model, 64) is model
+    assert fused(model, 64) is model

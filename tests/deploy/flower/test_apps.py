@@ -230,7 +230,7 @@ def test_an_unfinished_run_keeps_its_settings(tmp_path, settings):
     """Going on with other settings would make a run that nobody can describe."""
     with pytest.raises(RunFailed, match="0 of 1 nodes are online"):
         do_run(run_config(tmp_path / "run", settings, **{"patience-s": 0}))
-    settings.write_text(settings.read_text() + "\nsplit: {probe: 0.5}\n")
+    settings.write_text(settings.read_text() + "\nsplit: {calibration: 0.5}\n")
 
     with pytest.raises(UsageError, match="unfinished run with another split"):
         do_run(run_config(tmp_path / "run", settings), node_config(tmp_path, "lyon"))
