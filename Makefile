@@ -59,7 +59,7 @@ bench: .venv/.installed ## Run the benchmarks (most of an hour alone); BENCH=ben
 	for script in "$${scripts[@]}"; do name=$$(basename "$$script" .py); echo "== $$name"; data=(); \
 	  if [ -n '$(DATA)' ] && grep -q '\[DATA\]' "$$script"; then data=('$(DATA)'); fi; \
 	  $(BIN)/python -m "benchmarks.$$name" "$${data[@]}"; done
-	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/vault/test_codec.py --timeout 1800
+	@[ '$(BENCH)' != 'bench_*' ] || KNOWMINE_FUZZ_S=600 $(BIN)/pytest -q tests/client/vault/test_codec.py tests/client/vault/test_framing.py --timeout 1800
 
 bench-quick: .venv/.installed ## Each benchmark in short (3 minutes alone); prints tables, keeps no result
 	@for script in benchmarks/bench_*.py; do name=$$(basename "$$script" .py); echo "== $$name"; \

@@ -59,7 +59,7 @@ def server(sites: int) -> dict[str, Any]:
     """Peak of one round with `sites` sites, as bytes and as sizes of the model."""
     import numpy as np
 
-    from knowmine.server.rounds.journal import Journal
+    from knowmine.server.journal.journal import Journal
     from knowmine.server.rounds.rounds import run_rounds
     from knowmine.server.rounds.sites import Watch
     from knowmine.server.settings import RunSettings

@@ -100,7 +100,7 @@ def in_batches(count: int, most: int, work: Callable[[slice], T]) -> Iterator[T]
 
 
 @contextmanager
-def memory_for(what: str, mend: str) -> Iterator[None]:
+def memory_for(what: str, repair: str) -> Iterator[None]:
     """Say what to do where the memory is too short for `what`: raises `RunFailed`."""
     try:
         yield
@@ -108,7 +108,7 @@ def memory_for(what: str, mend: str) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         raise RunFailed(
-            f"the memory is too short for {what}: stop other programs that use it, or {mend}"
+            f"the memory is too short for {what}: stop other programs that use it, or {repair}"
         ) from error
 
 

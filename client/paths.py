@@ -2,14 +2,14 @@
 
 ```
 site/  vault-keys/                the vault's: what it keeps of the images, and the keys to that
-courier/                          the courier's: answers, residues, whom it was last connected as
+courier/                          the courier's: answers, residuals, whom it was last connected as
 audit/  pending/                  the record, and updates that wait: people read them too
 site.log.jsonl  .lock
 ```
 The kernel refuses the courier the vault's part and the cache of embeddings. It lets it change its
 own part, record, updates that wait, log and keys, and nothing else on this machine: no folder can
 take the place of another under the vault's feet. What is made later right beside the vault's part
-it cannot read (`isolation.hide_folders`), so all that it needs is made beforehand.
+it cannot read (`vault.sandbox.hide_folders`), so all that it needs is made beforehand.
 """
 
 import io

@@ -57,7 +57,7 @@ class DataSettings(Settings):
     )
 
     def arguments(self) -> dict[str, Any]:
-        """These settings as `client.dataset` takes them."""
+        """These settings as `client.data.dataset` takes them."""
         values = self.model_dump()
         values["calibration_fraction"] = values.pop("calibration")
         return values

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from knowmine.server.enrolment.allow_list import AllowList
+from knowmine.server.journal.ending import ending
+from knowmine.server.journal.resuming import begin_or_resume, write_closing
 from knowmine.server.network.fleet import Fleet
 from knowmine.server.network.notary import Notary
 from knowmine.server.network.trust import Trust
 from knowmine.server.rounds.app import GOODBYE_S, GridSites
 from knowmine.server.rounds.deadlines import Deadlines
-from knowmine.server.rounds.ending import ending
-from knowmine.server.rounds.resuming import begin_or_resume, write_closing
 from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.rounds.sites import Watch
 from knowmine.server.settings import ServerSettings

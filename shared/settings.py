@@ -25,7 +25,6 @@ from knowmine.shared.errors import SettingsError
 
 S = TypeVar("S", bound="Settings")
 
-FIXED = "it is a constant now"
 FOLLOWS = "pseudo-labels count fully, from the first round that mines"
 REMOVED = {
     "mining.share": "use mining.fraction",
@@ -44,13 +43,13 @@ REMOVED = {
     "mining.doubt": "all pixels count alike",
     "mining.consolidate_rounds": "all rounds after the warm-up mine",
     "mining.restart": "training goes on from the global model",
-    "mining.min_quality": FIXED,
-    "mining.min_calibration_images": FIXED,
-    "mining.probe_rounds": FIXED,
-    "mining.varied_views": FIXED,
-    "mining.dense_prompts": FIXED,
-    "mining.count_weight": FIXED,
-    "training.weight_decay": FIXED,
+    "mining.min_quality": "it is .5, MIN_QUALITY in client/mining/quality.py",
+    "mining.min_probe_images": "it is 8, MIN_CALIBRATION_IMAGES in shared/protocol.py",
+    "mining.probe_rounds": "it is 1, CALIBRATION_ROUNDS in client/site/schedule.py",
+    "mining.varied_views": "predictions always use four views",
+    "mining.dense_prompts": "prompts always have the probabilities as a mask",
+    "mining.count_weight": "it is .25, PSEUDO_LABEL_WEIGHT in server/rounds/aggregation.py",
+    "training.weight_decay": "it is .01, WEIGHT_DECAY in client/training/loop.py",
     "training.decay": "the learning rate falls from the first round to the last",
     "sam_decoder": "SAM never leaves a site",
     "split.probe": "use split.calibration",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from knowmine.shared.errors import WeightsError
 from knowmine.shared.files import write_atomically
@@ -96,16 +96,6 @@ def weights_to_bytes(weights: Weights, notes: Mapping[str, str] | None = None) -
     # Not ascontiguousarray: it turns the shape () of a batch counter into (1,).
     arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
     return save(arrays, metadata=dict(notes) if notes else None)
-
-
-def weights_from_bytes(content: bytes, where: Path) -> dict[str, Array]:
-    """Weights in the content of a file; raise `WeightsError`, naming `where`, if it is damaged."""
-    try:
-        return load(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise WeightsError(
-            f"{where} is not a complete safetensors file ({error}): remove it, or restore it"
-        ) from error
 
 
 def load_weights(path: Path) -> dict[str, Array]:

@@ -38,7 +38,7 @@ from knowmine.client.settings import DataSettings, MachineSettings
 from knowmine.client.site.open import opened, sam_opener
 from knowmine.client.site.round import evaluate, improve
 from knowmine.client.site.site import Site
-from knowmine.server.rounds.journal import Journal
+from knowmine.server.journal.journal import Journal
 from knowmine.server.rounds.rounds import run_rounds
 from knowmine.shared.errors import KnowmineError, UsageError
 from knowmine.shared.log import open_log

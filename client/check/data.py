@@ -88,7 +88,7 @@ def counted(data: SiteData) -> list[Finding]:
             )
         )
     for line in data.left_out[:5]:
-        found.append(Finding("data", "warning", f"left out: {line}", mend="export it again"))
+        found.append(Finding("data", "warning", f"left out: {line}", repair="export it again"))
     found += [Finding("data", "note", warning) for warning in data.warnings]
     return found
 

@@ -13,14 +13,14 @@ class Finding:
     """One finding.
 
     area: data, weights, machine, isolation, disk, keys, network, pace, canary or leaves. what: what
-    was seen. why: why it matters. mend: how to fix it. facts: numbers for scripts.
+    was seen. why: why it matters. repair: how to fix it. facts: numbers for scripts.
     """
 
     area: str
     level: Level
     what: str
     why: str = ""
-    mend: str = ""
+    repair: str = ""
     facts: dict[str, Any] | None = None
 
 

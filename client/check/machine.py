@@ -56,15 +56,15 @@ def check_machine(settings: ClientSettings) -> list[Finding]:
         what = f"GPU memory: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         if free < 4e9:
             why = "SAM and a training batch need about 4 GB"
-            mend = "stop other programs, or ask for a smaller training.batch"
-            found.append(Finding("machine", "warning", what, why, mend))
+            repair = "stop other programs, or ask for a smaller training.batch"
+            found.append(Finding("machine", "warning", what, why, repair))
         else:
             found.append(Finding("machine", "good", what))
     available = free_memory_bytes() / 1e9
     if available < 4:
         why = "a site of 1000 images needs about 3 GB; the system kills programs if memory runs out"
-        mend = "stop other programs while a round runs"
-        found.append(Finding("machine", "warning", f"{available:.1f} GB memory free", why, mend))
+        repair = "stop other programs while a round runs"
+        found.append(Finding("machine", "warning", f"{available:.1f} GB memory free", why, repair))
     else:
         found.append(Finding("machine", "good", f"{available:.1f} GB memory free"))
     return found
@@ -82,9 +82,9 @@ def check_isolation(settings: ClientSettings) -> list[Finding]:
         return [Finding("isolation", "good", what)]
     level: Level = "error" if settings.isolation == "required" else "warning"
     why = "a bug in a library could then send out more than weights"
-    mend = "enable user namespaces and Landlock, or run it as the services in the guide do"
+    repair = "enable user namespaces and Landlock, or run it as the services in the guide do"
     what = f"the process that sees the images is not isolated: {'; '.join(missing)}"
-    return [Finding("isolation", level, what, why, mend)]
+    return [Finding("isolation", level, what, why, repair)]
 
 
 def check_disk(settings: ClientSettings, images: int) -> list[Finding]:
@@ -94,8 +94,8 @@ def check_disk(settings: ClientSettings, images: int) -> list[Finding]:
     for folder, wanted in needs.items():
         place = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(place, os.W_OK):
-            mend = "make it writable for the user who runs knowmine-client, or choose another"
-            found.append(Finding("disk", "error", f"{folder} cannot be written", mend=mend))
+            repair = "make it writable for the user who runs knowmine-client, or choose another"
+            found.append(Finding("disk", "error", f"{folder} cannot be written", repair=repair))
             continue
         free = shutil.disk_usage(place).free / 1e9
         what = f"{free:.0f} GB free for {folder}"
@@ -116,11 +116,13 @@ def check_keys(settings: ClientSettings) -> list[Finding]:
     if warning := warning_of_expiry(keys.certificate):
         return [
             Finding(
-                "keys", "warning", warning, mend="run the site: it renews its certificate itself"
+                "keys", "warning", warning, repair="run the site: it renews its certificate itself"
             )
         ]
     found = [Finding("keys", "good", f"certificate until {expires(keys.certificate):%Y-%m-%d}")]
     if stat.S_IMODE(settings.keys.stat().st_mode) & 0o077:
-        mend = f"chmod 700 {settings.keys}"
-        found.append(Finding("keys", "warning", f"{settings.keys} is open to others", mend=mend))
+        repair = f"chmod 700 {settings.keys}"
+        found.append(
+            Finding("keys", "warning", f"{settings.keys} is open to others", repair=repair)
+        )
     return found

@@ -34,8 +34,8 @@ def check_network(settings: ClientSettings) -> list[Finding]:
             link.close()
     except KnowmineError as error:
         why = "no round reaches this site"
-        mend = "allow one outgoing TCP connection to that address"
-        return [*found, Finding("network", "error", str(error), why, mend)]
+        repair = "allow one outgoing TCP connection to that address"
+        return [*found, Finding("network", "error", str(error), why, repair)]
     bits = PAYLOAD_BYTES * 8 / max(1e-6, upload_s - latency_s) / 1e6
     what = f"{settings.network.server} answers in {latency_s * 1000:.0f} ms, {bits:.0f} Mbit/s up"
     facts = {"latency_ms": round(latency_s * 1000, 1), "upload_mbit_s": round(bits, 1)}
@@ -48,8 +48,8 @@ def versions(answer: dict[str, object]) -> list[Finding]:
     ours = version("knowmine")
     if answer.get("protocol") != PROTOCOL:
         what = f"the server uses protocol {answer.get('protocol')}, this site {PROTOCOL}"
-        mend = f"install knowmine {answer.get('version')} here, or ask the coordinator to update"
-        return [Finding("network", "error", what, "they cannot work together", mend)]
+        repair = f"install knowmine {answer.get('version')} here, or ask the coordinator to update"
+        return [Finding("network", "error", what, "they cannot work together", repair)]
     what = f"the server runs knowmine {answer.get('version')}, this site {ours}"
     return [Finding("network", "good", what)]
 

@@ -63,7 +63,7 @@ def check(
             colour, mark = MARKS[finding.level]
             console.print(f"[{colour}]{mark:>2}[/] [bold]{finding.area}[/]: ", end="")
             console.print(finding.what, markup=False, highlight=False, soft_wrap=True)
-            for line in filter(None, (finding.why, finding.mend and f"-> {finding.mend}")):
+            for line in filter(None, (finding.why, finding.repair and f"-> {finding.repair}")):
                 console.print(f"     {line}", markup=False, highlight=False, soft_wrap=True)
     if not text:
         say_json(as_json(found))

@@ -30,7 +30,6 @@ from knowmine.shared.weights import Manifest, bytes_of, digest_of, digest_of_man
 
 R = TypeVar("R", Update, Scores, Hello)
 _QUESTION = {"hello": "hello", "update": "train", "scores": "evaluate"}
-LARGEST_SHOWN = 5
 
 
 @dataclass

@@ -13,7 +13,7 @@ from knowmine.client.mining.fusion import Floats, Predictions, dice_of, fuse
 from knowmine.shared.protocol import FEATURES, FUSE_WEIGHTS, Calibration
 
 MIN_QUALITY = 0.5
-"""Pseudo-labels with a lower estimate are dropped: half of such a mask is wrong."""
+"""Pseudo-labels with a lower predicted Dice are dropped. Chosen, not measured."""
 PRIOR = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
 """Slopes of the estimate before it has seen a calibration image: the mask's own expected Dice, the
 strongest single feature (docs/findings.md)."""

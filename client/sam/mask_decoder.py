@@ -28,7 +28,7 @@ def predict_masks(
     """Logits (K, M, 4 H, 4 W) and guessed IoU (K, M) of the first M = `masks` masks.
 
     Args:
-        decoder: segment-anything's MaskDecoder, or a tuned copy.
+        decoder: segment-anything's MaskDecoder.
         places: (K, H, W, 256) each prompt's image embedding with its dense prompt added.
         places_pe: (H W, 256), where each place is.
         sparse: (K, T, 256), points and boxes as tokens.

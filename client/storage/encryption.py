@@ -133,6 +133,7 @@ class Seal:
     def _locked(self) -> Iterator[int]:
         file = os.open(self._path, os.O_RDWR)
         try:
+            # Not filelock: the file that is locked is the one that is read and written.
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
         finally:

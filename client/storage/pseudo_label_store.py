@@ -128,7 +128,7 @@ def load_mined(folder: Path, seal: Seal | None = None) -> list[PseudoLabel]:
     try:
         return [] if content is None else _INDEX.validate_json(content)
     except ValidationError:
-        return []  # damaged: the next round writes it again
+        return []  # damaged, or of another version: the next round writes it again
 
 
 def load_pixels(folder: Path, label: PseudoLabel, seal: Seal | None = None) -> Pixels:

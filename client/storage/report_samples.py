@@ -1,4 +1,4 @@
-"""A few of a round's pseudo-labels for the report; what a person reviews are all, in mined.py."""
+"""A few of a round's pseudo-labels for the report; what a person reviews are all, in pseudo_label_store.py."""
 
 import io
 from dataclasses import dataclass
@@ -149,7 +149,8 @@ def load_sample(folder: Path, rounds: int, *, seal: Seal | None = None) -> list[
     return found
 
 
-_STEMS = ("case_ids", "sample_case_ids")
+_NAMING = ("case_ids", "sample_case_ids")
+"""Arrays of a file that name cases."""
 
 
 def mined_files(folder: Path, seal: Seal | None = None) -> list[Path]:
@@ -164,8 +165,9 @@ def forget_in_gallery(folder: Path, case_id: str, seal: Seal | None) -> int:
     found = forget_mined(folder, case_id, seal)
     for file in mined_files(folder, seal):
         content = _content_of(file, seal)
-        # What cannot be opened may belong to this case, and is of no use.
-        if content is None or any(case_id in content.get(key, ()) for key in _STEMS):
+        # A file that cannot be read may show this case, and is of no use.
+        named = content is not None and all(key in content for key in _NAMING)
+        if content is None or not named or any(case_id in content[key] for key in _NAMING):
             if seal:
                 seal.destroy("gallery", file.stem)
             file.unlink(missing_ok=True)

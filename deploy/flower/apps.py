@@ -49,9 +49,9 @@ def serve(grid: Grid, context: Context) -> None:
     """Run the rounds in the folder `out`, or go on with an unfinished run there."""
     from knowmine.client.device import settle
     from knowmine.deploy.simulation.progress import make_display
+    from knowmine.server.journal.ending import ending
+    from knowmine.server.journal.resuming import begin_or_resume, write_closing
     from knowmine.server.rounds.app import server_app
-    from knowmine.server.rounds.ending import ending
-    from knowmine.server.rounds.resuming import begin_or_resume, write_closing
     from knowmine.server.rounds.rounds import run_rounds
     from knowmine.shared.log import open_log
     from knowmine.shared.unetplusplus import build_model, weights_of

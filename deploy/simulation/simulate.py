@@ -3,7 +3,7 @@
 ```
  1 sam       find SAM's weights, or download them                shared_sam.py
  2 sites     divide the images; one U-Net++ and one SAM for all  sites.py, turns.py
- 3 journal   make the run's folder, or open it to resume         server/rounds/journal.py
+ 3 journal   make the run's folder, or open it to resume         server/journal/journal.py
  4 rounds    run the server's rounds over a local grid           grid.py, server/rounds/rounds.py
  5 summary   write summary.json and report.html                  report/
 ```
@@ -29,12 +29,12 @@ from knowmine.deploy.simulation.settings import SimulationSettings
 from knowmine.deploy.simulation.shared_sam import SharedSam
 from knowmine.deploy.simulation.sites import site_openers
 from knowmine.deploy.simulation.turns import Turns
+from knowmine.server.journal.ending import ending, versions
+from knowmine.server.journal.journal import Journal, refuse_used
+from knowmine.server.journal.summary import summarise
 from knowmine.server.rounds.app import server_app
-from knowmine.server.rounds.ending import ending, versions
-from knowmine.server.rounds.journal import Journal, refuse_used
 from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.rounds.sites import Sites
-from knowmine.server.rounds.summary import summarise
 from knowmine.shared.errors import RunFailed
 from knowmine.shared.log import RunLog, open_log
 from knowmine.shared.unetplusplus import build_model, weights_of

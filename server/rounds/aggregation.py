@@ -21,7 +21,7 @@ PIECE = 1 << 20
 """Elements that one thread takes at a time: waking a thread for less is not worth it."""
 
 PSEUDO_LABEL_WEIGHT = 0.25
-"""Weight of a pseudo-labelled image, beside 1 for a labelled one: it may be wrong. Not tuned."""
+"""Weight of a pseudo-labelled image, beside 1 for a labelled one: it may be wrong. Chosen, not measured."""
 
 
 class RunningMean:

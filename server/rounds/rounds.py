@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from knowmine.server.journal.journal import Journal
+from knowmine.server.journal.record import RoundRecord
 from knowmine.server.rounds.admission import admit, admit_scores
 from knowmine.server.rounds.aggregation import update_weight
 from knowmine.server.rounds.calibration import calibrations_for, calibrations_in
 from knowmine.server.rounds.gathering import Known, gather
-from knowmine.server.rounds.journal import Journal
 from knowmine.server.rounds.optimiser import ServerOptimiser
-from knowmine.server.rounds.record import RoundRecord
 from knowmine.server.rounds.robust import aggregate_by
 from knowmine.server.rounds.sites import Sites, Watch
 from knowmine.server.settings import AttendanceSettings, RunSettings
@@ -215,5 +215,5 @@ def _lacking(record: RoundRecord, roster: Mapping[str, Hello], quorum: float, mi
     reasons = "; ".join(f"{name}: {why}" for name, why in sorted(record.refused.items()))
     return (
         f"round {record.round} got {len(record.updates)} of {len(roster)} updates, needs {needed} "
-        f"({reasons}); mend those sites, then go on with this run"
+        f"({reasons}); repair those sites, then go on with this run"
     )

@@ -225,7 +225,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_data_that_cannot_be_used_is_explained(spoil, run, settings, own_data, tmp_path):
-    """Exit code 2 and what to mend."""
+    """Exit code 2 and what to repair."""
     spoil(own_data)
     seen = run(settings(), "--data", own_data, "--out", tmp_path / "run")
     assert seen.code == 2 and SPOILED[spoil] in seen.err
@@ -334,7 +334,7 @@ BAD_WEIGHTS = {
 
 @pytest.mark.parametrize("spoil", BAD_WEIGHTS, ids=lambda spoil: spoil.__name__)
 def test_sam_weights_that_cannot_be_used_are_explained(spoil, run, settings, data, tmp_path):
-    """Exit code 2 before any work is done, and the file to mend."""
+    """Exit code 2 before any work is done, and the file to repair."""
     sam = spoil(tmp_path)
     file = settings(plan={"method": "knowmine"}, sam={"cache": str(tmp_path)})
     seen = run(file, "--data", data, "--sam", sam, "--out", tmp_path / "run")

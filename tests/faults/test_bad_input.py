@@ -51,7 +51,7 @@ def test_a_port_in_use(one):
 
 @pytest.mark.parametrize("key", ["tls.key", "node.key", "audit.key"])
 def test_a_key_that_others_can_read(one, key):
-    """The mode, and the command that mends it."""
+    """The mode, and the command that repairs it."""
     path = one.home("lyon") / "keys" / key
     path.chmod(0o640)
     lyon = one.join("lyon")

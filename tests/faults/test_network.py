@@ -29,7 +29,7 @@ def test_a_cut_shorter_than_the_silence_that_counts(two):
     two.worked("lyon", "train 1")
     wire.cut()
     silence(1)
-    wire.mend()
+    wire.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     assert two.result() == [2.0]
     assert [r["sites"] for r in two.summary()["per_round"]] == [["lyon", "oslo"]] * 2
@@ -43,7 +43,7 @@ def test_a_cut_longer_than_the_silence_that_counts(two):
     two.worked("lyon", "train 1")
     wire.cut()
     silence(5)
-    wire.mend()
+    wire.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     assert two.result() == [2.0]
     assert two.diary("lyon").count("train 1") == 1
@@ -60,7 +60,7 @@ def test_a_cut_longer_than_the_deadline(two):
     two.worked("lyon", "train 1")
     wire.cut()
     two.logged("round", round=1)
-    wire.mend()
+    wire.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     taking_part = [r["sites"] for r in two.summary()["per_round"]]
     assert two.result() == [4.0]
@@ -75,7 +75,7 @@ def test_a_cut_while_the_site_waits_for_work(two):
     for round_ in (1, 2):
         two.told("lyon", "answered", 2 * round_)
         wire.cut()
-        wire.mend()
+        wire.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     assert [r["sites"] for r in two.summary()["per_round"]] == [["lyon", "oslo"]] * 2
     assert max(r["seconds"] for r in two.summary()["per_round"]) < 15
@@ -89,7 +89,7 @@ def test_a_stall_that_ends_no_connection(two):
     two.worked("lyon", "train 1")
     wire.stall()
     silence(4)
-    wire.mend()
+    wire.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     assert two.result() == [2.0]
     assert two.diary("lyon").count("train 1") == 1
@@ -107,7 +107,7 @@ def test_the_server_is_cut_off_from_everybody(two):
         wire.cut()
     silence(3)
     for wire in wires:
-        wire.mend()
+        wire.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     assert two.result() == [2.0]
 
@@ -122,7 +122,7 @@ def test_a_proxy_that_dies_and_comes_back(two):
     before = len(proxy.asked)
     proxy.cut()
     two.told("lyon", "unsent")
-    proxy.mend()
+    proxy.repair()
     assert [program.ended() for program in (server, *sites)] == [0, 0, 0]
     assert two.result() == [2.0]
     assert 0 < before < len(proxy.asked)

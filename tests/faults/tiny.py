@@ -114,7 +114,8 @@ def swell(how):
 def die_at(moment, count):
     """End this process by kill -9 when it comes to the moment for the `count`-th time."""
     from knowmine.server import federation
-    from knowmine.server.rounds import aggregation, app, journal, rounds
+    from knowmine.server.journal import journal
+    from knowmine.server.rounds import aggregation, app, rounds
 
     owner, name, before = {
         "mean": (aggregation.RunningMean, "add", False),  # one update is in the mean

@@ -23,9 +23,9 @@ class Forwarder:
         self._cut_at: int | None = None
         self._goes.set()
         self.port = port
-        self.mend()
+        self.repair()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Take connections, and move what was stalled."""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=False)
@@ -34,7 +34,7 @@ class Forwarder:
         self._goes.set()
 
     def cut(self) -> None:
-        """End all connections and refuse new ones, until `mend`."""
+        """End all connections and refuse new ones, until `repair`."""
         with self._lock:
             if self._listener is not None:
                 with suppress(OSError):
@@ -50,7 +50,7 @@ class Forwarder:
         self._cut_at = self.up + more
 
     def stall(self) -> None:
-        """Move nothing, and end nothing, until `mend`."""
+        """Move nothing, and end nothing, until `repair`."""
         self._goes.clear()
 
     def _accept(self, listener: socket.socket) -> None:

@@ -92,7 +92,7 @@ def test_an_impossible_value_is_named_with_what_was_found(key, value, words):
 
 
 def test_every_mistake_is_named_at_once(tmp_path):
-    """One run of the command shows all there is to mend."""
+    """One run of the command shows all there is to repair."""
     file = written(tmp_path, "seed: -1\nmodel:\n  classes: 0\n")
     with pytest.raises(SettingsError) as caught:
         read_settings(Plan, file, {})

@@ -165,7 +165,7 @@ def test_good_keys_are_good(enrolled):
 
 
 def test_a_key_that_others_can_read_is_an_error(enrolled):
-    """With the command that mends it."""
+    """With the command that repairs it."""
     (enrolled / "home-lyon" / "keys" / "tls.key").chmod(0o644)
     (found,) = check_keys(settings(enrolled))
     assert found.level == "error" and "chmod" in found.what
@@ -209,14 +209,14 @@ def test_a_proxy_is_said_without_its_password(enrolled, monkeypatch):
 def test_a_wrong_clock_is_a_warning(wrong_s, words):
     """With what it spoils."""
     (found,) = clock(datetime.now(UTC) - timedelta(seconds=wrong_s))
-    assert found.level == "warning" and words in found.what and "NTP" in found.mend
+    assert found.level == "warning" and words in found.what and "NTP" in found.repair
 
 
 @pytest.mark.parametrize(("protocol", "level"), [(PROTOCOL, "good"), (PROTOCOL + 1, "error")])
 def test_a_server_that_speaks_otherwise_is_an_error(protocol, level):
     """With the version to install."""
     (found,) = versions({"protocol": protocol, "version": "9.9"})
-    assert found.level == level and "9.9" in found.what + found.mend
+    assert found.level == level and "9.9" in found.what + found.repair
 
 
 def test_one_broken_area_hides_no_other(enrolled):
@@ -346,7 +346,7 @@ def test_scripts_get_the_findings_as_json(checked):
     code, out = checked("--format", "json")
     told = json.loads(out)
     assert (code, told["level"]) == (2, "error")
-    assert {"area", "level", "what", "why", "mend", "facts"} == set(told["findings"][0])
+    assert {"area", "level", "what", "why", "repair", "facts"} == set(told["findings"][0])
 
 
 def test_people_get_what_is_wrong_and_how_to_mend_it(checked):

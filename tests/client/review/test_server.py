@@ -297,7 +297,7 @@ def test_only_what_changed_is_told_again(page, folder):
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
 def test_a_label_whose_mask_is_lost_is_open_again(page, folder, damage):
-    """With words for the person; deciding anew mends it."""
+    """With words for the person; deciding anew repairs it."""
     id_ = page.cases()["a0"]
     first = json.loads(page.decide(id_, png(9, 9))[1])["decision"]
     mask = label_path(folder, read_decisions(folder)["a0"])

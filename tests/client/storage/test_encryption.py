@@ -127,7 +127,7 @@ def test_keys_are_their_owners_alone(keys, seal):
 
 @pytest.mark.parametrize("name", ["project.key", "files.keys"])
 def test_keys_that_others_can_read_are_refused(keys, seal, name):
-    """With the command that mends it."""
+    """With the command that repairs it."""
     (keys / name).chmod(0o640)
     with pytest.raises(UsageError, match="chmod 600"):
         Seal(keys)

@@ -7,8 +7,8 @@ import pytest
 
 from knowmine.deploy.simulation.grid import LocalGrid
 from knowmine.deploy.simulation.progress import Display
+from knowmine.server.journal.journal import Journal
 from knowmine.server.rounds.app import GridSites
-from knowmine.server.rounds.journal import Journal
 from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import RunFailed

@@ -13,9 +13,9 @@ from knowmine.client.commands.audit_cli import audit
 from knowmine.client.egress.porter import Porter
 from knowmine.client.federation.app import client_app
 from knowmine.deploy.simulation.grid import RUN_ID, LocalGrid
+from knowmine.server.journal.journal import Journal
 from knowmine.server.network.notary import Notary
 from knowmine.server.rounds.app import GridSites
-from knowmine.server.rounds.journal import Journal
 from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.settings import RunSettings
 from knowmine.shared.log import silent

@@ -197,7 +197,7 @@ def test_a_damaged_file_shuts_out_its_site_alone(server, host, federation):
 
 
 def test_a_broken_server_certificate_does_not_stop_the_server(server, host, federation):
-    """The one in memory goes on while the files are mended."""
+    """The one in memory goes on while the files are repaired."""
     (federation.folder / "keys" / "server.crt").write_text("broken")
     assert call(server, host, context_of(federation, "lyon"))[0] == "lyon"
 

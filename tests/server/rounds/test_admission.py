@@ -359,7 +359,7 @@ def test_a_good_introduction_comes_back_as_it_was():
     ],
 )
 def test_a_site_that_does_not_fit_is_refused(field, value, words):
-    """The refusal says what to mend."""
+    """The refusal says what to repair."""
     with pytest.raises(UpdateRefused, match=words):
         greeted(replace(HELLO, **{field: value}))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from knowmine.server.rounds.journal import Journal
+from knowmine.server.journal.journal import Journal
 from knowmine.server.rounds.rounds import run_rounds
 from knowmine.server.settings import RunSettings
 from knowmine.shared.errors import Refused, RunFailed, UsageError

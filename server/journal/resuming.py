@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from knowmine.server.rounds.ending import versions
-from knowmine.server.rounds.journal import Journal
-from knowmine.server.rounds.summary import summarise
+from knowmine.server.journal.ending import versions
+from knowmine.server.journal.journal import Journal
+from knowmine.server.journal.summary import summarise
 from knowmine.shared.errors import UsageError
 
 

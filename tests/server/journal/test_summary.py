@@ -1,6 +1,6 @@
 """The summary says what the rounds' records say."""
 
-from knowmine.server.rounds.summary import summarise
+from knowmine.server.journal.summary import summarise
 
 SCORES = {"dice": 0.8, "iou": 0.7, "hd95": 12.0, "test_images": 4}
 RECORDS = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from knowmine.server.rounds.journal import Journal
+from knowmine.server.journal.journal import Journal
 from knowmine.shared.weights import Array
 
 

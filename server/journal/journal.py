@@ -200,8 +200,8 @@ class Journal:
                     file.replace(_free_name(file))
 
     def _committed_rounds(self) -> list[int]:
-        case_ids = [file.stem for file in (self.folder / "rounds").glob("*.json")]
-        rounds = {int(case_id) for case_id in case_ids if case_id.isdecimal()}
+        names = [file.stem for file in (self.folder / "rounds").glob("*.json")]
+        rounds = {int(name) for name in names if name.isdecimal()}
         return sorted(rounds | ({0} if self._record(0).exists() else set()))
 
     def _record(self, round_: int) -> Path:

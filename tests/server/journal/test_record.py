@@ -2,7 +2,7 @@
 
 import pytest
 
-from knowmine.server.rounds.record import RoundRecord, pool
+from knowmine.server.journal.record import RoundRecord, pool
 from knowmine.shared.protocol import Calibration, Mined, Scores, Update
 from knowmine.shared.trust.countersign import Head
 

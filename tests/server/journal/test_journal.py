@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 import pytest
 
-from knowmine.server.rounds.journal import Committed, Journal
+from knowmine.server.journal.journal import Committed, Journal
 from knowmine.shared.errors import RunFailed, UsageError
 from knowmine.shared.weights import Array, digest_of, load_weights
 
