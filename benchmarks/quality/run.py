@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.quality.experiment import (
     HERE,
@@ -101,7 +100,7 @@ def run_cell(
     inner = "knowmine" if method in experiment.variants else SAME_TRAINING.get(method, method)
     mining = experiment.mining_with(experiment.variants.get(method, {}))
     plan = experiment.plan.model_copy(update={"method": inner, "seed": cell.seed, "mining": mining})
-    open_sam = cache(sam_opener(experiment.sam, MachineSettings(threads=torch.get_num_threads())))
+    open_sam = cache(sam_opener(experiment.sam, MachineSettings(), plan.model.image_px))
 
     def open_site(name: str, folder: Path) -> Site:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from knowmine.client.device import Compute, pick_compute, settle
 from knowmine.client.mining.prompts import joined, prompts_for
 from knowmine.client.paths import cache_of
 from knowmine.client.sam.frames import Frames
+from knowmine.client.sam.interface import embedding_shape
 from knowmine.client.sam.weights import KNOWN, find_weights
 from knowmine.client.settings import ClientSettings
 from knowmine.client.site.open import sam_opener
@@ -123,15 +124,15 @@ def _sam_seconds(settings: ClientSettings) -> tuple[float, float]:
 
     The time does not depend on what is in an image, so none of the site's is used.
     """
-    sam = sam_opener(settings.sam, settings.machine)()
+    sam = sam_opener(settings.sam, settings.machine, settings.model.image_px)()
     px = settings.model.image_px
-    frames = Frames(HEIGHT, WIDTH, px)
+    frames = Frames(HEIGHT, WIDTH, px, sam.input_px)
     y, x = np.mgrid[:px, :px] / px
     disc = np.hypot(y - 0.5, x - 0.5) < 0.2
     probabilities = np.where(disc, 0.9, 0.1)[None].astype(np.float32)
     prompts = joined([prompts_for(probabilities, frames)] * PROMPTED)
     assert prompts is not None, "a disc gives a prompt"
-    embeddings = torch.zeros((PROMPTED, 256, 64, 64))
+    embeddings = torch.zeros((PROMPTED, *embedding_shape(sam.input_px)))
 
     def encode() -> object:
         return sam.embed(np.zeros((HEIGHT, WIDTH, 3), np.uint8))

@@ -51,7 +51,8 @@ def review(
 
     def open_sam() -> Sam:
         weights = find_weights(found.sam.weights, found.cache)
-        return load_sam(weights, device=found.machine.device, threads=found.machine.threads)
+        side = found.sam.side(found.image_px)
+        return load_sam(weights, input_px=side, device=found.machine.device)
 
     with ExitStack() as stack:
         # Only one review at a time may write in a site's folder; a running round only reads there.

@@ -147,7 +147,8 @@ def prompt_sam(
     """
     is_knowmine = plan.method == "knowmine"
     px = unet.shape[-1]
-    frames = [Frames(height, width, px) for height, width in images.sizes]
+    sam_px = sam.model.input_px
+    frames = [Frames(height, width, px, sam_px) for height, width in images.sizes]
     prompts = [prompts_for(p, f, dense=is_knowmine) for p, f in zip(unet, frames, strict=True)]
     prompted = np.array([one.prompts is not None for one in prompts], bool)
     masks = np.zeros_like(unet)

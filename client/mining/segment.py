@@ -39,7 +39,7 @@ def segment(
 ) -> list[SamMasks]:
     """SAM's masks for several images, in one call of its decoder.
 
-    embeddings: (B, 256, 64, 64); images, frames: one for each of the B images.
+    embeddings: (B, 256, G, G); images, frames: one for each of the B images.
     by_agreement: pick among SAM's masks for a prompt by agreement with the component and by
         stability as well, rather than by SAM's own IoU estimate alone.
     A prompt for which SAM gives NaN or infinity has an empty mask and is not `valid`.

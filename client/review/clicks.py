@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from knowmine.client.review.cases import Cases, ReviewCase, original_image
 from knowmine.client.sam.embeddings import EmbeddingStore
 from knowmine.client.sam.frames import Frames
-from knowmine.client.sam.interface import EMBEDDING_SHAPE, Prompts, Sam
+from knowmine.client.sam.interface import Prompts, Sam, embedding_shape
 from knowmine.shared.errors import UsageError
 
 MAX_CLICKS = 64
@@ -49,8 +49,9 @@ class ClickSam:
     def warm_up(self) -> None:
         """Load SAM and decode once: the first call takes three times as long."""
         with self._lock:
-            nothing = np.zeros(EMBEDDING_SHAPE, np.float16)
-            mask_of_clicks(self._loaded(), nothing, (64, 64), (64, 64), [Click(32, 32, True)])
+            sam = self._loaded()
+            nothing = np.zeros(embedding_shape(sam.input_px), np.float16)
+            mask_of_clicks(sam, nothing, (64, 64), (64, 64), [Click(32, 32, True)])
 
     def mask(self, case: ReviewCase, clicks: Sequence[Click]) -> NDArray[np.bool_]:
         """SAM's mask for the clicks: (h, w) bool in the frame shown.
@@ -108,13 +109,13 @@ def mask_of_clicks(
 
     Args:
         sam: the loaded model.
-        embedding: (256, 64, 64), of the image.
+        embedding: (256, G, G), of the image.
         size: (H, W), original frame of the image that was encoded; SAM saw its aspect ratio.
         shown: (h, w) of the frame that the person clicks in.
         clicks: at least one.
     """
     height, width = shown
-    frames = Frames(*size, model_px=max(shown))
+    frames = Frames(*size, model_px=max(shown), sam_px=sam.input_px)
     # From the frame shown to the square one, pixel centres to pixel centres.
     scale = torch.tensor([max(shown) / width, max(shown) / height])
     xy = (torch.tensor([[c.x, c.y] for c in clicks], dtype=torch.float32) + 0.5) * scale - 0.5

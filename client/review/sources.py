@@ -13,7 +13,7 @@ from knowmine.client.settings import SITE_LOG, ClientSettings, MachineSettings, 
 from knowmine.client.storage.encryption import PROJECT, Seal
 from knowmine.client.storage.pseudo_label_store import index_file
 from knowmine.shared.errors import DataError, UsageError
-from knowmine.shared.settings import read_settings
+from knowmine.shared.settings import ModelSettings, read_settings
 
 _LAST_BYTES = 1 << 16
 """How much of the end of a log is read; its last line is shorter."""
@@ -37,7 +37,7 @@ class RunFiles:
     """The sites of one run that are reviewed together.
 
     running: the run has not ended. machine: what the settings let a review use; a round may use the
-    rest at the same time.
+    rest at the same time. image_px: side of the model frame.
     """
 
     title: str
@@ -45,6 +45,7 @@ class RunFiles:
     sam: SamSettings
     running: bool
     machine: MachineSettings
+    image_px: int
 
     @property
     def cache(self) -> Path:
@@ -57,9 +58,18 @@ class _Sites(BaseModel):
     folders: dict[str, Path] = {}
 
 
+class _Model(BaseModel):
+    image_px: int = ModelSettings().image_px
+
+
+class _Plan(BaseModel):
+    model: _Model = _Model()
+
+
 class _Simulated(BaseModel):
     """The part of a simulation's settings.json that a review needs."""
 
+    plan: _Plan = _Plan()
     sites: _Sites = _Sites()
     sam: SamSettings = SamSettings()
     machine: MachineSettings = MachineSettings()
@@ -84,6 +94,7 @@ def find_run(run: Path, data: Path | None = None, sam: str | None = None) -> Run
             SamSettings(),
             is_running(run),
             MachineSettings(),
+            ModelSettings().image_px,
         )
     if not any(index_file(site.folder, site.seal).exists() for site in found.sites):
         raise UsageError(
@@ -125,7 +136,9 @@ def _of_settings(file: Path) -> RunFiles:
     settings = read_settings(ClientSettings, file, {})
     site = _site(settings.site, settings.state / "site", settings.data)
     title = f"{settings.federation}, {settings.site}"
-    return RunFiles(title, (site,), settings.sam, is_running(file), settings.machine)
+    return RunFiles(
+        title, (site,), settings.sam, is_running(file), settings.machine, settings.model.image_px
+    )
 
 
 def _of_simulation(run: Path, data: Path | None) -> RunFiles:
@@ -144,7 +157,14 @@ def _of_simulation(run: Path, data: Path | None) -> RunFiles:
         )
         for folder in folders
     )
-    return RunFiles(run.absolute().name, sites, settings.sam, is_running(run), settings.machine)
+    return RunFiles(
+        run.absolute().name,
+        sites,
+        settings.sam,
+        is_running(run),
+        settings.machine,
+        settings.plan.model.image_px,
+    )
 
 
 def _site(name: str, folder: Path, data: Path | None) -> SiteFiles:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from knowmine.client.sam.interface import EMBEDDING_SHAPE, Sam
+from knowmine.client.sam.interface import Sam, embedding_shape
 from knowmine.shared.errors import CannotWrite
 from knowmine.shared.files import write_atomically
 
@@ -63,7 +63,7 @@ class EmbeddingStore:
         return self._read(image_digest) is not None
 
     def get(self, image_digest: str, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.float16]:
-        """The embedding (256, 64, 64) float16 of the image with that SHA-256.
+        """The embedding float16 of the image with that SHA-256.
 
         Args:
             image_digest: hex, of the image file's content.
@@ -103,13 +103,13 @@ class EmbeddingStore:
     def _read(self, image_digest: str) -> NDArray[np.float16] | None:
         path = self._path(image_digest)
         if self._seal is None:
-            return _read(path)
+            return _read(path, embedding_shape(self._sam.input_px))
         try:
             content = self._seal.unseal("embedding", name_of(path), path.read_bytes())
         except OSError:
             return None
         # What the seal vouches for was checked when it was written: we wrote it.
-        return None if content is None else _unpacked(content)
+        return None if content is None else _unpacked(content, embedding_shape(self._sam.input_px))
 
     def _write(self, image_digest: str, half: NDArray[np.float16]) -> None:
         path = self._path(image_digest)
@@ -199,7 +199,7 @@ def _packed(half: NDArray[np.float16]) -> bytes:
     return file.getvalue()
 
 
-def _read(path: Path) -> NDArray[np.float16] | None:
+def _read(path: Path, expected: tuple[int, ...]) -> NDArray[np.float16] | None:
     """The embedding at `path`, or None where there is none that can be trusted."""
     try:
         with path.open("rb") as file:
@@ -209,14 +209,14 @@ def _read(path: Path) -> NDArray[np.float16] | None:
         return None
     sound = (
         whole
-        and array.shape == EMBEDDING_SHAPE
+        and array.shape == expected
         and array.dtype == np.float16
         and bool(np.isfinite(array).all())
     )
     return array if sound else None
 
 
-def _unpacked(content: bytes) -> NDArray[np.float16] | None:
+def _unpacked(content: bytes, expected: tuple[int, ...]) -> NDArray[np.float16] | None:
     """The array in the bytes of a sealed .npy file."""
     file = io.BytesIO(content)
     try:
@@ -224,7 +224,7 @@ def _unpacked(content: bytes) -> NDArray[np.float16] | None:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except ValueError:
         return None
-    if shape != EMBEDDING_SHAPE or fortran or dtype != np.float16:
+    if shape != expected or fortran or dtype != np.float16:
         return None
     # A copy, for torch wants to be able to write to what it is given.
     return np.frombuffer(content, np.float16, offset=file.tell()).reshape(shape).copy()

@@ -3,8 +3,8 @@
 ```
 original frame   (H, W)        the image as a person sees it
 model frame      (S, S)        the same image, warped to a square
-SAM frame        1024 x 1024   long side scaled to 1024, zeros to the right and below
-low-res frame    256 x 256     SAM's masks: the SAM frame, four pixels in one
+SAM frame        (P, P)        long side scaled to P, zeros to the right and below; P is 1024 or less
+low-res frame    (P/4, P/4)    SAM's masks: the SAM frame, four pixels in one
 ```
 A coordinate names pixel centres: (0, 0) is the middle of the first pixel, x comes first.
 """
@@ -17,12 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SAM_PX = 1024
-LOW_RES_PX = 256
+"""Side of the SAM frame as published; see `sam.input_px`."""
+LOW_RES_STEP = 4
+"""Pixels of the SAM frame, along one axis, in one of the low-res frame."""
 
 
 @dataclass(frozen=True)
 class Frames:
     """The frames of one image of `height` x `width` pixels, seen by a model of side `model_px`.
+
+    sam_px: side of the SAM frame.
 
     >>> Frames(height=500, width=1000, model_px=224).sam_size()
     (512, 1024)
@@ -31,10 +35,11 @@ class Frames:
     height: int
     width: int
     model_px: int
+    sam_px: int = SAM_PX
 
     def sam_size(self) -> tuple[int, int]:
         """Height and width of the scaled image inside the SAM frame; the rest is padding."""
-        scale = SAM_PX / max(self.height, self.width)
+        scale = self.sam_px / max(self.height, self.width)
         # Rounded as segment-anything's ResizeLongestSide does; a hair-thin image keeps one pixel.
         return max(1, int(self.height * scale + 0.5)), max(1, int(self.width * scale + 0.5))
 
@@ -52,7 +57,7 @@ class Frames:
         """SAM's masks as the model sees them, bilinear, free of what SAM says of the padding.
 
         Args:
-            logits: (..., 256, 256) floats, low-res frame.
+            logits: (..., L, L) floats, low-res frame.
 
         Returns:
             (..., S, S) of the same dtype, model frame.
@@ -60,8 +65,8 @@ class Frames:
         # Where the centres of the model's pixels lie in the low-res frame, one axis at a time.
         height, width = self.sam_size()
         steps = (torch.arange(self.model_px, device=logits.device) + 0.5) / self.model_px
-        y = steps * height * (LOW_RES_PX / SAM_PX) - 0.5
-        x = steps * width * (LOW_RES_PX / SAM_PX) - 0.5
+        y = steps * height / LOW_RES_STEP - 0.5
+        x = steps * width / LOW_RES_STEP - 0.5
         rows, columns = self._low_res_size()
         return _sample(logits, y.clamp(0, rows - 1), x.clamp(0, columns - 1))
 
@@ -73,10 +78,11 @@ class Frames:
             fill: the logit where there is no image, for instance the lowest that is used.
 
         Returns:
-            (..., 256, 256) of the same dtype, low-res frame.
+            (..., L, L) of the same dtype, low-res frame.
         """
         height, width = self.sam_size()
-        steps = (torch.arange(LOW_RES_PX, device=logits.device) + 0.5) * (SAM_PX / LOW_RES_PX)
+        low_res_px = self.sam_px // LOW_RES_STEP
+        steps = (torch.arange(low_res_px, device=logits.device) + 0.5) * LOW_RES_STEP
         y = steps / height * self.model_px - 0.5
         x = steps / width * self.model_px - 0.5
         last = self.model_px - 1
@@ -89,8 +95,7 @@ class Frames:
     def _low_res_size(self) -> tuple[int, int]:
         """Rows and columns of the low-res frame that hold any of the image."""
         height, width = self.sam_size()
-        fraction = LOW_RES_PX / SAM_PX
-        return math.ceil(height * fraction), math.ceil(width * fraction)
+        return math.ceil(height / LOW_RES_STEP), math.ceil(width / LOW_RES_STEP)
 
 
 def _sample(planes: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -8,9 +8,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-EMBEDDING_SHAPE = (256, 64, 64)
+EMBEDDING_CHANNELS, PATCH_PX = 256, 16
+"""Numbers of an embedding at each place, and the side of the patch that it stands for."""
 MASKS = 4
 """Masks a prompt: the one for an unambiguous prompt first, then whole, part and subpart."""
+
+
+def embedding_shape(input_px: int) -> tuple[int, int, int]:
+    """The shape of an embedding of an image that was encoded at that side.
+
+    >>> embedding_shape(1024)
+    (256, 64, 64)
+    """
+    return EMBEDDING_CHANNELS, input_px // PATCH_PX, input_px // PATCH_PX
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Prompts:
     points: (K, P, 2) float32, xy; P may be 0.
     point_labels: (K, P) float32: 1 inside the object, 0 outside, -1 no point (padding, which
         leaves no trace: a prompt gives the same masks whatever it is batched with).
-    masks: (K, 1, 256, 256) float32 logits, low-res frame; None for no mask prompts.
+    masks: (K, 1, L, L) float32 logits, low-res frame; None for no mask prompts.
     """
 
     image_of: Tensor
@@ -46,7 +56,7 @@ class Prompts:
 class Decoded:
     """SAM's masks for K prompts.
 
-    logits: (K, M, 256, 256) float32, low-res frame (see `Frames.low_res_to_model`). Mask 0 is
+    logits: (K, M, L, L) float32, low-res frame (see `Frames.low_res_to_model`). Mask 0 is
         SAM's mask for an unambiguous prompt, 1 to 3 are whole, part and subpart.
     iou: (K, M) float32, SAM's own estimate of each mask's IoU.
     Both hold NaN or infinities if SAM's arithmetic fails; `mining.segment` drops such masks.
@@ -68,14 +78,18 @@ class Sam(Protocol):
         """SHA-256 of the weights, hex."""
 
     @property
-    def form(self) -> str:
-        """What else an embedding depends on: the precision of the encoder.
+    def input_px(self) -> int:
+        """Side of the square at which images are encoded, the SAM frame."""
 
-        Part of a folder's name; empty for float32.
+    @property
+    def form(self) -> str:
+        """What else an embedding depends on: the encoder's precision and input side.
+
+        Part of a folder's name; empty for float32 at 1024 px.
         """
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The embedding (256, 64, 64) of an image (H, W, 3), original frame."""
+        """The embedding (see `embedding_shape`) of an image (H, W, 3), original frame."""
 
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Decoded:
-        """Masks for prompts on the images of embeddings (B, 256, 64, 64), float32 or float16."""
+        """Masks for prompts on the images of embeddings (B, 256, G, G), float32 or float16."""

