@@ -38,7 +38,7 @@ __all__ = [
     "split_sites",
 ]
 
-MOST_PROBE = 48
+MOST_CALIBRATION = 48
 """Most images in the calibration set. More hardly improve the quality estimate, SAM has to encode
 each of them, and they are worth more as labels."""
 
@@ -89,7 +89,7 @@ def open_site(
         (0, 1]: this fraction of them, at least one. An int: this many. 0: none. Without
         labelled.txt, 1.0 also requires a mask for every image.
     calibration_fraction: part of the labelled images, rounded down, that becomes the calibration set; at
-        most MOST_PROBE images.
+        most MOST_CALIBRATION images.
     test: file that lists the test cases, looked up in the folder first. None: test.txt in the
         folder; without it, `test_fraction` of the images with masks is drawn.
     group_by: column of index.csv. A group is never divided between the test set and the rest.
@@ -263,9 +263,9 @@ def _draw_labels(
 
 
 def _draw_calibration(cases: Sequence[Case], fraction: float, seed: int) -> set[str]:
-    """Case ids of the calibration set: whole groups, at most MOST_PROBE images, not the last label."""
+    """Case ids of the calibration set: whole groups, at most MOST_CALIBRATION images, not the last label."""
     groups = grouped(cases, lambda case: case.group)
     sizes = {group: len(of) for group, of in groups.items()}
-    count = min(int(fraction * len(cases)), MOST_PROBE, len(cases) - 1)
+    count = min(int(fraction * len(cases)), MOST_CALIBRATION, len(cases) - 1)
     drawn = whole_groups(sizes, count, seed, "calibration") if count > 0 else set()
     return {case.case_id for group in drawn for case in groups[group]}

@@ -1,12 +1,12 @@
-"""SAM's mask decoder with the same weights and answers as segment-anything's, in half the time.
+"""SAM's mask decoder with the same weights and outputs as segment-anything's, in half the time.
 
 A prompt is some ten tokens, its image 4096 places. segment-anything projects all places to keys and
 values for each attention, and moves them between layouts; here the few tokens are taken to the
 places' space instead:
 
 ```
-tokens look at places   softmax((q Wk) (x + pe)^T) x Wv     for  softmax(q ((x + pe) Wk)^T) (x Wv)
-places look at tokens   softmax((x + pe) (Wq k)^T) (v Wo)   for  softmax(((x + pe) Wq) k^T) v Wo
+tokens attend to places  softmax((q Wk) (x + pe)^T) x Wv     for  softmax(q ((x + pe) Wk)^T) (x Wv)
+places attend to tokens  softmax((x + pe) (Wq k)^T) (v Wo)   for  softmax(((x + pe) Wq) k^T) v Wo
 ```
 Matrix products are associative, and a key's bias moves all of a token's scores alike, which softmax
 does not see. Places stay rows of 256 numbers throughout, so that layer norms and the transposed
@@ -42,7 +42,7 @@ def predict_masks(
     for layer in transformer.layers:
         tokens, x = _block(layer, tokens, tokens_pe, x, places_pe)
     last = transformer.final_attn_token_to_image
-    tokens = tokens + _look_at_places(last, tokens + tokens_pe, x + places_pe, x)
+    tokens = tokens + _attend_to_places(last, tokens + tokens_pe, x + places_pe, x)
     tokens = transformer.norm_final_attn(tokens)
     kernels = [
         mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps[:masks])
@@ -66,44 +66,46 @@ def _block(
     tokens = layer.norm1(tokens)
     x_placed = x + places_pe
     attention = layer.cross_attn_token_to_image
-    tokens = layer.norm2(tokens + _look_at_places(attention, tokens + tokens_pe, x_placed, x))
+    tokens = layer.norm2(tokens + _attend_to_places(attention, tokens + tokens_pe, x_placed, x))
     tokens = layer.norm3(tokens + layer.mlp(tokens))
     attention = layer.cross_attn_image_to_token
-    return tokens, layer.norm4(_look_at_tokens(attention, x, x_placed, tokens + tokens_pe, tokens))
+    return tokens, layer.norm4(
+        _attend_to_tokens(attention, x, x_placed, tokens + tokens_pe, tokens)
+    )
 
 
-def _look_at_places(attention: Any, tokens: Tensor, x_placed: Tensor, x: Tensor) -> Tensor:
+def _attend_to_places(attention: Any, tokens: Tensor, x_placed: Tensor, x: Tensor) -> Tensor:
     """(K, T, 256): Attention.forward with tokens as queries, places as keys and values."""
     count, length, dim = tokens.shape
     query = _by_head(attention, attention.q_proj(tokens))
-    asked = query @ _head_weights(attention, attention.k_proj)  # (K, heads, T, 256)
-    scores = asked.reshape(count, -1, dim) @ x_placed.transpose(1, 2)
+    queries = query @ _head_weights(attention, attention.k_proj)  # (K, heads, T, 256)
+    scores = queries.reshape(count, -1, dim) @ x_placed.transpose(1, 2)
     weights = (scores * _scale(attention)).softmax(dim=-1)
     seen = (weights @ x).view(count, attention.num_heads, length, dim)
     values = seen @ _head_weights(attention, attention.v_proj).transpose(1, 2)
     joined = values.transpose(1, 2).reshape(count, length, -1) + attention.v_proj.bias
-    answer: Tensor = attention.out_proj(joined)
-    return answer
+    out: Tensor = attention.out_proj(joined)
+    return out
 
 
-def _look_at_tokens(
+def _attend_to_tokens(
     attention: Any, x: Tensor, x_placed: Tensor, tokens: Tensor, values: Tensor
 ) -> Tensor:
     """(K, H W, 256): x plus Attention.forward with places as queries, tokens as keys and values."""
     count, length, dim = tokens.shape
     heads = attention.num_heads
     key = _by_head(attention, attention.k_proj(tokens)) * _scale(attention)
-    asked = key @ _head_weights(attention, attention.q_proj)  # (K, heads, T, 256)
+    queries = key @ _head_weights(attention, attention.q_proj)  # (K, heads, T, 256)
     offset = key @ attention.q_proj.bias.view(heads, -1, 1)
     scores = torch.baddbmm(
-        offset.reshape(count, -1, 1), asked.reshape(count, -1, dim), x_placed.transpose(1, 2)
+        offset.reshape(count, -1, 1), queries.reshape(count, -1, dim), x_placed.transpose(1, 2)
     )
     weights = scores.view(count, heads, length, -1).softmax(dim=2).view(count, heads * length, -1)
     value = _by_head(attention, attention.v_proj(values))
     out = attention.out_proj
-    # A head's weights add up to one, so each of its tokens may say a part of the bias.
-    spoken = value @ out.weight.view(dim, heads, -1).permute(1, 2, 0) + out.bias / heads
-    return torch.baddbmm(x, weights.transpose(1, 2), spoken.reshape(count, -1, dim))
+    # A head's weights add up to one, so each of its tokens may carry a part of the bias.
+    values_out = value @ out.weight.view(dim, heads, -1).permute(1, 2, 0) + out.bias / heads
+    return torch.baddbmm(x, weights.transpose(1, 2), values_out.reshape(count, -1, dim))
 
 
 def _upscaled(layers: Any, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Gone(DataError):
 class PseudoLabel(BaseModel):
     """What the index says of one image's newest pseudo-label.
 
-    disagreement: 1 - Dice of U-Net++ and SAM, None where SAM was not asked. digest and size (H, W)
+    disagreement: 1 - Dice of U-Net++ and SAM, None if SAM was not prompted. digest and size (H, W)
     are those of the image's file. bytes: of its file here.
     """
 
@@ -63,7 +63,7 @@ class PseudoLabel(BaseModel):
 @dataclass(frozen=True)
 class Pixels:
     """image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all classes joined; sam is None
-    where SAM was not asked.
+    if SAM was not prompted.
     """
 
     image: NDArray[np.uint8]

@@ -17,13 +17,13 @@ from knowmine.shared.files import write_atomically
 WORST, BEST = 4, 2
 """How many of the pseudo-labels with the lowest and the highest predicted Dice are kept."""
 SAMPLE = 60
-"""Of how many, evenly from worst to best, the mask alone is kept: to see what judging is worth."""
+"""Of how many, evenly from worst to best, the mask alone is kept: to compare predicted Dice with the truth in a simulation."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """One pseudo-label. image: (S, S, 3) uint8; the masks: (S, S) float32 in [0, 1], all
-    classes joined; sam is None where SAM was not asked. digest and size (H, W) are those of the
+    classes joined; sam is None if SAM was not prompted. digest and size (H, W) are those of the
     image's file.
     """
 
