@@ -48,12 +48,13 @@ class SegmentAnything:
         decoder_state: Mapping[str, Tensor],
         compute: Compute,
         max_prompts: int,
-        input_px: int = SAM_PX,
+        input_px: int,
+        form: str,
     ) -> None:
         self.name = weights.name
         self.digest = weights.digest
         self.input_px = input_px
-        self.form = form_of(compute, input_px)
+        self.form = form
         self._prompt_encoder, self._mask_decoder = _decoder(decoder_state, compute.device, input_px)
         self._encoder = encoder
         self.compute = compute
@@ -160,12 +161,11 @@ def load_sam(
     foreign = [name for name in state if not name.startswith(parts)]
     if foreign:
         raise WeightsError(f"{weights.files[-1]} holds {foreign[0]}, which is no part of SAM")
-    sam = SegmentAnything(weights, encoder, state, compute, max_prompts, input_px)
-    sam.form = form_of(encoding, input_px)
-    return sam
+    form = _form_of(encoding, input_px)
+    return SegmentAnything(weights, encoder, state, compute, max_prompts, input_px, form)
 
 
-def form_of(encoding: Compute, input_px: int) -> str:
+def _form_of(encoding: Compute, input_px: int) -> str:
     """What an embedding depends on beside weights and image; see `Sam.form`."""
     precision = str(encoding.dtype).removeprefix("torch.")
     half = "" if precision == "float32" else f"-{precision}"

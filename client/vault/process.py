@@ -131,10 +131,10 @@ def fetch(settings: ClientSettings) -> int:
 
     This also makes the cache folder: one made later, beside a hidden folder, could not be read.
     """
-    from knowmine.client.paths import default_cache
+    from knowmine.client.paths import cache_of
     from knowmine.client.sam.weights import find_weights
 
-    cache = settings.sam.cache or default_cache()
+    cache = cache_of(settings.sam)
     cache.mkdir(parents=True, exist_ok=True)
     find_weights(settings.sam.weights, cache)
     return 0
